@@ -1,0 +1,20 @@
+"""Networks that can be searched: the DAG supernetwork, its recipes, and the compact network inside one."""
+
+from nas.models.alive import Alive, find_alive
+from nas.models.compact import compact
+from nas.models.dag import DagNet
+from nas.models.plan import Node, Plan, Skip
+from nas.models.recipes import RECIPES, conv_skip_autoencoder, skip_autoencoder
+
+__all__ = [
+    "RECIPES",
+    "Alive",
+    "DagNet",
+    "Node",
+    "Plan",
+    "Skip",
+    "compact",
+    "conv_skip_autoencoder",
+    "find_alive",
+    "skip_autoencoder",
+]

@@ -1,0 +1,143 @@
+"""Networks on a directed acyclic graph: edges compute, nodes add. Supernet and compact net are of one class.
+
+Shapes: B samples, n units. The state of a node is (B, n, h, w) in a convolutional net, (B, ..., n) in a fully
+connected one.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from nas.models.plan import INPUT, OUTPUT, Node, Plan
+
+
+def right_relu(x: Tensor) -> Tensor:
+    """max(x, 0) with derivative 1 at 0, so that a unit whose weights and bias are all zero still gets a gradient."""
+    return x.clamp(min=0)  # torch differentiates a clamp to 1 on its boundary, and relu to 0
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+ACTIVATIONS = {"right_relu": right_relu, "relu": F.relu, "identity": identity}
+
+
+class DagNode(nn.Module):
+    """x = act( sum_j A_j(x_j) + b ) + sum_k s_k x_k, with edges A_j (convolution or matrix) and scalar gates s_k.
+
+    A unit is row i of every edge together with entry i of the bias. The activation maps 0 to 0, so that a unit whose
+    row is zero puts out exactly 0 (plus what the skips bring). Gates start at 0, edges with He's variance.
+    """
+
+    def __init__(self, node: Node, units: Mapping[str, int], unit_axis: int) -> None:
+        super().__init__()
+        self.node, self.unit_axis = node, unit_axis
+        self.activation = ACTIVATIONS[node.activation]
+        self.edges = nn.ParameterDict(
+            {source: _he_normal(node.num_rows, units[source], kernel) for source, kernel in node.edges.items()}
+        )
+        self.bias = Parameter(torch.zeros(node.num_rows))
+        self.gates = Parameter(torch.zeros(len(node.skips)))
+        self._keep_indices("rows", node.rows)
+        for k, skip in enumerate(node.skips):
+            self._keep_indices(f"take{k}", skip.take)
+            self._keep_indices(f"put{k}", skip.put)
+
+    def _keep_indices(self, name: str, indices: tuple[int, ...] | None) -> None:
+        buffer = None if indices is None else torch.tensor(indices, dtype=torch.long)
+        self.register_buffer(name, buffer, persistent=False)
+
+    def forward(self, states: Mapping[str, Tensor]) -> Tensor:
+        axis = self.unit_axis
+        x = self.activation(self._sum_edges(states))
+        if self.rows is not None:
+            shape = list(x.shape)
+            shape[axis] = self.node.units
+            x = x.new_zeros(shape).index_copy(axis, self.rows, x)
+        for k, (skip, gate) in enumerate(zip(self.node.skips, self.gates, strict=True)):
+            take, put = getattr(self, f"take{k}"), getattr(self, f"put{k}")
+            source = states[skip.source]
+            term = gate * (source if take is None else source.index_select(axis, take))
+            x = x + term if put is None else x.index_add(axis, put, term)
+        return x
+
+    def _sum_edges(self, states: Mapping[str, Tensor]) -> Tensor:
+        """sum_j A_j(x_j) + b, on the rows that this node computes."""
+        if not self.edges:
+            bias = self.bias if self.unit_axis == -1 else self.bias[:, None, None]
+            return bias + torch.zeros_like(states[INPUT].narrow(self.unit_axis, 0, 1))
+        (first, weight), *others = self.edges.items()
+        total = _apply_edge(states[first], weight, self.bias)
+        for source, weight in others:
+            total = total + _apply_edge(states[source], weight, None)
+        return total
+
+
+def _apply_edge(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if weight.ndim == 2:
+        return F.linear(x, weight, bias)
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+
+
+def _he_normal(rows: int, columns: int, kernel: int | None) -> Parameter:
+    weight = torch.empty(rows, columns, *(() if kernel is None else (kernel, kernel)))
+    return Parameter(weight.normal_(std=math.sqrt(2 / max(1, weight[:1].numel()))))
+
+
+class DagNet(nn.Module):
+    r"""The network of a `Plan`; supernet and compact net alike.
+
+        picture - offset --> patches to units --> in --> n1 --> n2 --> out --> units to patches --> + offset
+                                                  \       \----gate----^
+                                                   \-------gate------/
+
+    Args:
+        plan: the architecture. Input and output are pictures (B, channels, height, width) of any size, or
+            vectors (B, channels) where ``plan.patch`` is None.
+
+    Raises:
+        ValueError: a node reads a node that is not before it, a skip joins nodes of different width, an even kernel
+            size, an unknown activation, or the last node is not "out".
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        plan.check(ACTIVATIONS)
+        self.plan = plan
+        self.unit_axis = 1 if plan.is_convolutional else -1
+        self.nodes = nn.ModuleDict({node.name: DagNode(node, plan.units, self.unit_axis) for node in plan.nodes})
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = {INPUT: self._enter(x)}
+        for name, node in self.nodes.items():
+            states[name] = node(states)
+        return self._leave(states[OUTPUT], x)
+
+    def _enter(self, x: Tensor) -> Tensor:
+        x = x - self.plan.offset
+        if self.plan.patch is None:
+            return x
+        height, width = x.shape[-2:]
+        x = F.pad(x, (0, -width % self.plan.patch, 0, -height % self.plan.patch), mode="replicate")
+        x = F.pixel_unshuffle(x, self.plan.patch)
+        return x if self.unit_axis == 1 else x.permute(0, 2, 3, 1)
+
+    def _leave(self, state: Tensor, x: Tensor) -> Tensor:
+        if self.plan.patch is not None:
+            state = state if self.unit_axis == 1 else state.permute(0, 3, 1, 2)
+            state = F.pixel_shuffle(state, self.plan.patch)[..., : x.shape[-2], : x.shape[-1]]
+        return state + self.plan.offset
+
+    def unit_parameters(self) -> dict[str, list[Parameter]]:
+        """For each searched node the tensors whose i-th slices are its unit i: its edges and its bias."""
+        searched = {name: node for name, node in self.nodes.items() if node.node.searched}
+        return {name: [*node.edges.values(), node.bias] for name, node in searched.items()}
+
+    def gate_parameters(self) -> dict[str, Parameter]:
+        """For each node that skips arrive at the vector of its gates, in the order of ``node.skips``."""
+        return {f"{name}.gates": node.gates for name, node in self.nodes.items() if node.node.skips}
