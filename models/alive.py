@@ -35,16 +35,16 @@ def find_alive(net: DagNet) -> Alive:
     """
     units = net.plan.units
     emits = {INPUT: torch.ones(units[INPUT], dtype=torch.bool)}
-    for name, node in net.nodes.items():
-        emits[name] = spread(active_rows(node, emits), node.node.rows, units[name])
+    for name, node in net.named_nodes().items():
+        emits[name] = spread(active_rows(node, emits), node.plan.rows, units[name])
         for skip, _ in _open_gates(node):
             emits[name] |= spread(pick(emits[skip.source], skip.take), skip.put, units[name])
 
     read = {name: torch.full((n,), name == OUTPUT) for name, n in units.items()}
     skips: dict[tuple[str, str], float] = {}
-    for name, node in reversed(net.nodes.items()):
+    for name, node in reversed(net.named_nodes().items()):
         wanted = emits[name] & read[name]
-        rows = pick(wanted, node.node.rows)
+        rows = pick(wanted, node.plan.rows)
         for source, weight in node.edges.items():
             read[source] |= reads(weight)[rows].any(dim=0)
         for skip, gate in _open_gates(node):
@@ -81,4 +81,4 @@ def spread(mask: Tensor, put: Indices, units: int) -> Tensor:
 
 
 def _open_gates(node: DagNode) -> Iterator[tuple[Skip, float]]:
-    return ((skip, gate) for skip, gate in zip(node.node.skips, node.gates.tolist(), strict=True) if gate != 0)
+    return ((skip, gate) for skip, gate in zip(node.plan.skips, node.gates.tolist(), strict=True) if gate != 0)

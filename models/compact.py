@@ -22,9 +22,7 @@ def compact(net: DagNet) -> DagNet:
     """
     alive = find_alive(net).units
     kept = {**alive, INPUT: torch.ones_like(alive[INPUT]), OUTPUT: torch.ones_like(alive[OUTPUT])}
-    pieces = {
-        name: _restrict(node, alive[name], kept) for name, node in net.nodes.items() if kept[name].any()
-    }
+    pieces = {name: _restrict(node, alive[name], kept) for name, node in net.named_nodes().items() if kept[name].any()}
     small = DagNet(dataclasses.replace(net.plan, nodes=tuple(node for node, _ in pieces.values())))
     parameter = next(net.parameters())
     small.to(device=parameter.device, dtype=parameter.dtype)
@@ -34,7 +32,7 @@ def compact(net: DagNet) -> DagNet:
 
 def _restrict(node: DagNode, alive: Tensor, kept: dict[str, Tensor]) -> tuple[Node, Tensors]:
     """The plan and the tensors of ``node`` on the units that are kept."""
-    plan, target = node.node, kept[node.node.name]
+    plan, target = node.plan, kept[node.plan.name]
     rows = pick(alive, plan.rows) & active_rows(node, kept)
     tensors = {"bias": node.bias[rows]}
     for source, weight in node.edges.items():
@@ -46,7 +44,11 @@ def _restrict(node: DagNode, alive: Tensor, kept: dict[str, Tensor]) -> tuple[No
     for skip, gate in zip(plan.skips, node.gates, strict=True):
         carried = pick(alive, skip.put) & pick(kept[skip.source], skip.take)
         if gate != 0 and carried.any():
-            skips.append(Skip(skip.source, _renumber(carried, skip.take, kept[skip.source]), _renumber(carried, skip.put, target)))
+            skips.append(
+                Skip(
+                    skip.source, _renumber(carried, skip.take, kept[skip.source]), _renumber(carried, skip.put, target)
+                )
+            )
             gates.append(gate)
     tensors["gates"] = torch.stack(gates) if gates else node.gates[:0]
 

@@ -5,7 +5,7 @@ connected one.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
-ACTIVATIONS = {"right_relu": right_relu, "relu": F.relu, "identity": identity}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"right_relu": right_relu, "relu": F.relu, "identity": identity}
 
 
 class DagNode(nn.Module):
@@ -34,17 +34,19 @@ class DagNode(nn.Module):
     row is zero puts out exactly 0 (plus what the skips bring). Gates start at 0, edges with He's variance.
     """
 
-    def __init__(self, node: Node, units: Mapping[str, int], unit_axis: int) -> None:
+    rows: Tensor | None
+
+    def __init__(self, plan: Node, units: Mapping[str, int], unit_axis: int) -> None:
         super().__init__()
-        self.node, self.unit_axis = node, unit_axis
-        self.activation = ACTIVATIONS[node.activation]
+        self.plan, self.unit_axis = plan, unit_axis
+        self.activation = ACTIVATIONS[plan.activation]
         self.edges = nn.ParameterDict(
-            {source: _he_normal(node.num_rows, units[source], kernel) for source, kernel in node.edges.items()}
+            {source: _he_normal(plan.num_rows, units[source], kernel) for source, kernel in plan.edges.items()}
         )
-        self.bias = Parameter(torch.zeros(node.num_rows))
-        self.gates = Parameter(torch.zeros(len(node.skips)))
-        self._keep_indices("rows", node.rows)
-        for k, skip in enumerate(node.skips):
+        self.bias = Parameter(torch.zeros(plan.num_rows))
+        self.gates = Parameter(torch.zeros(len(plan.skips)))
+        self._keep_indices("rows", plan.rows)
+        for k, skip in enumerate(plan.skips):
             self._keep_indices(f"take{k}", skip.take)
             self._keep_indices(f"put{k}", skip.put)
 
@@ -54,12 +56,12 @@ class DagNode(nn.Module):
 
     def forward(self, states: Mapping[str, Tensor]) -> Tensor:
         axis = self.unit_axis
-        x = self.activation(self._sum_edges(states))
+        x: Tensor = self.activation(self._sum_edges(states))
         if self.rows is not None:
             shape = list(x.shape)
-            shape[axis] = self.node.units
+            shape[axis] = self.plan.units
             x = x.new_zeros(shape).index_copy(axis, self.rows, x)
-        for k, (skip, gate) in enumerate(zip(self.node.skips, self.gates, strict=True)):
+        for k, (skip, gate) in enumerate(zip(self.plan.skips, self.gates, strict=True)):
             take, put = getattr(self, f"take{k}"), getattr(self, f"put{k}")
             source = states[skip.source]
             term = gate * (source if take is None else source.index_select(axis, take))
@@ -112,6 +114,10 @@ class DagNet(nn.Module):
         self.unit_axis = 1 if plan.is_convolutional else -1
         self.nodes = nn.ModuleDict({node.name: DagNode(node, plan.units, self.unit_axis) for node in plan.nodes})
 
+    def named_nodes(self) -> dict[str, DagNode]:
+        """The nodes by name, in topological order."""
+        return {name: node for name, node in self.nodes.items() if isinstance(node, DagNode)}
+
     def forward(self, x: Tensor) -> Tensor:
         states = {INPUT: self._enter(x)}
         for name, node in self.nodes.items():
@@ -125,7 +131,9 @@ class DagNet(nn.Module):
         height, width = x.shape[-2:]
         x = F.pad(x, (0, -width % self.plan.patch, 0, -height % self.plan.patch), mode="replicate")
         x = F.pixel_unshuffle(x, self.plan.patch)
-        return x if self.unit_axis == 1 else x.permute(0, 2, 3, 1)
+        if self.unit_axis == -1:
+            return x.permute(0, 2, 3, 1)
+        return x.contiguous(memory_format=torch.channels_last)  # convolutions of few channels run up to 1.7 x faster
 
     def _leave(self, state: Tensor, x: Tensor) -> Tensor:
         if self.plan.patch is not None:
@@ -135,9 +143,9 @@ class DagNet(nn.Module):
 
     def unit_parameters(self) -> dict[str, list[Parameter]]:
         """For each searched node the tensors whose i-th slices are its unit i: its edges and its bias."""
-        searched = {name: node for name, node in self.nodes.items() if node.node.searched}
+        searched = {name: node for name, node in self.named_nodes().items() if node.plan.searched}
         return {name: [*node.edges.values(), node.bias] for name, node in searched.items()}
 
     def gate_parameters(self) -> dict[str, Parameter]:
         """For each node that skips arrive at the vector of its gates, in the order of ``node.skips``."""
-        return {f"{name}.gates": node.gates for name, node in self.nodes.items() if node.node.skips}
+        return {f"{name}.gates": node.gates for name, node in self.named_nodes().items() if node.plan.skips}

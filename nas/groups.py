@@ -35,7 +35,8 @@ class Groups:
     def norms(self, weight: Tensor) -> Tensor:
         """Euclidean norm of each group, kept broadcastable to ``weight``."""
         self._check(weight)
-        return torch.linalg.vector_norm(weight, dim=self.over, keepdim=True)
+        norms: Tensor = torch.linalg.vector_norm(weight, dim=self.over, keepdim=True)
+        return norms
 
     def active(self, weight: Tensor) -> Tensor:
         """True where a group has a non-zero entry (exact: no threshold), kept broadcastable to ``weight``."""

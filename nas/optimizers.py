@@ -39,7 +39,7 @@ class Bregman(Optimizer, ABC):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; returns what ``closure`` returned, None without a closure."""
         loss = None
         if closure is not None:
@@ -67,7 +67,9 @@ class Bregman(Optimizer, ABC):
     def _read_weights(self, group: dict[str, Any]) -> None:
         delta, params = group["delta"], group["params"]
         scaled = [delta * self.state[p]["dual"] for p in params]
-        for p, weight in zip(params, _apply(lambda z: group["penalty"].prox(z, delta), scaled, group["joint"]), strict=True):
+        for p, weight in zip(
+            params, _apply(lambda z: group["penalty"].prox(z, delta), scaled, group["joint"]), strict=True
+        ):
             p.copy_(weight)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -104,7 +106,9 @@ class Bregman(Optimizer, ABC):
         """
         stored = state_dict["param_groups"]
         if len(stored) != len(self.param_groups):
-            raise ValueError(f"the stored state has {len(stored)} parameter groups, the optimiser {len(self.param_groups)}")
+            raise ValueError(
+                f"the stored state has {len(stored)} parameter groups, the optimiser {len(self.param_groups)}"
+            )
         groups = [
             {**old, "penalty": _from_data(group["penalty"], old["penalty"])}
             for old, group in zip(stored, self.param_groups, strict=True)
@@ -188,5 +192,8 @@ def _from_data(data: dict[str, Any], kind: Any) -> Any:
         raise ValueError(f"the stored penalty is {data['name']}, the optimiser was built with {type(kind).__name__}")
     fields = {field.name: getattr(kind, field.name) for field in dataclasses.fields(kind)}
     return type(kind)(
-        **{key: _from_data(data[key], old) if dataclasses.is_dataclass(old) else data[key] for key, old in fields.items()}
+        **{
+            key: _from_data(data[key], old) if dataclasses.is_dataclass(old) else data[key]
+            for key, old in fields.items()
+        }
     )

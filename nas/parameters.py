@@ -26,7 +26,7 @@ def unit_parameters(model: nn.Module) -> Mapping[str, Sequence[Parameter]]:
 
 def gate_parameters(model: nn.Module) -> Mapping[str, Parameter]:
     """The scalar skip gates, by layer; empty for a model without a method ``gate_parameters``."""
-    return model.gate_parameters() if hasattr(model, "gate_parameters") else {}  # type: ignore[operator, no-any-return]
+    return model.gate_parameters() if hasattr(model, "gate_parameters") else {}  # type: ignore[operator]
 
 
 def param_groups(
@@ -58,7 +58,9 @@ def param_groups(
     gate_lr = 20 * lr if gate_lr is None else gate_lr
     units, gates = unit_parameters(model), list(gate_parameters(model).values())
     if not units:
-        raise ValueError(f"param_groups: {type(model).__name__} has no linear or convolution layer whose units could be penalised")
+        raise ValueError(
+            f"param_groups: {type(model).__name__} has no linear or convolution layer whose units could be penalised"
+        )
     groups: list[dict[str, Any]] = [
         {"params": list(members), "name": name, "lr": lr, "penalty": GroupLasso(lam, ROWS), "joint": True}
         for name, members in units.items()

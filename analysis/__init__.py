@@ -1,0 +1,8 @@
+"""What was found: the topology graph, exact extraction and its certificate, cost, drawings."""
+
+from nas.analysis.cost import Cost, cost
+from nas.analysis.draw import draw
+from nas.analysis.extract import Certificate, extract
+from nas.analysis.topology import topology
+
+__all__ = ["Certificate", "Cost", "cost", "draw", "extract", "topology"]

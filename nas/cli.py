@@ -1,0 +1,349 @@
+"""The command line: ``nas VERB --help``. Every verb is one function that returns what ``--json`` prints."""
+
+import json
+import sys
+import warnings
+from argparse import ArgumentError
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from tqdm import tqdm
+
+from nas.analysis.cost import cost
+from nas.analysis.draw import draw
+from nas.analysis.extract import extract
+from nas.analysis.topology import LEVELS, topology
+from nas.files import replacing_folder, write_json
+from nas.models.dag import DagNet
+from nas.models.store import load, save
+from nas.search.baselines import baselines
+from nas.search.config import SearchConfig
+from nas.search.images import read_picture, to_array, write_picture
+from nas.search.path import Point, births
+from nas.search.retrain import retrain
+from nas.search.run import Run, Search
+from nas.search.tasks import Example, evaluate, restore, score
+from nas.search.use import beside, denoise_pixels
+
+COMPACT, RETRAINED, PICTURES = "compact", "retrained", "pictures"
+Result = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0: done. 1: a certificate does not hold. 2: something the user can mend, said in one sentence.
+        130: interrupted with Ctrl-C.
+    """
+    warnings.showwarning = lambda message, *_, **__: print(f"nas: {message}", file=sys.stderr)
+    torch.set_flush_denormal(True)  # moments of silent units decay into denormal numbers, on which a step is slow
+    verb = "nas"
+    try:
+        arguments = _parser().parse_args(_with_underscores(sys.argv[1:] if argv is None else argv))
+        verb = f"nas {arguments.verb}"
+        options = arguments[arguments.verb]
+        result = VERBS[arguments.verb](options)
+    except KeyboardInterrupt:
+        print(f"{verb}: interrupted", file=sys.stderr)
+        return 130
+    except (ArgumentError, ValueError, OSError, FloatingPointError) as problem:
+        print(f"{verb}: {_sentence(problem)}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(result))
+    return 1 if result.get("certificate", {}).get("holds") is False else 0
+
+
+def run_search(options: Namespace) -> Result:
+    config = SearchConfig(**{field.name: options[field.name] for field in fields(SearchConfig)})
+    run = Run(options.out or Path("runs") / f"{config.task}-{config.data}", config)
+    return _run_to_the_end(Search(run, force=options.force, download=options.download))
+
+
+def resume(options: Namespace) -> Result:
+    return _run_to_the_end(Search(Run.open(options.run), resume=True))
+
+
+def _run_to_the_end(engine: Search) -> Result:
+    run, config = engine.run, engine.run.config
+    noisy = score(engine.validation, [example.observed for example in engine.validation])
+    print(f"{run.folder}: {config.model} on {config.data}, sigma {config.sigma:g} of 255, seed {config.seed}")
+    steps = config.epochs * config.steps
+    print(f"the first units can wake after about {config.entry_time:g} of {steps} steps (lam = {config.lam:g})")
+    print(f"at the start {_alive(engine.points[0], run)}; the noisy validation pictures have {noisy.psnr:.2f} dB")
+    bar = tqdm(engine, total=config.epochs, initial=len(engine.points) - 1, unit="epoch", desc="search")
+    try:
+        for point in bar:
+            found = point.snapshot
+            bar.set_postfix_str(
+                f"loss {found.loss:.5f}, PSNR {point.psnr:.2f} dB, units {found.num_units}, skips {len(found.skips)}"
+            )
+    except KeyboardInterrupt:
+        bar.close()
+        done = engine.points[-1].snapshot.epoch
+        print(
+            f"stopped after epoch {done} of {config.epochs}: {run.folder} is valid up to there; "
+            f"go on with nas resume {run.folder}",
+            file=sys.stderr,
+        )
+        raise
+    chosen = run.choose()
+    print(f"picked epoch {chosen.snapshot.epoch} of {config.epochs}: {chosen.psnr:.2f} dB with {_alive(chosen, run)}")
+    return {
+        "run": str(run.folder),
+        "epoch": chosen.snapshot.epoch,
+        "psnr_noisy": noisy.psnr,
+        "psnr": chosen.psnr,
+        **_sizes(chosen, run),
+        "seconds": engine.points[-1].seconds,
+    }
+
+
+def show(options: Namespace) -> Result:
+    run = Run.open(options.run)
+    chosen, points = run.choose(options.epoch), run.points()
+    last = points[-1].snapshot.epoch
+    net = run.supernet(chosen.snapshot.epoch)
+    born = births(point for point in points if point.snapshot.epoch <= chosen.snapshot.epoch)
+    graph = topology(net, options.level, births=born)
+    svg, table = run.folder / "topology.svg", run.folder / "topology.json"
+    draw(graph, svg)
+    write_json(table, nx.node_link_data(graph, edges="edges"))
+
+    state = "" if last == run.config.epochs else f" (the search stopped after epoch {last} of {run.config.epochs})"
+    print(f"{run.folder}: epoch {chosen.snapshot.epoch}{state}, validation PSNR {chosen.psnr:.2f} dB\n")
+    print(f"{'node':<8}{'alive':>12}{'born first':>12}{'born last':>12}")
+    for name, units in net.plan.units.items():
+        ages = born.get(name, {}).values()
+        alive = chosen.snapshot.units.get(name, range(units))
+        print(f"{name:<8}{f'{len(alive)} / {units}':>12}{min(ages, default='-'):>12}{max(ages, default='-'):>12}")
+    print("\nskips   " + ("none" if not chosen.snapshot.skips else ""))
+    for (source, target), gate in chosen.snapshot.skips.items():
+        print(f"  {f'{source} -> {target}':<14}{gate:>8.3f}")
+    small, full = cost(extract(net)[0]), cost(net)
+    print(f"\nparameters  {small.params:,} of {full.params:,} ({small.params / full.params:.1%})")
+    print(f"FLOPs       {small.flops:,} of {full.flops:,} ({small.flops / full.flops:.1%})")
+    print("            two per multiply-add, for one picture of 256 x 256 pixels (or one vector)")
+    print(f"\nwrote {svg} and {table}")
+    return {
+        "epoch": chosen.snapshot.epoch,
+        "psnr": chosen.psnr,
+        **_sizes(chosen, run),
+        "flops": {"alive": small.flops, "total": full.flops},
+        "files": [str(svg), str(table)],
+    }
+
+
+def run_extract(options: Namespace) -> Result:
+    run = Run.open(options.run)
+    chosen = run.choose(options.epoch)
+    net = run.supernet(chosen.snapshot.epoch)
+    small, certificate = extract(net, [example.observed for example in run.test(run.data())])
+    sizes, supernet = cost(small), cost(net)
+    result = {
+        "epoch": chosen.snapshot.epoch,
+        "certificate": certificate.to_dict(),
+        **asdict(sizes),
+        "params_supernet": supernet.params,
+        "flops_supernet": supernet.flops,
+    }
+
+    def write(folder: Path) -> None:
+        save(small, folder)
+        write_json(folder / "certificate.json", result)
+
+    replacing_folder(run.folder / COMPACT, write)
+    part = sizes.flops / supernet.flops
+    print(f"epoch {chosen.snapshot.epoch}: {sizes.params:,} of {supernet.params:,} parameters, {part:.1%} of the FLOPs")
+    print(
+        f"largest difference to the searched network on {certificate.num_random} random inputs and "
+        f"{certificate.num_given} held-out pictures: {certificate.max_abs_float32:.1e} in float32, "
+        f"{certificate.max_abs_float64:.1e} in float64"
+    )
+    print(f"the certificate {'holds' if certificate.holds else 'DOES NOT HOLD'}; wrote {run.folder / COMPACT}")
+    return result
+
+
+def run_retrain(options: Namespace) -> Result:
+    run = Run.open(options.run)
+    net = _load(run.folder / COMPACT, f"nas extract {run.folder}")
+    data = run.data()
+    validation, test = run.validation(data), run.test(data)
+    if options.from_scratch:
+        torch.manual_seed(options.seed)
+        net = DagNet(net.plan)
+    before = evaluate(net, test)
+    bar = tqdm(total=options.epochs, unit="epoch", desc="retrain")
+
+    def progress(epoch: int, loss: float) -> None:
+        bar.set_postfix_str(f"loss {loss:.5f}, PSNR {evaluate(net, validation).psnr:.2f} dB")
+        bar.update()
+
+    batches = run.batches(data, run.config.seed + 1 + options.seed)  # other crops and noise than in the search
+    with bar:
+        retrain(
+            net,
+            batches,
+            run.task().loss,
+            epochs=options.epochs,
+            steps=run.config.steps,
+            lr=options.lr,
+            on_epoch=progress,
+        )
+    after = evaluate(net, test)
+    noisy = score(test, [example.observed for example in test])
+    classical = baselines(run.config.sigma, validation, test)
+    result = {
+        "psnr": after.psnr,
+        "psnr_noisy": noisy.psnr,
+        "ssim": after.ssim,
+        "psnr_before": before.psnr,
+        "baselines": {name: result.psnr for name, result in classical.items()},
+        "params": sum(p.numel() for p in net.parameters()),
+        "from_scratch": options.from_scratch,
+    }
+
+    def write(folder: Path) -> None:
+        save(net, folder)
+        write_json(folder / "result.json", result)
+
+    replacing_folder(run.folder / RETRAINED, write)
+    replacing_folder(run.folder / PICTURES, lambda folder: _write_pictures(net, test, folder))
+    print(f"mean over {len(test)} held-out pictures      PSNR      SSIM")
+    rows = {"noisy": noisy, **classical, "before retraining": before, "retrained network": after}
+    for name, measured in rows.items():
+        print(f"  {name:<28}{measured.psnr:>8.2f} dB{measured.ssim:>8.3f}")
+    print(f"wrote {run.folder / RETRAINED} and {run.folder / PICTURES}")
+    return result
+
+
+def denoise(options: Namespace) -> Result:
+    run = Run.open(options.run)
+    folder = run.folder / (RETRAINED if (run.folder / RETRAINED).is_dir() else COMPACT)
+    net = _load(folder, f"nas extract {run.folder}")
+    comparison = options.out.with_name(f"{options.out.stem}-before-after.png")
+    for path in (options.out, comparison):
+        if path.exists() and not options.force:
+            raise ValueError(f"{path} exists; choose another -o, or --force to replace it")
+    pixels = read_picture(options.picture)
+    cleaned = denoise_pixels(net, pixels)
+    write_picture(options.out, cleaned)
+    write_picture(comparison, beside([pixels, cleaned]))
+    print(f"cleaned {options.picture} with the network in {folder}; wrote {options.out} and {comparison}")
+    return {"network": str(folder), "files": [str(options.out), str(comparison)]}
+
+
+VERBS: dict[str, Callable[[Namespace], Result]] = {
+    "search": run_search,
+    "resume": resume,
+    "show": show,
+    "extract": run_extract,
+    "retrain": run_retrain,
+    "denoise": denoise,
+}
+
+
+def _parser() -> ArgumentParser:
+    parser = _make("Networks found by Bregman iterations: search, look, extract, retrain, use.", prog="nas")
+    verbs = parser.add_subcommands(required=True, dest="verb", metavar="VERB")
+
+    search = _make("Start almost empty and let units and skips enter when the loss asks for them.")
+    search.add_argument("--config", action="config", help="YAML file with options, such as the config.yaml of a run")
+    search.add_class_arguments(SearchConfig)
+    search.add_argument("--out", type=Path | None, help="run folder to make (default: runs/TASK-DATA)")
+    search.add_argument("--force", action="store_true", help="replace the run that is in the folder")
+    search.add_argument("--download", action="store_true", help="fetch a data set that is missing")
+
+    resumed = _make("Go on with a search that was interrupted; the same as if it had not been, bit for bit.")
+
+    shown = _make("Show what is alive, and write topology.svg and topology.json into the run folder.")
+    shown.add_argument("--epoch", type=int | None, help="epoch to show (default: the one that the search picked)")
+    shown.add_argument("--level", choices=LEVELS, default="node", help="draw nodes, or every unit")
+
+    extracted = _make("Write the compact network and the certificate that it computes the same function.")
+    extracted.add_argument(
+        "--epoch", type=int | None, help="epoch to extract (default: the one that the search picked)"
+    )
+
+    retrained = _make("Train the compact network with Adam; measure it beside classical denoisers.")
+    retrained.add_argument("--epochs", type=int, default=80, help="epochs, as long as those of the search")
+    retrained.add_argument("--lr", type=float, default=0.005, help="highest learning rate of the one-cycle schedule")
+    retrained.add_argument("--from_scratch", action="store_true", help="forget the found weights, keep the topology")
+    retrained.add_argument("--seed", type=int, default=0, help="of the crops, the noise and new weights")
+
+    denoised = _make("Clean a picture with the retrained network (the compact one if it was not retrained).")
+
+    for verb, help_text, parser_of_verb in (
+        ("search", "find a network", search),
+        ("resume", "go on with an interrupted search", resumed),
+        ("show", "what is alive", shown),
+        ("extract", "the compact network, with proof", extracted),
+        ("retrain", "train the compact network", retrained),
+        ("denoise", "clean a picture", denoised),
+    ):
+        if verb != "search":
+            parser_of_verb.add_argument("run", type=Path, help="run folder of nas search")
+        if verb == "denoise":
+            denoised.add_argument("picture", type=Path, help="any grey or colour picture")
+            denoised.add_argument("-o", "--out", type=Path, required=True, help="file to write")
+            denoised.add_argument("--force", action="store_true", help="replace the file if it exists")
+        parser_of_verb.add_argument("--json", action="store_true", help="print a JSON object as the last line")
+        verbs.add_subcommand(verb, parser_of_verb, help=help_text)
+    return parser
+
+
+def _make(description: str, **options: Any) -> ArgumentParser:
+    return ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, **options)
+
+
+def _with_underscores(argv: Iterable[str]) -> list[str]:
+    """--from-scratch and --from_scratch are the same option."""
+    words = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        words.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word)
+    return words
+
+
+def _sentence(problem: BaseException) -> str:
+    if isinstance(problem, OSError) and problem.strerror:
+        return f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
+    return " ".join(str(problem).split())
+
+
+def _load(folder: Path, command: str) -> DagNet:
+    if not folder.is_dir():
+        raise ValueError(f"there is no network in {folder}; make it with {command}")
+    return load(folder)
+
+
+def _sizes(point: Point, run: Run) -> Result:
+    supernet = run.config.build()
+    searched = [node for node in supernet.plan.nodes if node.searched]
+    return {
+        "units": {"alive": point.snapshot.num_units, "total": sum(node.units for node in searched)},
+        "skips": {"alive": len(point.snapshot.skips), "total": sum(len(node.skips) for node in supernet.plan.nodes)},
+        "params": {"alive": point.params, "total": sum(p.numel() for p in supernet.parameters())},
+    }
+
+
+def _alive(point: Point, run: Run) -> str:
+    sizes = _sizes(point, run)
+    return ", ".join(f"{size['alive']:,} of {size['total']:,} {name}" for name, size in sizes.items())
+
+
+def _write_pictures(net: DagNet, test: Sequence[Example], folder: Path, most: int = 8) -> None:
+    shown = test[:most]
+    for example, restored in zip(shown, restore(net, [each.observed for each in shown]), strict=True):
+        stem = Path(example.name).stem
+        views = {"clean": example.clean, "noisy": example.observed, "restored": restored}
+        arrays = {name: to_array(view) for name, view in views.items()}
+        for name, array in arrays.items():
+            write_picture(folder / f"{stem}-{name}.png", array)
+        write_picture(folder / f"{stem}.png", beside([arrays["noisy"], arrays["restored"], arrays["clean"]]))

@@ -1,0 +1,110 @@
+"""Everything that determines a search."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nas.models.dag import DagNet
+from nas.models.recipes import RECIPES
+from nas.search.data import SOURCES
+from nas.search.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Options of a search. The same options and seed give the same run, bit for bit, on the same machine.
+
+    Args:
+        task: what the network is to learn: denoise.
+        data: source of pictures: pictures (ships with scikit-image), folder, mnist.
+        data_root: folder of the pictures (data folder) or of the data set (data mnist).
+        model: supernet: conv_skip_autoencoder, skip_autoencoder.
+        model_options: options of the supernet, such as depth, width and patch.
+        channels: 1 searches on grey pictures, 3 on colour.
+        sigma: standard deviation of the noise on the 0..255 scale.
+        epochs: number of epochs; the learning rate falls to 0 along a cosine.
+        steps: optimiser steps per epoch.
+        batch: crops per step.
+        crop: side of the training crops in pixels.
+        density: part of each layer's units that is alive at the start, at least one unit.
+        lr: learning rate of weights and biases (AdaBreg).
+        entry_time: steps until the first units can wake, lam / lr; larger keeps the network smaller.
+        gate_scale: learning rate and strength of the skip gates, as multiples of those of the units.
+        tolerance: the search picks its smallest network whose validation PSNR is within this many dB of its best.
+        seed: of the weights, the crops and the noise.
+    """
+
+    task: str = "denoise"
+    data: str = "pictures"
+    data_root: Path | None = None
+    model: str = "conv_skip_autoencoder"
+    model_options: dict[str, int] = field(default_factory=dict)
+    channels: int = 1
+    sigma: float = 25.0
+    epochs: int = 60
+    steps: int = 128
+    batch: int = 8
+    crop: int = 48
+    density: float = 0.1
+    lr: float = 0.002
+    entry_time: float = 100.0
+    gate_scale: float = 20.0
+    tolerance: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("task", TASKS), ("data", SOURCES), ("model", RECIPES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; there are: {', '.join(sorted(known))}")
+        for name in ("epochs", "steps", "batch", "crop"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be > 0, got {self.lr}")
+        if not self.gate_scale > 0:
+            raise ValueError(f"gate_scale must be > 0, got {self.gate_scale}")
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance must be >= 0 dB, got {self.tolerance}")
+        steps = self.epochs * self.steps
+        if not 20 <= self.entry_time <= steps:
+            raise ValueError(
+                f"entry_time must lie between 20 steps (below, everything wakes at once) and the {steps} steps of "
+                f"the search (above, nothing ever wakes), got {self.entry_time:g}"
+            )
+
+    @property
+    def lam(self) -> float:
+        """Strength of the penalty on the units."""
+        return self.entry_time * self.lr
+
+    def to_yaml(self) -> str:
+        """Text for ``nas search --config``."""
+        data = {**asdict(self), "data_root": None if self.data_root is None else str(self.data_root)}
+        return yaml.safe_dump(data, sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> "SearchConfig":
+        """The inverse of `to_yaml`.
+
+        Raises:
+            ValueError: the text is not the configuration of a search.
+        """
+        try:
+            data: dict[str, Any] = yaml.safe_load(text)
+            return cls(**{**data, "data_root": None if data["data_root"] is None else Path(data["data_root"])})
+        except (yaml.YAMLError, TypeError, KeyError) as problem:
+            raise ValueError(f"not the configuration of a search: {problem}") from None
+
+    def build(self) -> DagNet:
+        """The supernet, before its sparse start.
+
+        Raises:
+            ValueError: the supernet does not take the ``model_options``.
+        """
+        recipe = RECIPES[self.model]
+        known = recipe.__kwdefaults__ or {}
+        if unknown := sorted(set(self.model_options) - set(known)):
+            raise ValueError(f"{self.model} has no option {unknown[0]!r}; its options are {', '.join(known)}")
+        return recipe(self.channels, **self.model_options)

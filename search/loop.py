@@ -1,0 +1,99 @@
+"""Search: train a supernet and yield what is alive in it after every epoch."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from nas.models.alive import find_alive
+from nas.models.dag import DagNet
+from nas.search.tasks import Batches
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The supernet after one epoch.
+
+    Attributes:
+        epoch: number of epochs done.
+        loss: mean training loss over the epoch, in the units of the loss function; None before the first epoch.
+        units: for every searched node the indices of its alive units.
+        skips: the gates of the alive skips, by (source, target).
+    """
+
+    epoch: int
+    loss: float | None
+    units: dict[str, tuple[int, ...]]
+    skips: dict[tuple[str, str], float]
+
+    @property
+    def num_units(self) -> int:
+        return sum(map(len, self.units.values()))
+
+
+def snapshot(net: DagNet, epoch: int, loss: float | None = None) -> Snapshot:
+    """What is alive in ``net`` now."""
+    alive = find_alive(net)
+    units = {
+        node.name: tuple(alive.units[node.name].nonzero()[:, 0].tolist()) for node in net.plan.nodes if node.searched
+    }
+    return Snapshot(epoch, loss, units, alive.skips)
+
+
+def search(
+    net: DagNet,
+    batches: Batches,
+    optimizer: torch.optim.Optimizer,
+    loss_fn: LossFunction,
+    *,
+    scheduler: LRScheduler | None = None,
+    first_epoch: int = 1,
+) -> Iterator[Snapshot]:
+    """Train in place and yield one snapshot per epoch, without end; the caller stops, prints, saves.
+
+    Args:
+        net: a sparsely started supernet.
+        batches: function of the epoch that iterates over pairs (x, y) on the device of ``net``.
+        optimizer: a Bregman optimiser of ``nas.param_groups(net, ...)``.
+        loss_fn: mean loss of ``(prediction, y)``.
+        scheduler: stepped after every batch.
+        first_epoch: number of the first epoch, for a search that is continued.
+
+    Raises:
+        FloatingPointError: the loss of an epoch is not finite.
+    """
+    for epoch, loss in train(net, batches, optimizer, loss_fn, scheduler=scheduler, first_epoch=first_epoch):
+        yield snapshot(net, epoch, loss)
+
+
+def train(
+    net: nn.Module,
+    batches: Batches,
+    optimizer: torch.optim.Optimizer,
+    loss_fn: LossFunction,
+    *,
+    scheduler: LRScheduler | None = None,
+    first_epoch: int = 1,
+) -> Iterator[tuple[int, float]]:
+    """Train any network in place; yield the epoch and its mean loss, without end. Arguments as in `search`."""
+    for epoch in count(first_epoch):
+        losses, num_samples = [], 0
+        for x, y in batches(epoch):
+            optimizer.zero_grad()
+            loss = loss_fn(net(x), y)
+            loss.backward()
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+            losses.append(loss.detach() * len(x))
+            num_samples += len(x)
+        mean = torch.stack(losses).sum().item() / num_samples
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"the loss of epoch {epoch} is {mean}: training diverged; use a smaller lr")
+        yield epoch, mean

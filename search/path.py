@@ -1,0 +1,106 @@
+"""The search path: one small file per epoch, from which the searched network of any epoch can be restored."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nas.files import replacing
+from nas.search.loop import Snapshot
+
+ROWS = ".rows"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A snapshot, measured.
+
+    Attributes:
+        snapshot: what was alive.
+        psnr: mean validation PSNR in dB.
+        ssim: mean validation SSIM.
+        params: parameters of the compact network.
+        seconds: since the search began.
+    """
+
+    snapshot: Snapshot
+    psnr: float
+    ssim: float
+    params: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        snapshot = self.snapshot
+        skips = [[source, target, gate] for (source, target), gate in snapshot.skips.items()]
+        return {**asdict(self), "snapshot": {**asdict(snapshot), "skips": skips}}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Point":
+        stored = data["snapshot"]
+        skips = {(source, target): gate for source, target, gate in stored["skips"]}
+        units = {name: tuple(indices) for name, indices in stored["units"].items()}
+        return cls(**{**data, "snapshot": Snapshot(**{**stored, "units": units, "skips": skips})})
+
+
+def pick(points: Iterable[Point], tolerance: float) -> Point:
+    """The smallest network (parameters) whose PSNR is within ``tolerance`` dB of the best on the path."""
+    points = list(points)
+    best = max(point.psnr for point in points)
+    good = [point for point in points if point.psnr >= best - tolerance]
+    return min(good, key=lambda point: (point.params, -point.psnr))
+
+
+def births(points: Iterable[Point]) -> dict[str, dict[int, int]]:
+    """For every unit that is alive at the last point the epoch since which it has been alive, by node and index."""
+    born: dict[str, dict[int, int]] = {}
+    for point in points:
+        for name, units in point.snapshot.units.items():
+            before = born.get(name, {})
+            born[name] = {unit: before.get(unit, point.snapshot.epoch) for unit in units}
+    return born
+
+
+def save_sparse(net: nn.Module, file: Path) -> None:
+    """Write the non-zero rows (slices along the first axis) of every tensor of ``net``; lossless."""
+    tensors = {}
+    for name, tensor in net.state_dict().items():
+        rows = tensor.ne(0).reshape(len(tensor), max(1, tensor[:1].numel())).any(dim=1).nonzero()[:, 0]
+        tensors[name], tensors[name + ROWS] = tensor[rows].contiguous(), rows
+    replacing(file, lambda temporary: save_file(tensors, temporary))
+
+
+@torch.no_grad()
+def load_sparse(net: nn.Module, file: Path) -> None:
+    """Fill ``net``, in place, with what `save_sparse` wrote.
+
+    Raises:
+        ValueError: the file is missing, damaged, or of another network.
+    """
+    try:
+        stored = load_file(file)
+        state = {name: _filled(tensor, stored[name], stored[name + ROWS]) for name, tensor in net.state_dict().items()}
+        net.load_state_dict(state)
+    except (OSError, SafetensorError, KeyError, IndexError, RuntimeError) as problem:
+        raise ValueError(f"the snapshot {file} is damaged: {' '.join(str(problem).split())}") from None
+
+
+def _filled(like: Tensor, values: Tensor, rows: Tensor) -> Tensor:
+    return torch.zeros_like(like).index_copy(0, rows, values)
+
+
+def read_points(file: Path) -> list[Point]:
+    """The points of ``path.json``.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    try:
+        return [Point.from_dict(data) for data in json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise ValueError(f"the search path {file} is missing or damaged: {problem}") from None

@@ -1,0 +1,243 @@
+"""A run: a search with its folder, which is valid after every epoch and from which the search can go on.
+
+config.yaml        everything that determines the run
+metrics.jsonl      one line per epoch
+path.json, path/   what was alive after each epoch, and the weights
+checkpoint.pt      to continue, bit for bit
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from nas import AdaBreg, check_start, param_groups, sparse_start
+from nas.files import replacing, write_json, write_text
+from nas.models.compact import compact
+from nas.models.dag import DagNet
+from nas.search.config import SearchConfig
+from nas.search.data import Pictures, load_data
+from nas.search.loop import Snapshot, search, snapshot
+from nas.search.path import Point, load_sparse, pick, read_points, save_sparse
+from nas.search.tasks import TASKS, Batches, Denoise, Example, evaluate, held_out, random_crops
+
+CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINT = "config.yaml", "metrics.jsonl", "path.json", "path", "checkpoint.pt"
+OTHERS = ("compact", "retrained", "pictures", "topology.svg", "topology.json")  # what later steps add to a run
+VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and the configuration in it."""
+
+    folder: Path
+    config: SearchConfig
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """The run in ``folder``.
+
+        Raises:
+            ValueError: there is no run, or its configuration is damaged.
+        """
+        file = folder / CONFIG
+        if not file.is_file():
+            raise ValueError(f"{folder} holds no run (no {CONFIG} in it); make one with nas search --out {folder}")
+        try:
+            return cls(folder, SearchConfig.from_yaml(file.read_text(encoding="utf-8")))
+        except ValueError as problem:
+            raise ValueError(f"{file} is damaged: {problem}") from None
+
+    def points(self) -> list[Point]:
+        """The search path so far, the start included.
+
+        Raises:
+            ValueError: it is missing or damaged.
+        """
+        points = read_points(self.folder / PATH)
+        if not points:
+            raise ValueError(f"the search path {self.folder / PATH} is empty")
+        return points
+
+    def choose(self, epoch: int | None = None) -> Point:
+        """The point of ``epoch``; by default the one that the search picks.
+
+        Raises:
+            ValueError: the path has no such epoch.
+        """
+        points = self.points()
+        if epoch is None:
+            return pick(points, self.config.tolerance)
+        chosen = [point for point in points if point.snapshot.epoch == epoch]
+        if not chosen:
+            raise ValueError(f"{self.folder} has epochs 0 to {points[-1].snapshot.epoch}, not {epoch}")
+        return chosen[0]
+
+    def supernet(self, epoch: int) -> DagNet:
+        """The searched network as it was after ``epoch``.
+
+        Raises:
+            ValueError: its file is missing or damaged.
+        """
+        net = self.config.build()
+        load_sparse(net, self.folder / SNAPSHOTS / f"{epoch:04}.safetensors")
+        return net
+
+    def task(self) -> Denoise:
+        return TASKS[self.config.task](self.config.sigma)
+
+    def data(self, *, download: bool = False) -> Pictures:
+        config = self.config
+        return load_data(config.data, root=config.data_root, download=download, channels=config.channels)
+
+    def batches(self, data: Pictures, seed: int) -> Batches:
+        config = self.config
+        return random_crops(
+            data.train, self.task(), crop=config.crop, batch=config.batch, steps=config.steps, seed=seed
+        )
+
+    def validation(self, data: Pictures) -> list[Example]:
+        return held_out(data.validation, self.task(), seed=VALIDATION_SEED)
+
+    def test(self, data: Pictures) -> list[Example]:
+        return held_out(data.test, self.task(), seed=TEST_SEED)
+
+
+class Search:
+    """One search in its folder; iterate over it to let it run.
+
+    Everything that can be wrong with the options or the data is found before the folder is touched.
+
+    Args:
+        run: the folder and the options.
+        resume: continue the search that the folder holds instead of starting a new one.
+        force: replace a run that the folder holds.
+        download: fetch a data set that is missing.
+
+    Raises:
+        ValueError: bad options or data, a folder that is in use, or nothing to continue.
+    """
+
+    def __init__(self, run: Run, *, resume: bool = False, force: bool = False, download: bool = False) -> None:
+        config = run.config
+        self.run = run
+        data = run.data(download=download)
+        self.validation = run.validation(data)
+        self.batches = run.batches(data, config.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.net = config.build()
+        sparse_start(self.net, config.density, seed=config.seed)
+        check_start(self.net, next(self.batches(0))[0])
+        groups = param_groups(
+            self.net,
+            lam=config.lam,
+            lr=config.lr,
+            gate_lam=config.lam * config.gate_scale,
+            gate_lr=config.lr * config.gate_scale,
+        )
+        self.optimizer = AdaBreg(groups)
+        self.scheduler = CosineAnnealingLR(self.optimizer, T_max=config.epochs * config.steps)
+        self.points: list[Point] = []
+        if resume:
+            self._restore()
+        else:
+            _prepare_folder(run, force)
+            self._record(self._measure(snapshot(self.net, 0), 0.0))
+
+    def __iter__(self) -> Iterator[Point]:
+        """Search on to the last epoch; each point is on disk before it is yielded."""
+        config, first = self.run.config, len(self.points)
+        if first > config.epochs:
+            return
+        began = time.perf_counter() - self.points[-1].seconds
+        task = self.run.task()
+        for found in search(
+            self.net, self.batches, self.optimizer, task.loss, scheduler=self.scheduler, first_epoch=first
+        ):
+            point = self._measure(found, time.perf_counter() - began)
+            self._record(point)
+            yield point
+            if found.epoch == config.epochs:
+                return
+
+    def _measure(self, found: Snapshot, seconds: float) -> Point:
+        small = compact(self.net)
+        result = evaluate(small, self.validation)
+        return Point(found, result.psnr, result.ssim, sum(p.numel() for p in small.parameters()), seconds)
+
+    def _record(self, point: Point) -> None:
+        """Weights first, then the path that names them, the metrics, and last the checkpoint to go on from."""
+        folder = self.run.folder
+        self.points.append(point)
+        save_sparse(self.net, folder / SNAPSHOTS / f"{point.snapshot.epoch:04}.safetensors")
+        write_json(folder / PATH, [each.to_dict() for each in self.points])
+        with (folder / METRICS).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(self._metrics(point)) + "\n")
+        state = {
+            "epoch": point.snapshot.epoch,
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+        replacing(folder / CHECKPOINT, lambda temporary: torch.save(state, temporary))
+
+    def _metrics(self, point: Point) -> dict[str, Any]:
+        nonzero = sum(int(p.count_nonzero()) for p in self.net.parameters())
+        return {
+            "epoch": point.snapshot.epoch,
+            "loss": point.snapshot.loss,
+            "psnr": point.psnr,
+            "ssim": point.ssim,
+            "density": nonzero / sum(p.numel() for p in self.net.parameters()),
+            "units": point.snapshot.num_units,
+            "skips": len(point.snapshot.skips),
+            "params": point.params,
+            "lam": self.run.config.lam,
+            "lr": self.scheduler.get_last_lr()[0],
+            "seconds": round(point.seconds, 3),
+        }
+
+    def _restore(self) -> None:
+        file = self.run.folder / CHECKPOINT
+        try:
+            state = torch.load(file)
+            self.net.load_state_dict(state["net"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+        except Exception as problem:  # torch.load raises whatever a damaged file makes its readers raise
+            raise ValueError(f"the checkpoint {file} is missing or damaged: {_first_line(problem)}") from None
+        done = state["epoch"]
+        self.points = [point for point in self.run.points() if point.snapshot.epoch <= done]
+        lines = (self.run.folder / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)[: done + 1]
+        write_text(self.run.folder / METRICS, "".join(lines))
+
+
+def _prepare_folder(run: Run, force: bool) -> None:
+    folder = run.folder
+    if (folder / CONFIG).exists():
+        if not force:
+            raise ValueError(f"{folder} already holds a run; choose another --out, or --force to replace it")
+        for name in (CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINT, *OTHERS):
+            _remove(folder / name)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is in use and holds no run; choose another --out")
+    (folder / SNAPSHOTS).mkdir(parents=True)
+    write_text(folder / CONFIG, run.config.to_yaml())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).splitlines() or [type(problem).__name__])[0]
