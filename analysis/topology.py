@@ -1,5 +1,6 @@
 """What is alive, as a graph."""
 
+import math
 from collections.abc import Mapping
 
 import networkx as nx
@@ -70,7 +71,7 @@ def _unit_graph(net: DagNet, births: Births) -> nx.DiGraph:
     for name, node in net.named_nodes().items():
         rows = range(net.plan.units[name]) if node.plan.rows is None else node.plan.rows
         for source, weight in node.edges.items():
-            norms = weight.reshape(*weight.shape[:2], -1).norm(dim=2)
+            norms = weight.reshape(*weight.shape[:2], math.prod(weight.shape[2:])).norm(dim=2)
             for row, column in reads(weight).nonzero().tolist():
                 if alive.units[name][rows[row]] and alive.units[source][column]:
                     graph.add_edge(

@@ -1,5 +1,6 @@
 """What is alive in a network: the units and skips that the output depends on."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ def active_rows(node: DagNode, sources: Mapping[str, Tensor]) -> Tensor:
 
 def reads(weight: Tensor) -> Tensor:
     """True at (row, column) where the row has a non-zero weight (kernel) on the column."""
-    return weight.ne(0).reshape(*weight.shape[:2], -1).any(dim=2).cpu()
+    return weight.ne(0).reshape(*weight.shape[:2], math.prod(weight.shape[2:])).any(dim=2).cpu()
 
 
 def pick(mask: Tensor, take: Indices) -> Tensor:

@@ -65,6 +65,6 @@ def _restrict(node: DagNode, alive: Tensor, kept: dict[str, Tensor]) -> tuple[No
 
 def _renumber(chosen: Tensor, indices: tuple[int, ...] | None, kept: Tensor) -> tuple[int, ...] | None:
     """The chosen entries of ``indices`` counted among the kept units; None if these are all of them."""
-    old = torch.arange(len(chosen)) if indices is None else torch.tensor(indices)
+    old = torch.arange(len(chosen)) if indices is None else torch.tensor(indices, dtype=torch.long)
     new = (kept.cumsum(0) - 1)[old[chosen]].tolist()
     return None if new == list(range(int(kept.sum()))) else tuple(new)

@@ -95,8 +95,8 @@ class DagNet(nn.Module):
     r"""The network of a `Plan`; supernet and compact net alike.
 
         picture - offset --> patches to units --> in --> n1 --> n2 --> out --> units to patches --> + offset
-                                                  \       \----gate----^
-                                                   \-------gate------/
+                                                    \     \---gate---^          (a residual net: --> + picture)
+                                                     \------gate-----/
 
     Args:
         plan: the architecture. Input and output are pictures (B, channels, height, width) of any size, or
@@ -139,7 +139,7 @@ class DagNet(nn.Module):
         if self.plan.patch is not None:
             state = state if self.unit_axis == 1 else state.permute(0, 3, 1, 2)
             state = F.pixel_shuffle(state, self.plan.patch)[..., : x.shape[-2], : x.shape[-1]]
-        return state + self.plan.offset
+        return state + (x if self.plan.residual else self.plan.offset)
 
     def unit_parameters(self) -> dict[str, list[Parameter]]:
         """For each searched node the tensors whose i-th slices are its unit i: its edges and its bias."""

@@ -57,12 +57,14 @@ class Plan:
         patch: side of the square patches whose pixels become units (`torch.nn.functional.pixel_unshuffle`), so that
             "in" has ``channels * patch ** 2`` units. None: the input is a batch of vectors.
         offset: subtracted from the input and added to the output; the middle of the data range.
+        residual: the output is a correction that is added to the input, so that an empty network changes nothing.
     """
 
     channels: int
     nodes: tuple[Node, ...]
     patch: int | None = None
     offset: float = 0.0
+    residual: bool = False
 
     @property
     def units(self) -> dict[str, int]:

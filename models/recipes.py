@@ -1,19 +1,31 @@
 """Ready-made supernets. Each recipe is one function that returns a `DagNet`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from nas.models.dag import DagNet
 from nas.models.plan import INPUT, OUTPUT, Node, Plan, Skip
 
 
 def conv_skip_autoencoder(
-    channels: int = 1, *, depth: int = 5, width: int = 32, kernel: int = 3, patch: int = 2, offset: float = 0.5
+    channels: int = 1,
+    *,
+    depth: int = 5,
+    width: int = 32,
+    kernel: int = 3,
+    patch: int = 2,
+    residual: bool = True,
+    offset: float = 0.5,
 ) -> DagNet:
     r"""Convolutions on whole pictures; filters are the units, and a gate sits on every possible skip.
 
-        picture --> in --conv--> n1 --conv--> n2 ... --conv--> out --> picture
-                     \            \______________/\              ^
-                      \____________________________\____________/      gates between nodes of equal width
+        picture --> in --conv--> n1 --conv--> n2 --conv--> n3 --conv--> out --(+)--> picture
+               \                  \___gate___/ \___gate___/              /
+                \                  \__________gate________/             /
+                 \_____________________________________________________/
+
+    The output is a correction of the picture, so that an empty network returns the picture as it is. Without
+    ``residual`` the way from "in" to "out" gets a gate like all pairs of nodes of equal width.
 
     A square of ``patch`` x ``patch`` pixels becomes channels, without loss (`torch.nn.functional.pixel_unshuffle`),
     so that a convolution sees ``patch`` times further at the same cost; the output undoes it.
@@ -24,10 +36,16 @@ def conv_skip_autoencoder(
         width: number of filters of each hidden node, >= 1.
         kernel: side of the convolution kernels, odd.
         patch: side of the squares that become channels, >= 1.
+        residual: add the picture to the output.
         offset: grey value that is 0 inside the network; pictures lie in [0, 1].
+
+    Raises:
+        ValueError: a size out of range.
     """
     _check_positive("conv_skip_autoencoder", channels=channels, depth=depth, width=width, kernel=kernel, patch=patch)
-    return _chain(channels, [width] * depth, kernel, patch, offset, free_output=True)
+    nodes = _chain(channels * patch**2, [width] * depth, kernel)
+    out = replace(nodes[-1], activation="identity", searched=False, skips=() if residual else nodes[-1].skips)
+    return DagNet(Plan(channels, (*nodes[:-1], out), patch, offset, residual))
 
 
 def skip_autoencoder(channels: int = 1, *, depth: int = 5, patch: int | None = 28, offset: float = 0.0) -> DagNet:
@@ -46,7 +64,7 @@ def skip_autoencoder(channels: int = 1, *, depth: int = 5, patch: int | None = 2
     """
     _check_positive("skip_autoencoder", channels=channels, depth=depth + 1, patch=patch or 1)
     width = channels * (patch or 1) ** 2
-    return _chain(channels, [width] * depth, None, patch, offset, free_output=False)
+    return DagNet(Plan(channels, _chain(width, [width] * depth, None), patch, offset))
 
 
 RECIPES: dict[str, Callable[..., DagNet]] = {
@@ -55,26 +73,15 @@ RECIPES: dict[str, Callable[..., DagNet]] = {
 }
 
 
-def _chain(
-    channels: int, widths: list[int], kernel: int | None, patch: int | None, offset: float, *, free_output: bool
-) -> DagNet:
-    """A chain of edges with a gate from every node to every later node of the same width."""
-    units = {INPUT: channels * (patch or 1) ** 2}
+def _chain(inputs: int, widths: Sequence[int], kernel: int | None) -> tuple[Node, ...]:
+    """A chain of edges to an output as wide as the input, with a gate from every node to every later one as wide."""
+    units = {INPUT: inputs}
     nodes: list[Node] = []
-    for name, width in [*((f"n{k}", width) for k, width in enumerate(widths, 1)), (OUTPUT, units[INPUT])]:
-        free = free_output and name == OUTPUT
-        nodes.append(
-            Node(
-                name,
-                width,
-                edges={list(units)[-1]: kernel},
-                skips=tuple(Skip(source) for source, n in units.items() if n == width),
-                activation="identity" if free else "right_relu",
-                searched=not free,
-            )
-        )
+    for name, width in [*((f"n{k}", width) for k, width in enumerate(widths, 1)), (OUTPUT, inputs)]:
+        skips = tuple(Skip(source) for source, n in units.items() if n == width)
+        nodes.append(Node(name, width, {list(units)[-1]: kernel}, skips, activation="right_relu"))
         units[name] = width
-    return DagNet(Plan(channels, tuple(nodes), patch, offset))
+    return tuple(nodes)
 
 
 def _check_positive(recipe: str, **sizes: int) -> None:

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from nas.parameters import gate_parameters, unit_parameters
 
+DRAWS = 20
 
-@torch.no_grad()
-def sparse_start(model: nn.Module, density: float = 0.1, *, seed: int = 0) -> None:
+
+def sparse_start(model: nn.Module, density: float = 0.1, *, seed: int = 0, batch: Tensor | None = None) -> None:
     """Keep a random part of each layer's units, zero the others and every skip gate, in place.
 
     The weights of the live units are drawn from a zero-mean normal distribution of variance 2 / (fan_in * density'),
@@ -18,18 +19,32 @@ def sparse_start(model: nn.Module, density: float = 0.1, *, seed: int = 0) -> No
     all units before it, so that there always is a live path from input to output. What is not penalised stays as it is.
 
     Args:
-        model: a supernet, or any module that `nas.unit_parameters` understands.
+        model: a supernet, or any module that `nas.parameters.unit_parameters` understands.
         density: part of the units alive at the start, in (0, 1]; at least one per layer.
         seed: the same seed gives the same start.
+        batch: if given, draw again (up to 20 times) until `check_start` accepts the start on this batch: a path of
+            few rectified units can be live and yet silent on all data.
 
     Raises:
-        ValueError: ``density`` out of range.
+        ValueError: ``density`` out of range, or no draw that `check_start` accepts.
     """
     if not 0 < density <= 1:
         raise ValueError(f"sparse_start(density=...) must lie in (0, 1], got {density}")
     generator = torch.Generator().manual_seed(seed)
-    sparse = unit_parameters(model)
-    for members in sparse.values():
+    for left in reversed(range(DRAWS)):
+        _draw(model, density, generator)
+        if batch is None:
+            return None
+        try:
+            return check_start(model, batch)
+        except ValueError:
+            if not left:
+                raise
+
+
+@torch.no_grad()
+def _draw(model: nn.Module, density: float, generator: torch.Generator) -> None:
+    for members in unit_parameters(model).values():
         num_units = len(members[0])
         num_live = max(1, int(density * num_units))
         live = torch.randperm(num_units, generator=generator)[:num_live]

@@ -110,7 +110,7 @@ class Bregman(Optimizer, ABC):
                 f"the stored state has {len(stored)} parameter groups, the optimiser {len(self.param_groups)}"
             )
         groups = [
-            {**old, "penalty": _from_data(group["penalty"], old["penalty"])}
+            {**old, "penalty": _from_data(old["penalty"], group["penalty"])}
             for old, group in zip(stored, self.param_groups, strict=True)
         ]
         super().load_state_dict({**state_dict, "param_groups": groups})

@@ -25,9 +25,11 @@ def nl_means(picture: Tensor, sigma: float, strength: float) -> Tensor:
     """Non-local means with cut-off ``strength * sigma``."""
     from skimage.restoration import denoise_nl_means
 
-    restored = denoise_nl_means(
-        picture.numpy(), h=strength * sigma, sigma=sigma, patch_size=5, patch_distance=6, channel_axis=0
-    )
+    options = {"h": strength * sigma, "sigma": sigma, "patch_size": 5, "patch_distance": 6}
+    if len(picture) == 1:
+        restored = denoise_nl_means(picture[0].numpy(), **options)[None]
+    else:
+        restored = denoise_nl_means(picture.numpy(), channel_axis=0, **options)
     return torch.from_numpy(restored).clamp(0, 1)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from nas import AdaBreg, check_start, param_groups, sparse_start
+from nas import AdaBreg, param_groups, sparse_start
 from nas.files import replacing, write_json, write_text
 from nas.models.compact import compact
 from nas.models.dag import DagNet
@@ -133,8 +133,7 @@ class Search:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.net = config.build()
-        sparse_start(self.net, config.density, seed=config.seed)
-        check_start(self.net, next(self.batches(0))[0])
+        sparse_start(self.net, config.density, seed=config.seed, batch=next(self.batches(0))[0])
         groups = param_groups(
             self.net,
             lam=config.lam,

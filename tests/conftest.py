@@ -1,0 +1,19 @@
+import os
+
+# Before torch starts its threads: small tensors are faster on one, and results don't depend on the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("tests", deadline=None, derandomize=True, max_examples=30)
+settings.load_profile("tests")
+
+
+@pytest.fixture
+def float64():
+    """Mathematics in double precision."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -1,0 +1,172 @@
+"""The DAG network: the equation of a node, the recipes, plans as data."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nas import check_start, sparse_start
+from nas.groups import join_rows
+from nas.models import DagNet, Node, Plan, Skip, conv_skip_autoencoder, find_alive, skip_autoencoder
+from nas.models.dag import right_relu
+from nas.models.store import load, save
+
+
+def test_skip_block_T28():
+    net = skip_autoencoder(2, depth=1, patch=None)
+    n1, out = net.nodes["n1"], net.nodes["out"]
+    with torch.no_grad():
+        n1.edges["in"].zero_()
+        n1.bias.copy_(torch.tensor([0.5, -1]))
+        n1.gates.copy_(torch.tensor([0.25]))
+        out.edges["n1"].copy_(torch.eye(2))
+        out.gates.copy_(torch.tensor([-1.0, 2.0]))
+    x0 = torch.tensor([[1.0, 2.0]])
+    assert n1({"in": x0}).tolist() == [[0.75, 0.5]]
+    assert net(x0).tolist() == [[1.25, -0.5]]
+
+
+def test_a_closed_gate_learns_T28():
+    net = skip_autoencoder(2, depth=0, patch=None)
+    out = net.nodes["out"]
+    with torch.no_grad():
+        out.edges["in"].zero_()
+        out.bias.copy_(torch.tensor([0.5, -1]))
+    (net(torch.tensor([[1.0, 2.0]])).square().sum() / 2).backward()
+    assert out.gates.grad.tolist() == [0.5]
+
+
+def test_seven_slots_have_21_gates_and_a_skip_keeps_units_alive_T28():
+    net = skip_autoencoder(4, depth=5, patch=None)
+    assert sum(gates.numel() for gates in net.gate_parameters().values()) == 21
+    with torch.no_grad():
+        net.nodes["n1"].edges["in"].zero_()
+        net.nodes["n1"].gates.fill_(0.5)
+    assert int(find_alive(net).units["n1"].sum()) == 4
+
+
+def test_right_relu_is_relu_with_derivative_one_at_zero():
+    x = torch.tensor([-2.0, 0, 3], requires_grad=True)
+    y = right_relu(x)
+    y.sum().backward()
+    assert y.tolist() == torch.relu(x).tolist()
+    assert x.grad.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 8), (17, 9)])
+@pytest.mark.parametrize("patch", [1, 2, 3])
+def test_pictures_of_any_size(patch, size):
+    net = conv_skip_autoencoder(3, depth=2, width=4, patch=patch)
+    assert net(torch.rand(2, 3, *size)).shape == (2, 3, *size)
+    assert skip_autoencoder(3, depth=1, patch=patch)(torch.rand(2, 3, *size)).shape == (2, 3, *size)
+
+
+def test_patches_are_flattened_pictures():
+    """With one patch as large as the picture, the network is a network on the flattened picture."""
+    torch.manual_seed(0)
+    net = skip_autoencoder(1, depth=1, patch=4)
+    flat = DagNet(replace(net.plan, channels=16, patch=None))
+    flat.load_state_dict(net.state_dict())
+    x = torch.rand(3, 1, 4, 4)
+    torch.testing.assert_close(net(x).flatten(1), flat(x.flatten(1)))
+
+
+def test_an_empty_residual_network_returns_the_picture():
+    net = conv_skip_autoencoder(depth=2, width=4)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()
+    x = torch.rand(1, 1, 7, 6)
+    assert torch.equal(net(x), x)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("make", [lambda: conv_skip_autoencoder(depth=4, width=10), lambda: skip_autoencoder(patch=4)])
+def test_sparse_start_is_small_alive_and_seeded(make, seed):
+    net, again = make(), make()
+    again.load_state_dict(net.state_dict())
+    x = torch.rand(4, 1, 8, 8)
+    sparse_start(net, 0.1, seed=seed, batch=x)
+    sparse_start(again, 0.1, seed=seed, batch=x)
+    for weight, bias in net.unit_parameters().values():
+        assert int(join_rows([weight, bias]).any(dim=1).sum()) == max(1, len(bias) // 10)
+    assert not find_alive(net).skips
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), again.parameters(), strict=True))
+    check_start(net, x)
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_sparse_start_keeps_the_scale_of_the_weights_T22():
+    net = skip_autoencoder(500, depth=4, patch=None)
+    for density in (1.0, 0.1):
+        sparse_start(net, density)
+        weights = torch.cat([node.edges[source].flatten() for node in net.nodes.values() for source in node.plan.edges])
+        assert 500 * weights.square().mean().item() == pytest.approx(2, rel=0.03)
+
+
+@pytest.mark.parametrize("density", [0.0, -0.1, 1.1, float("nan")])
+def test_sparse_start_refuses_a_bad_density(density):
+    with pytest.raises(ValueError, match=r"sparse_start\(density=...\) must lie in \(0, 1\], got"):
+        sparse_start(conv_skip_autoencoder(depth=1, width=2), density)
+
+
+def test_a_dead_start_is_refused_and_named():
+    net = conv_skip_autoencoder(depth=3, width=4)
+    sparse_start(net, 0.5)
+    x = torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        net.nodes["n2"].edges["n1"].zero_()
+    with pytest.raises(ValueError, match="the start is dead: no gradient reaches n1"):
+        check_start(net, x)
+    with pytest.raises(ValueError, match="the output does not depend on the input"):
+        check_start(net, torch.zeros_like(x))
+    with torch.no_grad():
+        net.nodes["out"].bias[0] = float("inf")
+    with pytest.raises(ValueError, match="not finite"):
+        check_start(net, x)
+
+
+def test_plans_round_trip_as_json():
+    plan = Plan(
+        3, (Node("n1", 5, {"in": 3}, (Skip("in", (0, 2), (1, 4)),), (0, 1), "relu"), Node("out", 3, {"n1": 1})), 1
+    )
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+def test_networks_round_trip_in_a_folder(tmp_path):
+    net = conv_skip_autoencoder(depth=2, width=3)
+    save(net, tmp_path)
+    again = load(tmp_path)
+    x = torch.rand(1, 1, 6, 6)
+    assert again.plan == net.plan
+    assert torch.equal(again(x), net(x))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[1, 2", b"\x00" * 100])
+def test_damaged_networks_are_refused_in_one_sentence(tmp_path, name, damage):
+    save(conv_skip_autoencoder(depth=2, width=3), tmp_path)
+    (tmp_path / name).write_bytes(damage)
+    with pytest.raises(ValueError, match=r"^the network in .* is damaged: [^\n]*$"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ((), "the last node of a plan must be named 'out'"),
+        ((Node("out", 1, {"n1": 3}),), "node 'out' reads 'n1', which is not before it"),
+        ((Node("out", 1, {"in": 2}),), "node 'out' has the kernel size 2; it must be odd"),
+        ((Node("out", 1, {"in": 3}, activation="tanh"),), "unknown activation 'tanh'"),
+        ((Node("out", 2, {"in": 3}, (Skip("in"),)),), "the skip 'in' -> 'out' joins 1 units to 2"),
+    ],
+)
+def test_bad_plans_are_refused(nodes, message):
+    with pytest.raises(ValueError, match=message):
+        DagNet(Plan(1, nodes, patch=1))
+
+
+def test_bad_sizes_of_a_recipe_are_refused():
+    with pytest.raises(ValueError, match=r"conv_skip_autoencoder\(width=...\) must be at least 1, got 0"):
+        conv_skip_autoencoder(width=0)

@@ -1,0 +1,264 @@
+"""Closed forms (numbered as in the reference of the method), equivalences, and what torch expects of an optimiser."""
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from nas import L1, AdaBreg, GroupLasso, Groups, LinBreg, Zero, param_groups, sparse_start
+from nas.groups import ROWS, join_rows
+from nas.models import conv_skip_autoencoder
+
+pytestmark = pytest.mark.usefixtures("float64")
+FAMILY = [LinBreg, AdaBreg]
+
+
+def path(optimizer, theta, target, steps):
+    """Weights and duals of ``steps`` steps on the loss |theta - target|^2 / 2."""
+    weights, duals = [], []
+    for _ in range(steps):
+        theta.grad = (theta - target).detach()
+        optimizer.step()
+        weights.append(theta.detach().clone())
+        duals.append(optimizer.state[theta]["dual"].clone())
+    return torch.stack(weights), torch.stack(duals)
+
+
+def scalar(value=0.0):
+    return nn.Parameter(torch.tensor([value]))
+
+
+def test_linbreg_scalar_T2():
+    theta = scalar()
+    weights, duals = path(LinBreg([theta], lr=0.5, penalty=L1(1.0)), theta, 2.0, 30)
+    assert duals[:4, 0].tolist() == [1, 2, 2.5, 2.75]
+    assert weights[:4, 0].tolist() == [0, 1, 1.5, 1.75]
+    expected = [2 - 2.0 ** -(k - 2) for k in range(2, 31)]
+    assert weights[1:, 0].tolist() == pytest.approx(expected, abs=1e-12)  # the limit is 2: no bias
+
+
+def test_linbreg_scalar_with_delta_T2():
+    theta = scalar()
+    weights, duals = path(LinBreg([theta], lr=0.25, penalty=L1(1.0), delta=2.0), theta, 2.0, 5)
+    assert duals[:, 0].tolist() == [0.5, 1, 1.5, 1.75, 1.875]
+    assert weights[:, 0].tolist() == [0, 0, 1, 1.5, 1.75]
+
+
+def test_inverse_scale_order_T4():
+    theta = nn.Parameter(torch.zeros(2))
+    weights, _ = path(LinBreg([theta], lr=0.25, penalty=L1(1.0)), theta, torch.tensor([2, 0.5]), 12)
+    assert [int(column.nonzero()[0]) + 1 for column in weights.T] == [3, 9]
+    expected = torch.tensor([[0.5, 0], [1.733032, 0.125], [1.887373, 0.341797]])
+    torch.testing.assert_close(weights[[2, 8, 11]], expected, rtol=0, atol=1e-6)
+
+
+@given(slopes=st.lists(st.floats(0.05, 2), min_size=1, max_size=6), lam=st.floats(0.1, 2))
+def test_entry_time_of_linbreg(slopes, lam):
+    lr, theta = 0.01, nn.Parameter(torch.zeros(len(slopes)))
+    slope = torch.tensor(slopes) * torch.tensor([1.0, -1.0] * 3)[: len(slopes)]
+    optimizer = LinBreg([theta], lr=lr, penalty=L1(lam))
+    woke = torch.zeros(len(slopes))
+    for k in range(1, math.floor(lam / (lr * 0.05)) + 3):
+        theta.grad = slope.clone()
+        optimizer.step()
+        woke += k * ((woke == 0) & (theta.detach() != 0))
+    early = torch.tensor([math.floor(lam / (lr * s)) + 1 for s in slopes])
+    assert ((woke - early).abs() <= 1).all()  # the sum of k steps is rounded
+
+
+def test_adabreg_scalar_T6():
+    theta = scalar()
+    weights, duals = path(AdaBreg([theta], lr=0.3, penalty=L1(1.0)), theta, 2.0, 5)
+    assert duals[:, 0].tolist() == pytest.approx([0.3, 0.6, 0.9, 1.2, 1.49841], abs=1e-5)
+    assert weights[:, 0].tolist() == pytest.approx([0, 0, 0, 0.2, 0.49841], abs=1e-5)
+
+
+def test_group_linbreg_T9():
+    theta = nn.Parameter(torch.zeros(1, 2))
+    target = torch.tensor([[3.0, 4.0]])
+    weights, duals = path(LinBreg([theta], lr=0.1, penalty=GroupLasso(0.5, ROWS)), theta, target, 4)
+    assert duals.norm(dim=(1, 2)).tolist() == pytest.approx([0.5, 1, 1.470711, 1.894350], abs=1e-6)
+    expected = torch.tensor([[0, 0], [0.175736, 0.234315], [0.458162, 0.610883], [0.712346, 0.949795]])
+    torch.testing.assert_close(weights[:, 0], expected, rtol=0, atol=1e-6)
+
+
+def test_dual_start_T10():
+    theta = nn.Parameter(torch.tensor([[3.0, 4], [0, 0]]))
+    optimizer = LinBreg([theta], lr=0.1, penalty=GroupLasso(0.5, ROWS), delta=2.0)
+    theta.grad = torch.zeros_like(theta)
+    optimizer.step()
+    expected = torch.tensor([[1.924264, 2.565685], [0, 0]])
+    torch.testing.assert_close(optimizer.state[theta]["dual"], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(theta.detach(), torch.tensor([[3.0, 4], [0, 0]]), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+@given(seed=st.integers(0, 10**6), delta=st.floats(0.2, 5), joint=st.booleans())
+def test_dual_stays_in_the_subdifferential_T10(kind, seed, delta, joint):
+    """After every step v_g - theta_g / delta is lam sqrt(n) theta_g / |theta_g| on active groups, and shorter on others."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [
+        nn.Parameter(torch.randn(5, 3, 2, generator=generator)),
+        nn.Parameter(torch.randn(5, generator=generator)),
+    ]
+    tensors = tensors if joint else tensors[:1]
+    with torch.no_grad():
+        for p in tensors:
+            p[:3] = 0
+    lam, groups = 0.3, ROWS if joint else Groups(over=(1, 2))
+    optimizer = kind(tensors, lr=0.1, penalty=GroupLasso(lam, groups), delta=delta, joint=joint)
+    for _ in range(20):
+        for p in tensors:
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+        theta = join_rows([p.detach() for p in tensors])
+        p = join_rows([optimizer.state[p]["dual"] for p in tensors]) - theta / delta
+        threshold = lam * math.sqrt(theta.shape[1])
+        active = theta.ne(0).any(dim=1)
+        directions = threshold * theta[active] / theta[active].norm(dim=1, keepdim=True)
+        torch.testing.assert_close(p[active], directions, rtol=0, atol=1e-10)
+        assert (p[~active].norm(dim=1) <= threshold + 1e-12).all()
+
+
+@pytest.mark.parametrize(
+    ("bregman", "parent"),
+    [
+        (lambda ps: LinBreg(ps, lr=0.1, delta=2.0), lambda ps: torch.optim.SGD(ps, lr=0.2)),
+        (lambda ps: AdaBreg(ps, lr=0.01), lambda ps: torch.optim.Adam(ps, lr=0.01)),
+    ],
+)
+def test_without_penalty_it_is_its_parent(bregman, parent):
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    theirs = copy.deepcopy(ours)
+    optimizers = [bregman(ours.parameters()), parent(theirs.parameters())]
+    for _ in range(50):
+        x = torch.randn(16, 4)
+        for net, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            (net(x) - x.sum(1, keepdim=True)).square().mean().backward()
+            optimizer.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
+def test_joint_units_live_and_die_together():
+    torch.manual_seed(0)
+    net = conv_skip_autoencoder(depth=2, width=6)
+    sparse_start(net, 0.2)
+    optimizer = AdaBreg(param_groups(net, lam=0.05, lr=0.005))
+    woke = 0
+    for _ in range(40):
+        x = torch.rand(4, 1, 12, 12)
+        optimizer.zero_grad()
+        (net(x + 0.1 * torch.randn_like(x)) - x).square().mean().backward()
+        optimizer.step()
+        for weight, bias in net.unit_parameters().values():
+            alive = join_rows([weight, bias]).ne(0).any(dim=1)
+            assert torch.equal(weight.flatten(1).ne(0).all(dim=1), alive)  # a living row has no zero entry by chance
+            assert torch.equal(bias.ne(0), alive)
+            woke = max(woke, int(alive.sum()))
+    assert woke > 1
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_state_round_trip_continues_bit_for_bit(kind):
+    def make():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        return net, kind(param_groups(net, lam=0.01, lr=0.02))
+
+    def advance(net, optimizer, seeds):
+        for seed in seeds:
+            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))
+            optimizer.zero_grad()
+            (net(x) - x[:, :2]).square().mean().backward()
+            optimizer.step()
+
+    net, optimizer = make()
+    advance(net, optimizer, range(10))
+    file = io.BytesIO()
+    torch.save([net.state_dict(), optimizer.state_dict()], file)
+    advance(net, optimizer, range(10, 20))
+
+    file.seek(0)
+    weights, state = torch.load(file)  # the default: plain data only
+    again, other = make()
+    again.load_state_dict(weights)
+    other.load_state_dict(state)
+    assert [group["penalty"] for group in other.param_groups] == [group["penalty"] for group in optimizer.param_groups]
+    advance(again, other, range(10, 20))
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), again.parameters(), strict=True))
+
+
+def test_a_state_of_another_penalty_is_refused():
+    state = LinBreg([scalar()], penalty=L1(1.0)).state_dict()
+    with pytest.raises(ValueError, match="the stored penalty is L1, the optimiser was built with Zero"):
+        LinBreg([scalar()]).load_state_dict(state)
+    with pytest.raises(ValueError, match="1 parameter groups, the optimiser 2"):
+        LinBreg([{"params": [scalar()]}, {"params": [scalar()]}]).load_state_dict(state)
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_steps_are_in_place_and_closures_run(kind):
+    theta = scalar(1.0)
+    storage = theta.data_ptr()
+    optimizer = kind([theta], lr=0.1, penalty=L1(0.1))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (theta - 3).square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 4.0
+    assert theta.data_ptr() == storage
+    assert theta.item() > 1
+    optimizer.zero_grad()
+    before = theta.item()
+    assert optimizer.step() is None  # no gradient: nothing moves
+    assert theta.item() == before
+
+
+def test_schedulers_steer_the_step():
+    theta = scalar()
+    optimizer = LinBreg([theta], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
+    for expected in (1.0, 1.1, 1.11):
+        theta.grad = torch.tensor([-1.0])
+        optimizer.step()
+        scheduler.step()
+        assert theta.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: LinBreg([p], lr=0.0), r"LinBreg\(lr=...\) must be a finite number > 0, got 0.0"),
+        (lambda p: AdaBreg([p], delta=-1.0), r"AdaBreg\(delta=...\) must be a finite number > 0, got -1.0"),
+        (lambda p: AdaBreg([p], betas=(0.9, 1.0)), r"AdaBreg\(betas=...\) must lie in \[0, 1\), got \(0.9, 1.0\)"),
+        (lambda p: LinBreg([{"params": [p], "penalti": Zero()}]), r"LinBreg has no option \['penalti'\]"),
+        (lambda p: LinBreg([p, nn.Parameter(torch.zeros(3))], joint=True), r"got shapes \[\(1,\), \(3,\)\]"),
+    ],
+)
+def test_bad_options_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(scalar())
+
+
+def test_param_groups_are_a_partition():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    groups = param_groups(net, lam=0.1, lr=0.01)
+    assert [group["name"] for group in groups] == ["0", "free"]  # the last layer and the norm are free
+    ids = [id(p) for group in groups for p in group["params"]]
+    assert sorted(ids) == sorted(id(p) for p in net.parameters())
+
+
+def test_param_groups_refuse_a_model_without_units():
+    with pytest.raises(ValueError, match="Tanh has no linear or convolution layer"):
+        param_groups(nn.Tanh(), lam=0.1, lr=0.01)

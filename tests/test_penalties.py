@@ -1,0 +1,104 @@
+"""p = prox(z, step) if and only if (z - p) / step is a subgradient of J at p."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nas import L1, GroupLasso, Groups, Zero
+from nas.groups import ROWS, join_rows, split_rows
+
+SHAPE = (4, 3, 2, 2)
+LAYOUTS = [Groups(over=axes) for axes in ((2, 3), (1, 2, 3), (0, 2, 3), (0, 1, 2, 3), (1,))]
+PENALTIES = [Zero(), L1(0.3), *(GroupLasso(0.3, groups) for groups in LAYOUTS)]
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def random_weight(seed, zero_rows=()):
+    weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+    weight[list(zero_rows)] = 0
+    return weight
+
+
+def assert_subgradient(penalty, subgradient, p):
+    """J(y) >= J(p) + <subgradient, y - p> at points chosen to expose a wrong scale, direction or group."""
+    probes = [torch.zeros_like(p), 2 * p, p + subgradient]
+    probes += [p + radius * random_weight(seed) for seed in range(5) for radius in (1e-3, 0.1, 1.0, 10.0)]
+    for y in probes:
+        assert penalty.value(y) >= penalty.value(p) + (subgradient * (y - p)).sum() - 1e-10
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
+@given(seed=st.integers(0, 10**6), step=st.floats(1e-2, 5), scale=st.floats(1e-2, 10))
+def test_prox_residual_is_a_subgradient(penalty, seed, step, scale):
+    z = scale * random_weight(seed)
+    p = penalty.prox(z, step)
+    assert_subgradient(penalty, (z - p) / step, p)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
+@given(seed=st.integers(0, 10**6), rows=st.sets(st.integers(0, 3)))
+def test_subgradient_is_one_and_vanishes_on_dead_groups(penalty, seed, rows):
+    weight = random_weight(seed, rows)
+    subgradient = penalty.subgradient(weight)
+    assert_subgradient(penalty, subgradient, weight)
+    if getattr(penalty, "groups", ROWS).over == (1, 2, 3):
+        assert not subgradient[list(rows)].any()
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
+@pytest.mark.parametrize("delta", [0.5, 1.0, 4.0])
+def test_dual_start_gives_the_weights_back(penalty, delta):
+    weight = random_weight(8, zero_rows=(1,))
+    dual = weight / delta + penalty.subgradient(weight)
+    torch.testing.assert_close(penalty.prox(delta * dual, delta), weight, rtol=0, atol=1e-14)
+
+
+def test_soft_threshold_T1():
+    assert L1(1.0).prox(torch.tensor([3, -0.5, 1, -2.0]), 1.0).tolist() == [2, 0, 0, -1]
+
+
+def test_group_prox_T8():
+    z = torch.tensor([[3, 4], [0.3, 0.4], [0.0, 0.0]])
+    p = GroupLasso(1.0, ROWS).prox(z, 1.0)
+    torch.testing.assert_close(p, torch.tensor([[2.151472, 2.868629], [0, 0], [0, 0]]), rtol=0, atol=1e-6)
+    assert (z - p)[0].norm().item() == pytest.approx(2**0.5)  # Moreau: what is cut off a survivor is the threshold
+
+
+def test_group_of_one_entry_is_l1():
+    weight = random_weight(3)[..., :1, :1]
+    group = GroupLasso(0.3, Groups(over=(2, 3)))
+    torch.testing.assert_close(group.prox(weight, 2.0), L1(0.3).prox(weight, 2.0))
+    torch.testing.assert_close(group.value(weight), L1(0.3).value(weight))
+
+
+@given(rows=st.integers(1, 5), columns=st.integers(0, 4), seed=st.integers(0, 99))
+def test_rows_of_units_round_trip(rows, columns, seed):
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [torch.randn(shape, generator=generator) for shape in ((rows, columns, 3, 3), (rows,), (rows, 2))]
+    joined = join_rows(tensors)
+    assert joined.shape == (rows, 9 * columns + 3)
+    assert all(torch.equal(a, b) for a, b in zip(split_rows(joined, tensors), tensors, strict=True))
+
+
+def test_activity_is_exact():
+    weight = torch.zeros(2, 3, 2, 2, dtype=torch.float32)
+    weight[1, 0, 0, 0] = 1e-30  # its norm underflows
+    assert Groups(over=(1, 2, 3)).active(weight).flatten().tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: L1(-1.0), r"L1\(lam=...\) must be a finite number >= 0, got -1.0"),
+        (lambda: GroupLasso(float("nan"), ROWS), r"GroupLasso\(lam=...\) must be .* got nan"),
+        (lambda: Groups(over=()), "has no axis"),
+        (lambda: Groups(over=(1, 1)), "must name each axis once"),
+        (lambda: Groups(over=(-1,)), "must name each axis once"),
+        (lambda: ROWS.norms(torch.zeros(3)), r"does not fit a tensor of shape \(3,\)"),
+    ],
+)
+def test_bad_values_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
