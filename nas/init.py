@@ -33,10 +33,10 @@ def sparse_start(model: nn.Module, density: float = 0.1, *, seed: int = 0, batch
     generator = torch.Generator().manual_seed(seed)
     for left in reversed(range(DRAWS)):
         _draw(model, density, generator)
-        if batch is None:
-            return None
         try:
-            return check_start(model, batch)
+            if batch is not None:
+                check_start(model, batch)
+            break
         except ValueError:
             if not left:
                 raise

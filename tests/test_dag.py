@@ -82,7 +82,7 @@ def test_an_empty_residual_network_returns_the_picture():
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("make", [lambda: conv_skip_autoencoder(depth=4, width=10), lambda: skip_autoencoder(patch=4)])
+@pytest.mark.parametrize("make", [lambda: conv_skip_autoencoder(depth=4, width=10), lambda: skip_autoencoder(patch=8)])
 def test_sparse_start_is_small_alive_and_seeded(make, seed):
     net, again = make(), make()
     again.load_state_dict(net.state_dict())

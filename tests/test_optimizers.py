@@ -100,7 +100,7 @@ def test_dual_start_T10():
 @pytest.mark.parametrize("kind", FAMILY)
 @given(seed=st.integers(0, 10**6), delta=st.floats(0.2, 5), joint=st.booleans())
 def test_dual_stays_in_the_subdifferential_T10(kind, seed, delta, joint):
-    """After every step v_g - theta_g / delta is lam sqrt(n) theta_g / |theta_g| on active groups, and shorter on others."""
+    """After every step v_g - theta_g / delta is lam sqrt(n) theta_g / |theta_g| on active groups, else shorter."""
     generator = torch.Generator().manual_seed(seed)
     tensors = [
         nn.Parameter(torch.randn(5, 3, 2, generator=generator)),
