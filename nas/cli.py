@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from nas.analysis.cost import cost
+from nas.analysis.curves import draw_growth
 from nas.analysis.draw import draw
 from nas.analysis.extract import extract
 from nas.analysis.topology import LEVELS, topology
@@ -41,14 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         0: done. 1: a certificate does not hold. 2: something the user can mend, said in one sentence.
         130: interrupted with Ctrl-C.
     """
-    warnings.showwarning = lambda message, *_, **__: print(f"nas: {message}", file=sys.stderr)
     torch.set_flush_denormal(True)  # moments of silent units decay into denormal numbers, on which a step is slow
     verb = "nas"
     try:
         arguments = _parser().parse_args(_with_underscores(sys.argv[1:] if argv is None else argv))
         verb = f"nas {arguments.verb}"
         options = arguments[arguments.verb]
-        result = VERBS[arguments.verb](options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = lambda message, *_, **__: print(f"{verb}: {message}", file=sys.stderr)
+            result = VERBS[arguments.verb](options)
     except KeyboardInterrupt:
         print(f"{verb}: interrupted", file=sys.stderr)
         return 130
@@ -112,9 +115,10 @@ def show(options: Namespace) -> Result:
     net = run.supernet(chosen.snapshot.epoch)
     born = births(point for point in points if point.snapshot.epoch <= chosen.snapshot.epoch)
     graph = topology(net, options.level, births=born)
-    svg, table = run.folder / "topology.svg", run.folder / "topology.json"
-    draw(graph, svg)
-    write_json(table, nx.node_link_data(graph, edges="edges"))
+    files = [run.folder / name for name in ("topology.svg", "topology.json", "growth.svg")]
+    draw(graph, files[0])
+    write_json(files[1], nx.node_link_data(graph, edges="edges"))
+    draw_growth(points, files[2], picked=chosen.snapshot.epoch)
 
     state = "" if last == run.config.epochs else f" (the search stopped after epoch {last} of {run.config.epochs})"
     print(f"{run.folder}: epoch {chosen.snapshot.epoch}{state}, validation PSNR {chosen.psnr:.2f} dB\n")
@@ -130,13 +134,13 @@ def show(options: Namespace) -> Result:
     print(f"\nparameters  {small.params:,} of {full.params:,} ({small.params / full.params:.1%})")
     print(f"FLOPs       {small.flops:,} of {full.flops:,} ({small.flops / full.flops:.1%})")
     print("            two per multiply-add, for one picture of 256 x 256 pixels (or one vector)")
-    print(f"\nwrote {svg} and {table}")
+    print(f"\nwrote {', '.join(map(str, files))}")
     return {
         "epoch": chosen.snapshot.epoch,
         "psnr": chosen.psnr,
         **_sizes(chosen, run),
         "flops": {"alive": small.flops, "total": full.flops},
-        "files": [str(svg), str(table)],
+        "files": [str(file) for file in files],
     }
 
 
@@ -262,7 +266,7 @@ def _parser() -> ArgumentParser:
 
     resumed = _make("Go on with a search that was interrupted; the same as if it had not been, bit for bit.")
 
-    shown = _make("Show what is alive, and write topology.svg and topology.json into the run folder.")
+    shown = _make("Show what is alive; write topology.svg, topology.json and growth.svg into the run folder.")
     shown.add_argument("--epoch", type=int | None, help="epoch to show (default: the one that the search picked)")
     shown.add_argument("--level", choices=LEVELS, default="node", help="draw nodes, or every unit")
 
@@ -272,7 +276,7 @@ def _parser() -> ArgumentParser:
     )
 
     retrained = _make("Train the compact network with Adam; measure it beside classical denoisers.")
-    retrained.add_argument("--epochs", type=int, default=80, help="epochs, as long as those of the search")
+    retrained.add_argument("--epochs", type=int, default=100, help="epochs, as long as those of the search")
     retrained.add_argument("--lr", type=float, default=0.005, help="highest learning rate of the one-cycle schedule")
     retrained.add_argument("--from_scratch", action="store_true", help="forget the found weights, keep the topology")
     retrained.add_argument("--seed", type=int, default=0, help="of the crops, the noise and new weights")

@@ -43,8 +43,8 @@ def param_groups(
         model: a supernet of `nas.models`, or any module whose linear and convolution rows are to be units.
         lam: strength of the group lasso on the units (weights and bias together), >= 0.
         lr: learning rate of the units and of the free parameters, > 0.
-        gate_lam: strength of the l1 penalty on the gates, >= 0; 20 * lam by default.
-        gate_lr: learning rate of the gates, > 0; 20 * lr by default. A useful gate is near 1 and a useful weight near
+        gate_lam: strength of the l1 penalty on the gates, >= 0; 5 * lam by default.
+        gate_lr: learning rate of the gates, > 0; 5 * lr by default. A useful gate is near 1 and a useful weight near
             0.05, so that gates need the larger step, and as large a threshold for the same entry time.
 
     Returns:
@@ -54,8 +54,8 @@ def param_groups(
     Raises:
         ValueError: the model has no units.
     """
-    gate_lam = 20 * lam if gate_lam is None else gate_lam
-    gate_lr = 20 * lr if gate_lr is None else gate_lr
+    gate_lam = 5 * lam if gate_lam is None else gate_lam
+    gate_lr = 5 * lr if gate_lr is None else gate_lr
     units, gates = unit_parameters(model), list(gate_parameters(model).values())
     if not units:
         raise ValueError(

@@ -43,14 +43,14 @@ class SearchConfig:
     model_options: dict[str, int] = field(default_factory=dict)
     channels: int = 1
     sigma: float = 25.0
-    epochs: int = 60
+    epochs: int = 50
     steps: int = 128
     batch: int = 8
     crop: int = 48
     density: float = 0.1
     lr: float = 0.002
-    entry_time: float = 100.0
-    gate_scale: float = 20.0
+    entry_time: float = 150.0
+    gate_scale: float = 5.0
     tolerance: float = 0.1
     seed: int = 0
 

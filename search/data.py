@@ -134,13 +134,13 @@ def _pictures(root: Path | None, download: bool, channels: int) -> Pictures:
 
 def _folder(root: Path | None, download: bool, channels: int) -> Pictures:
     if root is None or download:
-        raise ValueError("the data 'folder' needs --data_root FOLDER and takes no download")
+        raise ValueError("the data 'folder' needs --data-root FOLDER and takes no download")
     return folder(root, channels)
 
 
 def _mnist(root: Path | None, download: bool, channels: int) -> Pictures:
     if root is None:
-        raise ValueError("the data 'mnist' needs --data_root FOLDER, where the data set is or is to be downloaded to")
+        raise ValueError("the data 'mnist' needs --data-root FOLDER, where the data set is or is to be downloaded to")
     return mnist(root, download=download, channels=channels)
 
 

@@ -28,7 +28,14 @@ from nas.search.path import Point, load_sparse, pick, read_points, save_sparse
 from nas.search.tasks import TASKS, Batches, Denoise, Example, evaluate, held_out, random_crops
 
 CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINT = "config.yaml", "metrics.jsonl", "path.json", "path", "checkpoint.pt"
-OTHERS = ("compact", "retrained", "pictures", "topology.svg", "topology.json")  # what later steps add to a run
+OTHERS = (
+    "compact",
+    "retrained",
+    "pictures",
+    "topology.svg",
+    "topology.json",
+    "growth.svg",
+)  # what later steps add to a run
 VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
 
 

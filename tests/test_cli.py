@@ -1,0 +1,226 @@
+"""The command line, as a user meets it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nas.cli import VERBS, main
+from nas.search import SearchConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = [
+    "--data=folder", "--model_options={depth: 2, width: 4}", "--epochs=3", "--steps=40", "--batch=2", "--crop=16",
+    "--density=0.25", "--entry-time=20", "--lr=0.01",
+]  # fmt: skip
+
+
+def nas(*words, cwd, **options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "nas", *map(str, words)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, **options)
+
+
+def last_json(result):
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with pictures, a file that is no picture, and a run that went all the way."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "data").mkdir()
+    x, y = np.meshgrid(np.arange(32), np.arange(24))
+    for k in range(4):
+        pixels = 127 + 100 * np.sin(x / (2 + k)) * np.cos(y / (3 + k))
+        Image.fromarray(pixels.astype(np.uint8)).save(place / "data" / f"{k}.png")
+    (place / "data" / "notes.txt").write_text("no picture")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (13, 17, 4), np.uint8)).save(place / "colour.png")
+    return place
+
+
+@pytest.fixture(scope="module")
+def search_result(place):
+    return nas("search", *TINY, "--data-root=data", "--out=run", "--json", cwd=place)
+
+
+@pytest.fixture
+def inside(place, search_result, monkeypatch, capsys):
+    """Calls ``nas`` in this process, in the folder of the run; returns the exit code and the last line of stderr."""
+    monkeypatch.chdir(place)
+
+    def call(*words):
+        code = main([str(word) for word in words])
+        output = capsys.readouterr()
+        assert "Traceback" not in output.err
+        return code, output.err.strip()
+
+    return call
+
+
+def test_the_main_job(place, search_result):
+    found = last_json(search_result)
+    assert set(found) >= {"psnr_noisy", "psnr", "units", "skips", "params", "seconds"}
+    assert all(set(found[name]) == {"alive", "total"} for name in ("units", "skips", "params"))
+    assert found["units"]["total"] == 8
+    assert found["skips"]["total"] == 3
+    assert 0 < found["params"]["alive"] <= found["params"]["total"]
+    assert "skipped 1 files in data that are not pictures: notes.txt" in search_result.stderr
+    assert "units" in search_result.stderr  # the progress bar
+    assert sorted(path.name for path in (place / "run").iterdir()) == [
+        "checkpoint.pt", "config.yaml", "metrics.jsonl", "path", "path.json",
+    ]  # fmt: skip
+
+    shown = nas("show", "run", "--json", cwd=place)
+    assert last_json(shown)["units"] == found["units"]
+    assert re.search(r"n1 +\d / 4 +0 +\d", shown.stdout)
+    assert "parameters" in shown.stdout
+    topology = json.loads((place / "run" / "topology.json").read_text())
+    assert {"in", "out"} <= {node["id"] for node in topology["nodes"]}
+    assert (place / "run" / "topology.svg").read_text().startswith("<?xml")
+
+    extracted = last_json(nas("extract", "run", "--json", cwd=place))
+    assert set(extracted) >= {"certificate", "params", "flops", "params_supernet", "flops_supernet"}
+    assert extracted["certificate"]["max_abs_float32"] <= 1e-5
+    assert extracted["certificate"]["max_abs_float64"] <= 1e-10
+    assert extracted["certificate"]["num_given"] == 1
+    assert extracted["params"] == found["params"]["alive"]
+    assert sorted(path.name for path in (place / "run" / "compact").iterdir()) == [
+        "certificate.json", "config.json", "model.safetensors",
+    ]  # fmt: skip
+
+    retrained = last_json(nas("retrain", "run", "--epochs=2", "--json", cwd=place))
+    assert set(retrained) >= {"psnr", "psnr_noisy", "ssim", "baselines", "params"}
+    assert set(retrained["baselines"]) == {"tv", "nl_means"}
+    assert retrained["params"] == extracted["params"]
+    assert (place / "run" / "pictures" / "3-noisy.png").exists()
+
+    cleaned = last_json(nas("denoise", "run", "colour.png", "-o", "clean.png", "--json", cwd=place))
+    assert cleaned["files"] == ["clean.png", "clean-before-after.png"]
+    before, after = (np.asarray(Image.open(place / name)) for name in ("colour.png", "clean.png"))
+    assert after.shape == before.shape
+    assert np.array_equal(after[..., 3], before[..., 3])  # alpha is not noise
+    assert not np.array_equal(after, before)
+    assert np.asarray(Image.open(place / "clean-before-after.png")).shape == (13, 17 + 8 + 17, 3)
+
+
+def test_from_scratch_and_other_epochs(place, search_result):
+    assert last_json(nas("extract", "run", "--epoch=1", "--json", cwd=place))["epoch"] == 1
+    assert last_json(nas("retrain", "run", "--epochs=1", "--from-scratch", "--json", cwd=place))["from_scratch"]
+    assert last_json(nas("show", "run", "--epoch=0", "--level=unit", "--json", cwd=place))["skips"]["alive"] == 0
+
+
+def test_a_stored_configuration_repeats_the_run(place, search_result):
+    again = nas("search", "--config=run/config.yaml", "--out=again", cwd=place)
+    assert again.returncode == 0, again.stderr
+    files = [(place / name / "path" / "0003.safetensors").read_bytes() for name in ("run", "again")]
+    assert files[0] == files[1]
+
+
+def test_ctrl_c_leaves_a_valid_run_that_resumes(place, search_result):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "nas", "search", *TINY, "--epochs=1000", "--data-root=data", "--out=long"]
+    process = subprocess.Popen(
+        command, cwd=place, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (place / "long" / "path" / "0002.safetensors").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    (done,) = re.findall(
+        r"stopped after epoch (\d+) of 1000: long is valid up to there; go on with nas resume long", error
+    )
+    shown = nas("show", "long", cwd=place)
+    assert f"the search stopped after epoch {done} of 1000" in shown.stdout
+    assert nas("extract", "long", cwd=place).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], 'expected "verb" to be one of'),
+        (["find"], "invalid choice: 'find'"),
+        (["search", "--sigma=loud"], "Expected a <class 'float'>. Got value: loud"),
+        (["search", "--sigm=20"], "--sigm=20"),
+        (["search", "--sigma=-25"], r"sigma must lie in \(0, 255\], on the 0..255 scale, got -25.0"),
+        (["search", "--sigma=1e9"], r"sigma must lie in \(0, 255\]"),
+        (["search", "--epochs=0"], "epochs must be at least 1, got 0"),
+        (["search", "--task=sing"], "unknown task 'sing'; there are: denoise"),
+        (["search", "--data=cats"], "unknown data 'cats'; there are: folder, mnist, pictures"),
+        (["search", "--model=unet"], "unknown model 'unet'; there are: conv_skip_autoencoder, skip_autoencoder"),
+        (["search", *TINY, "--data-root=nowhere"], "there is no folder nowhere"),
+        (["search", *TINY, "--data-root=run/path"], "holds 0 pictures; a search needs at least 3"),
+        (["search", *TINY, "--data-root=data", "--crop=25"], "32 x 24 pixels, smaller than the crop of 25"),
+        (["search", *TINY, "--data-root=data", "--out=run"], "run already holds a run; choose another --out"),
+        (["search", *TINY, "--data-root=data", "--out=data"], "data is in use and holds no run; choose another --out"),
+        (["search", *TINY, "--data-root=data", "--out=colour.png/run"], "Not a directory"),
+        (["search", "--config=nowhere.yaml"], "nowhere.yaml"),
+        (["show", "nowhere"], "nowhere holds no run"),
+        (["show", "run", "--epoch=9"], "run has epochs 0 to 3, not 9"),
+        (["show", "run", "--level=layer"], "layer"),
+        (["retrain", "run", "--epochs=0"], "epochs must be at least 1, got 0|there is no network in run/compact"),
+        (["denoise", "run"], "picture|out"),
+        (["denoise", "run", "nowhere.png", "-o", "x.png"], "nowhere.png: No such file|no network"),
+        (["denoise", "run", "data/notes.txt", "-o", "x.png"], "data/notes.txt is not a picture|no network"),
+        (["denoise", "run", "colour.png", "-o", "colour.png"], "colour.png exists; choose another -o|no network"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(place, inside, words, sentence):
+    before = sorted(place.rglob("*"))
+    code, error = inside(*words)
+    (line,) = [line for line in error.splitlines() if "skipped 1 files" not in line]
+    assert code == 2
+    assert line.startswith("nas")
+    assert re.search(sentence, line)
+    assert sorted(place.rglob("*")) == before
+
+
+def test_a_damaged_run_is_named(place, search_result, inside):
+    nas("search", *TINY, "--data-root=data", "--out=broken", cwd=place)
+    nas("extract", "broken", cwd=place)
+    for verb, name in (
+        ("denoise", "compact/config.json"),
+        ("retrain", "compact/model.safetensors"),
+        ("show", "path.json"),
+        ("resume", "checkpoint.pt"),
+        ("extract", "config.yaml"),
+    ):
+        (place / "broken" / name).write_bytes(b"\x00garbage")
+        code, error = inside(verb, "broken", *(["colour.png", "-o", "y.png"] if verb == "denoise" else []))
+        assert code == 2
+        assert "damaged" in error.splitlines()[-1]
+    assert not (place / "y.png").exists()
+
+
+def test_a_certificate_that_does_not_hold_exits_with_1(inside, monkeypatch):
+    from nas.analysis import Certificate
+    from nas.models import compact
+
+    monkeypatch.setattr("nas.cli.extract", lambda net, inputs: (compact(net), Certificate(1e-3, 1e-3, 1, 1)))
+    assert inside("extract", "run")[0] == 1
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_every_option_and_default(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "--json" in text
+    if verb == "search":
+        for name in SearchConfig.__dataclass_fields__:
+            assert f"--{name}" in text
+        assert "default: 25.0" in text

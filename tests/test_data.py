@@ -1,0 +1,158 @@
+"""Pictures: files of every kind, data sources, and what is said about bad ones."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nas.models import conv_skip_autoencoder
+from nas.search import folder, load_data, mnist, pictures
+from nas.search.data import TEST, TRAIN, VALIDATION
+from nas.search.images import NotAPictureError, read_picture, to_array, to_tensor, write_picture
+from nas.search.use import beside, denoise_pixels
+
+
+def save_picture(path, shape=(20, 30), mode=None, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode or Image.fromarray(pixels).mode).save(path)
+    return path
+
+
+def test_the_pictures_are_split_by_picture():
+    assert not set(TRAIN) & set(VALIDATION) | set(TRAIN) & set(TEST) | set(VALIDATION) & set(TEST)
+    for channels in (1, 3):
+        data = pictures(channels)
+        for part, names in ((data.train, TRAIN), (data.validation, VALIDATION), (data.test, TEST)):
+            assert tuple(picture.name for picture in part) == names
+            for picture in part:
+                assert picture.pixels.dtype == torch.float32
+                assert len(picture.pixels) == channels
+                assert 0 <= picture.pixels.min() < picture.pixels.max() <= 1
+
+
+def test_a_folder_is_split_and_counts_what_it_skips(tmp_path):
+    for k in range(12):
+        save_picture(tmp_path / f"{k:02}.png", seed=k)
+    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "sub").mkdir()
+    with pytest.warns(UserWarning, match="skipped 1 files in .* that are not pictures: notes.txt"):
+        data = folder(tmp_path)
+    assert [p.name for p in data.validation] == ["04.png"]
+    assert [p.name for p in data.test] == ["05.png"]
+    assert len(data.train) == 10
+
+
+def test_a_small_folder_has_one_picture_each(tmp_path):
+    for k in range(3):
+        save_picture(tmp_path / f"{k}.png")
+    data = folder(tmp_path)
+    assert [[p.name for p in part] for part in (data.train, data.validation, data.test)] == [
+        ["0.png"],
+        ["1.png"],
+        ["2.png"],
+    ]
+
+
+def test_bad_folders(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no folder .*missing"):
+        folder(tmp_path / "missing")
+    with pytest.raises(ValueError, match="holds 0 pictures; a search needs at least 3"):
+        folder(tmp_path)
+    broken = save_picture(tmp_path / "broken.png", (100, 100))
+    broken.write_bytes(broken.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"the picture .*broken.png is truncated or damaged"):
+        folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": "cats"}, "unknown data 'cats'; there are folder, mnist, pictures"),
+        ({"source": "pictures", "channels": 2}, r"channels must be 1 \(grey\) or 3 \(colour\), got 2"),
+        ({"source": "folder"}, "needs --data-root"),
+        ({"source": "mnist"}, "needs --data-root"),
+        ({"source": "pictures", "download": True}, "ships with scikit-image"),
+    ],
+)
+def test_bad_sources(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_data(**options)
+
+
+def test_missing_mnist_says_how_to_get_it(tmp_path):
+    with pytest.raises(ValueError, match="MNIST is not in the folder .*; fetch it with --download"):
+        mnist(tmp_path)
+
+
+def test_mnist_is_split(tmp_path):
+    """In the format of the data set, with the right number of random pictures."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 60_000), ("t10k", 10_000)):
+        images = np.zeros((count, 28, 28), np.uint8)
+        images[:, 0, 0] = np.arange(count) % 251
+        header = np.array([2051, count, 28, 28], ">i4").tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        labels = np.array([2049, count], ">i4").tobytes() + bytes(count)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+    data = mnist(tmp_path)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [55_000, 500, 1_000]
+    assert data.validation[0].name == "train55000"
+    assert data.validation[0].pixels[0, 0, 0].item() == pytest.approx(55_000 % 251 / 255)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "1", "P", "CMYK"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_of_every_mode(tmp_path, mode, channels):
+    suffix = ".tif" if mode == "CMYK" else ".png"
+    file = save_picture(tmp_path / f"a{suffix}", (9, 7, 3), mode)
+    tensor = to_tensor(read_picture(file), channels)
+    assert tensor.shape == (channels, 9, 7)
+    assert tensor.dtype == torch.float32
+    assert 0 <= tensor.min() <= tensor.max() <= 1
+
+
+def test_grey_pixels_keep_their_values(tmp_path):
+    file = save_picture(tmp_path / "a.png", (9, 7))
+    pixels = read_picture(file)
+    assert np.array_equal(to_array(to_tensor(pixels, 1)), pixels)
+    deep = np.linspace(0, 65535, 63).astype(np.uint16).reshape(9, 7)
+    write_picture(tmp_path / "deep.png", deep)
+    assert np.array_equal(read_picture(tmp_path / "deep.png"), deep)
+    assert to_tensor(deep, 1).max() == 1
+
+
+def test_writing_needs_a_known_format_and_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="choose a suffix such as .png"):
+        write_picture(tmp_path / "a.xyz", np.zeros((2, 2), np.uint8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_picture(tmp_path):
+    (tmp_path / "a.png").write_text("text")
+    with pytest.raises(NotAPictureError, match="a.png is not a picture"):
+        read_picture(tmp_path / "a.png")
+    with pytest.raises(FileNotFoundError):
+        read_picture(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("shape", [(5, 8), (5, 8, 1), (6, 7, 2), (1, 9, 3), (6, 7, 4)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_an_empty_network_returns_any_picture(shape, dtype, channels):
+    net = conv_skip_autoencoder(channels, depth=1, width=2)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()
+    pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape).astype(dtype)
+    cleaned = denoise_pixels(net, pixels)
+    assert cleaned.dtype == dtype
+    assert np.abs(cleaned.astype(int) - pixels.astype(int)).max() <= (dtype == np.uint16)  # float32 holds 24 bits
+
+
+def test_pictures_side_by_side():
+    grey, colour = np.zeros((4, 3), np.uint8), np.full((4, 5, 4), 7, np.uint8)
+    assert beside([grey, grey]).shape == (4, 3 + 8 + 3)
+    joined = beside([grey, colour])
+    assert joined.shape == (4, 3 + 8 + 5, 3)
+    assert joined[0, :, 0].tolist() == [0] * 3 + [255] * 8 + [7] * 5

@@ -1,0 +1,97 @@
+"""The architecture as a test: imports point one way, and every package is where it is said to be."""
+
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = ["nas", "models", "search", "analysis"]  # each may import itself and what stands to its left
+WIRING = {ROOT / "nas" / "__main__.py", ROOT / "nas" / "cli.py"}
+FILES = [file for layer in LAYERS for file in sorted((ROOT / layer).glob("*.py")) if file not in WIRING]
+
+
+def layers_imported(source):
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            first, *rest = name.split(".")
+            assert first not in LAYERS[1:], f"import nas.{first}, not {first}"
+            if first == "nas":
+                found.add(rest[0] if rest and rest[0] in LAYERS else "nas")
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_point_left(file):
+    layer = LAYERS.index(file.relative_to(ROOT).parts[0])
+    assert not layers_imported(file.read_text()) & set(LAYERS[layer + 1 :])
+
+
+def test_the_rule_can_fail():
+    assert layers_imported("from nas.search.loop import search\nimport nas.models.dag\nfrom nas import L1") == {
+        "search",
+        "models",
+        "nas",
+    }
+
+
+@pytest.mark.parametrize("name", LAYERS[1:])
+def test_folders_are_linked_into_the_package(name):
+    link = ROOT / "nas" / name
+    if link.is_symlink():
+        assert os.readlink(link) == f"../{name}"
+    else:  # git wrote no links here
+        assert not link.exists() or link.read_text() == f"../{name}"
+
+
+def test_every_package_is_listed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {
+        ".".join(file.parent.relative_to(ROOT).parts)
+        for layer in LAYERS
+        for file in (ROOT / layer).rglob("__init__.py")
+    }
+    assert sorted(listed) == sorted(name if name.startswith("nas") else f"nas.{name}" for name in found)
+
+
+def run(command, cwd, **variables):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    return subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def test_a_user_may_have_a_models_folder(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").write_text("mine = True\n")
+    (tmp_path / "script.py").write_text(
+        "import models, nas.models, nas.search, nas.analysis\n"
+        "assert models.mine and nas.models.DagNet.__module__ == 'nas.models.dag'\n"
+    )
+    result = run(["script.py"], tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_checkout_without_links_works(tmp_path):
+    for layer in LAYERS:
+        (tmp_path / layer).mkdir()
+        for file in (ROOT / layer).glob("*.py"):
+            (tmp_path / layer / file.name).write_text(file.read_text())
+    result = run(["-c", "import nas.search; print(nas.search.__file__)"], tmp_path, PYTHONPATH="")
+    assert result.stdout.strip() == str(tmp_path / "search" / "__init__.py"), result.stderr
+
+
+def test_import_is_light(tmp_path):
+    heavy = {"matplotlib", "torchvision", "skimage", "PIL", "graphviz", "jsonargparse", "hypothesis"}
+    script = f"import sys, nas, nas.models, nas.search, nas.analysis; print(sorted({heavy!r} & set(sys.modules)))"
+    result = run(["-c", script], tmp_path)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr

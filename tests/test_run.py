@@ -1,0 +1,227 @@
+"""A run and its folder: complete after every epoch, repeatable, resumable, and careful with what is there."""
+
+import json
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nas import AdaBreg, param_groups, sparse_start
+from nas.models import compact, conv_skip_autoencoder
+from nas.search import Denoise, Picture, Run, Search, SearchConfig, births, random_crops, retrain, search
+from nas.search.loop import train
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    x, y = np.meshgrid(np.arange(28), np.arange(24))
+    for k in range(4):
+        pixels = 127 + 100 * np.sin(x / (2 + k)) * np.cos(y / (3 + k))
+        Image.fromarray(pixels.astype(np.uint8)).save(root / f"{k}.png")
+    return root
+
+
+@pytest.fixture
+def config(data_root):
+    return SearchConfig(
+        data="folder",
+        data_root=data_root,
+        model_options={"depth": 2, "width": 6},
+        epochs=4,
+        steps=40,
+        batch=4,
+        crop=16,
+        density=0.2,
+        lr=0.005,
+        sigma=50.0,
+        entry_time=20,
+    )
+
+
+def weights(run, epoch):
+    return run.supernet(epoch).state_dict()
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_writes_its_folder(tmp_path, config):
+    run = Run(tmp_path / "run", config)
+    engine = Search(run)
+    points = list(engine)
+    assert [point.snapshot.epoch for point in points] == [1, 2, 3, 4]
+    assert Run.open(tmp_path / "run") == run
+    assert run.points() == engine.points
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3, 4]
+    assert set(lines[0]) == {
+        "epoch", "loss", "psnr", "ssim", "density", "units", "skips", "params", "lam", "lr", "seconds",
+    }  # fmt: skip
+    assert lines[0]["skips"] == 0
+    assert lines[0]["units"] == 2
+    assert lines[-1]["units"] > 2
+    assert lines[-1]["lr"] == pytest.approx(0, abs=1e-12)
+    assert same(weights(run, 4), engine.net.state_dict())
+    born = births(engine.points)
+    assert {name: tuple(units) for name, units in born.items()} == points[-1].snapshot.units
+    assert min(epoch for units in born.values() for epoch in units.values()) == 0
+    small = compact(run.supernet(4))
+    assert sum(p.numel() for p in small.parameters()) == points[-1].params
+
+
+def test_the_same_seed_gives_the_same_run(tmp_path, config):
+    runs = [Run(tmp_path / name, config) for name in "ab"]
+    for run in runs:
+        list(Search(run))
+    assert all(same(weights(runs[0], epoch), weights(runs[1], epoch)) for epoch in range(5))
+    files = [(run.folder / "path" / "0004.safetensors").read_bytes() for run in runs]
+    assert files[0] == files[1]
+    other = Run(tmp_path / "c", replace(config, seed=1))
+    list(Search(other))
+    assert not same(weights(runs[0], 4), weights(other, 4))
+
+
+def test_an_interrupted_run_is_valid_and_goes_on_bit_for_bit(tmp_path, config):
+    whole, broken = (Run(tmp_path / name, config) for name in "ab")
+    list(Search(whole))
+    next(iter(Search(broken)))
+    assert [point.snapshot.epoch for point in broken.points()] == [0, 1]
+    with (broken.folder / "metrics.jsonl").open("a") as lines:
+        lines.write("half a li")  # killed while writing
+    rest = list(Search(broken, resume=True))
+    assert [point.snapshot.epoch for point in rest] == [2, 3, 4]
+    assert same(weights(whole, 4), weights(broken, 4))
+    a, b = (
+        [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        for run in (whole, broken)
+    )
+    assert [{**line, "seconds": 0} for line in a] == [{**line, "seconds": 0} for line in b]
+    assert list(Search(broken, resume=True)) == []  # nothing is left to do
+
+
+def test_a_run_is_not_overwritten_unless_forced(tmp_path, config):
+    run = Run(tmp_path / "run", replace(config, epochs=2))
+    list(Search(run))
+    (run.folder / "mine.txt").write_text("keep me")
+    before = {file: file.stat().st_mtime_ns for file in run.folder.rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match="already holds a run; choose another --out, or --force to replace it"):
+        Search(run)
+    assert before == {file: file.stat().st_mtime_ns for file in run.folder.rglob("*") if file.is_file()}
+    Search(run, force=True)
+    assert [point.snapshot.epoch for point in run.points()] == [0]
+    assert not (run.folder / "path" / "0002.safetensors").exists()
+    assert (run.folder / "mine.txt").read_text() == "keep me"
+
+
+def test_a_folder_in_use_is_refused_even_when_forced(tmp_path, config):
+    (tmp_path / "mine.txt").write_text("keep me")
+    for force in (False, True):
+        with pytest.raises(ValueError, match="is in use and holds no run"):
+            Search(Run(tmp_path, config), force=force)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"crop": 25}, "28 x 24 pixels, smaller than the crop of 25"),
+        ({"model_options": {"wdth": 3}}, "conv_skip_autoencoder has no option 'wdth'; its options are depth, width"),
+        ({"model_options": {"width": 0}}, r"conv_skip_autoencoder\(width=...\) must be at least 1, got 0"),
+        ({"sigma": -1.0}, "sigma must lie in"),
+        ({"density": 2.0}, r"sparse_start\(density=...\)"),
+    ],
+)
+def test_bad_options_leave_nothing_behind(tmp_path, config, change, message):
+    with pytest.raises(ValueError, match=message):
+        Search(Run(tmp_path / "run", replace(config, **change)))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "deblur"}, "unknown task 'deblur'; there are: denoise"),
+        ({"data": "cats"}, "unknown data 'cats'; there are: folder, mnist, pictures"),
+        ({"model": "unet"}, "unknown model 'unet'; there are: conv_skip_autoencoder, skip_autoencoder"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"entry_time": 10.0}, "entry_time must lie between 20 steps .* and the 160 steps .*, got 10"),
+        ({"lr": 0.0}, "lr must be > 0, got 0"),
+        ({"gate_scale": -1.0}, "gate_scale must be > 0"),
+        ({"tolerance": -1.0}, "tolerance must be >= 0 dB"),
+    ],
+)
+def test_bad_options_are_named(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(config, **change)
+
+
+@pytest.mark.parametrize("content", ["", "a: 1", "[1, 2]", "\t{", "epochs: 0"])
+def test_a_damaged_configuration(tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"config.yaml is damaged: "):
+        Run.open(tmp_path)
+
+
+def test_a_folder_without_a_run(tmp_path):
+    with pytest.raises(ValueError, match="holds no run .*; make one with nas search --out"):
+        Run.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["path.json", "path/0000.safetensors", "checkpoint.pt"])
+@pytest.mark.parametrize("damage", [None, b"", b"{}", b"garbage" * 50])
+def test_damaged_files_are_named(tmp_path, config, name, damage):
+    run = Run(tmp_path / "run", config)
+    Search(run)
+    file = run.folder / name
+    file.unlink() if damage is None else file.write_bytes(damage)
+    with pytest.raises(ValueError, match=rf"(?s){name.split('.')[-1]} is .*(damaged|empty)"):
+        run.supernet(run.choose().snapshot.epoch)
+        Search(run, resume=True)
+
+
+def test_an_epoch_that_does_not_exist(tmp_path, config):
+    run = Run(tmp_path / "run", config)
+    Search(run)
+    with pytest.raises(ValueError, match="has epochs 0 to 0, not 7"):
+        run.choose(7)
+
+
+def waves(k):
+    x, y = torch.meshgrid(torch.arange(40.0), torch.arange(40.0), indexing="ij")
+    return Picture(f"wave{k}", (0.5 + 0.4 * torch.sin(x / (2 + k)) * torch.cos(y / 5))[None])
+
+
+def test_search_grows_from_almost_nothing_and_retraining_improves():
+    torch.manual_seed(0)
+    task = Denoise(40)
+    batches = random_crops([waves(k) for k in range(4)], task, crop=16, batch=4, steps=30)
+    net = conv_skip_autoencoder(depth=2, width=8)
+    sparse_start(net, 0.13, batch=next(batches(0))[0])
+    optimizer = AdaBreg(param_groups(net, lam=0.1, lr=0.005))
+    snapshots = list(islice(search(net, batches, optimizer, task.loss), 8))
+    assert snapshots[0].num_units <= 4 < snapshots[-1].num_units
+    assert snapshots[-1].loss < 0.6 * snapshots[0].loss
+    small = compact(net)
+    losses = []
+    retrain(small, batches, task.loss, epochs=6, steps=30, on_epoch=lambda epoch, loss: losses.append(loss))
+    assert len(losses) == 6
+    assert losses[-1] < snapshots[-1].loss
+
+
+@pytest.mark.parametrize(("options", "message"), [({"epochs": 0}, "epochs must be"), ({"lr": -1.0}, "lr must be > 0")])
+def test_retrain_refuses_bad_options(options, message):
+    net = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=message):
+        retrain(net, lambda epoch: iter(()), torch.nn.functional.mse_loss, **{"epochs": 1, "steps": 1, **options})
+
+
+def test_divergence_is_said():
+    net = torch.nn.Linear(1, 1)
+    batches = lambda epoch: iter([(torch.full((1, 1), float("inf")), torch.zeros(1, 1))])  # noqa: E731
+    with pytest.raises(FloatingPointError, match="the loss of epoch 1 is inf: training diverged; use a smaller lr"):
+        next(train(net, batches, torch.optim.SGD(net.parameters(), 0.1), torch.nn.functional.mse_loss))

@@ -1,0 +1,121 @@
+"""The graph says what is alive; both ways of drawing it say the same."""
+
+import json
+import shutil
+import xml.etree.ElementTree as ET
+
+import networkx as nx
+import pytest
+import torch
+from hypothesis import given
+
+from nas.analysis import draw, topology
+from nas.analysis.draw import to_dot
+from nas.models import DagNet, Node, Plan, Skip, conv_skip_autoencoder, find_alive
+from tests.nets import sparse_nets
+
+
+def small_net():
+    """in (1) -> n1 (2 of 3 alive) -> n2 (2 of 3) -> out, with a gate of 0.5 from n1 to n2."""
+    plan = Plan(1, (Node("n1", 3, {"in": 1}), Node("n2", 3, {"n1": 1}, (Skip("n1"),)), Node("out", 1, {"n2": 1})), 1)
+    net = DagNet(plan)
+    with torch.no_grad():
+        net.nodes["n1"].edges["in"][:, 0, 0, 0] = torch.tensor([3.0, 0, 4])
+        net.nodes["n2"].edges["n1"].zero_()
+        net.nodes["n2"].edges["n1"][0, 0] = 2
+        net.nodes["n2"].gates.fill_(0.5)
+        net.nodes["out"].edges["n2"].fill_(1)
+    return net
+
+
+def test_node_graph():
+    graph = topology(small_net(), births={"n1": {0: 2, 2: 7}, "n2": {0: 3, 2: 3}})
+    assert dict(graph.nodes["n1"]) == {
+        "kind": "hidden",
+        "layer": 1,
+        "alive": 2,
+        "total": 3,
+        "born_first": 2,
+        "born_last": 7,
+    }
+    assert dict(graph.nodes["out"]) == {"kind": "output", "layer": 3, "alive": 1, "total": 1}
+    assert dict(graph.edges["in", "n1"]) == {"norm": 5.0, "gate": 0.0}
+    assert dict(graph.edges["n1", "n2"]) == {"norm": 2.0, "gate": 0.5}
+    assert list(nx.all_simple_paths(graph, "in", "out")) == [["in", "n1", "n2", "out"]]
+
+
+def test_unit_graph():
+    graph = topology(small_net(), "unit", births={"n1": {0: 2, 2: 7}})
+    assert set(graph) == {"in.0", "n1.0", "n1.2", "n2.0", "n2.2", "out.0"}
+    assert graph.nodes["n1.2"] == {"kind": "hidden", "layer": 1, "node": "n1", "index": 2, "born": 7}
+    assert dict(graph.edges["n1.0", "n2.0"]) == {"norm": 2.0, "gate": 0.5}
+    assert dict(graph.edges["n1.2", "n2.2"]) == {"norm": 0.0, "gate": 0.5}
+    assert graph.number_of_edges() == 2 + 2 + 2
+
+
+@given(sparse_nets())
+def test_both_levels_agree(case):
+    net, _ = case
+    nodes, units = topology(net), topology(net, "unit")
+    for name, vertex in nodes.nodes(data=True):
+        assert vertex["alive"] == sum(data["node"] == name for _, data in units.nodes(data=True))
+    pairs = {(units.nodes[a]["node"], units.nodes[b]["node"]) for a, b in units.edges}
+    assert pairs == set(nodes.edges)
+    gates = {(a, b): data["gate"] for a, b, data in nodes.edges(data=True) if data["gate"] != 0}
+    assert gates == find_alive(net).skips
+
+
+@pytest.mark.parametrize("level", ["node", "unit"])
+def test_graphs_round_trip(tmp_path, level):
+    graph = topology(small_net(), level)
+    data = json.loads(json.dumps(nx.node_link_data(graph, edges="edges")))
+    assert nx.utils.graphs_equal(nx.node_link_graph(data, edges="edges"), graph)
+    nx.write_graphml(graph, tmp_path / "graph.xml")
+    assert set(nx.read_graphml(tmp_path / "graph.xml")) == set(graph)
+
+
+def test_unknown_level():
+    with pytest.raises(ValueError, match=r"topology\(level=...\) must be 'node' or 'unit', got 'layer'"):
+        topology(small_net(), "layer")
+
+
+def drawn_text(file):
+    return " ".join(" ".join(element.itertext()) for element in ET.parse(file).iter() if element.tag.endswith("text"))
+
+
+@pytest.mark.parametrize("engine", ["dot", "matplotlib"])
+def test_drawings_show_every_node_and_gate(tmp_path, engine, monkeypatch):
+    if engine == "dot" and not shutil.which("dot"):
+        pytest.skip("the dot program is not installed")
+    import matplotlib
+
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")  # text stays text
+    file = tmp_path / "graph.svg"
+    draw(topology(small_net()), file, engine=engine)
+    text = drawn_text(file)
+    for word in ("in", "n1", "n2", "out", "2 of 3", "0.50"):
+        assert word in text
+    draw(topology(small_net(), "unit"), tmp_path / "units.png", engine=engine)
+    assert (tmp_path / "units.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_drawing_needs_no_dot(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    draw(topology(conv_skip_autoencoder(depth=2, width=3)), tmp_path / "graph.svg")
+    assert ET.parse(tmp_path / "graph.svg").getroot().tag.endswith("svg")
+    assert b"matplotlib" in (tmp_path / "graph.svg").read_bytes().lower()
+
+
+def test_dot_source_has_all_arcs():
+    source = to_dot(topology(small_net()))
+    assert source.count("->") == 4  # three edges and one gate
+    assert 'label="0.50"' in source or "label=0.50" in source
+
+
+def test_bad_drawings_are_refused(tmp_path):
+    graph = topology(small_net())
+    with pytest.raises(ValueError, match="the suffix must be one of .svg, .png, .pdf"):
+        draw(graph, tmp_path / "graph.bmp")
+    with pytest.raises(ValueError, match="must be one of dot, matplotlib, got 'paint'"):
+        draw(graph, tmp_path / "graph.svg", engine="paint")
+    assert not list(tmp_path.iterdir())
