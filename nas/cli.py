@@ -183,7 +183,7 @@ def run_retrain(options: Namespace) -> Result:
         torch.manual_seed(options.seed)
         net = DagNet(net.plan)
     before = evaluate(net, test)
-    bar = tqdm(total=options.epochs, unit="epoch", desc="retrain")
+    bar = tqdm(total=options.epochs, unit="epoch", desc="retrain", delay=0.1)  # none for options that are refused
 
     def progress(epoch: int, loss: float) -> None:
         bar.set_postfix_str(f"loss {loss:.5f}, PSNR {evaluate(net, validation).psnr:.2f} dB")
