@@ -89,7 +89,7 @@ def _run_to_the_end(engine: Search) -> Result:
             )
     except KeyboardInterrupt:
         bar.close()
-        done = engine.points[-1].snapshot.epoch
+        done = run.points()[-1].snapshot.epoch
         print(
             f"stopped after epoch {done} of {config.epochs}: {run.folder} is valid up to there; "
             f"go on with nas resume {run.folder}",

@@ -181,9 +181,9 @@ class Search:
     def _record(self, point: Point) -> None:
         """Weights first, then the path that names them, the metrics, and last the checkpoint to go on from."""
         folder = self.run.folder
-        self.points.append(point)
         save_sparse(self.net, folder / SNAPSHOTS / f"{point.snapshot.epoch:04}.safetensors")
-        write_json(folder / PATH, [each.to_dict() for each in self.points])
+        write_json(folder / PATH, [each.to_dict() for each in (*self.points, point)])
+        self.points.append(point)
         with (folder / METRICS).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(self._metrics(point)) + "\n")
         state = {
