@@ -5,7 +5,7 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
+from nas import __version__
 from nas.analysis.cost import cost
 from nas.analysis.curves import draw_growth
 from nas.analysis.draw import draw
@@ -65,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_search(options: Namespace) -> Result:
     config = SearchConfig(**{field.name: options[field.name] for field in fields(SearchConfig)})
+    if config.data_root is not None:  # later verbs may be called from another folder
+        config = replace(config, data_root=config.data_root.resolve())
     run = Run(options.out or Path("runs") / f"{config.task}-{config.data}", config)
     return _run_to_the_end(Search(run, force=options.force, download=options.download))
 
@@ -254,7 +257,7 @@ VERBS: dict[str, Callable[[Namespace], Result]] = {
 
 
 def _parser() -> ArgumentParser:
-    parser = _make("Networks found by Bregman iterations: search, look, extract, retrain, use.", prog="nas")
+    parser = _make("Networks found by Bregman iterations: search, look, extract, retrain, use.", prog="nas", version=__version__)
     verbs = parser.add_subcommands(required=True, dest="verb", metavar="VERB")
 
     search = _make("Start almost empty and let units and skips enter when the loss asks for them.")

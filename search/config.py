@@ -49,7 +49,7 @@ class SearchConfig:
     crop: int = 48
     density: float = 0.1
     lr: float = 0.002
-    entry_time: float = 150.0
+    entry_time: float = 200.0
     gate_scale: float = 5.0
     tolerance: float = 0.1
     seed: int = 0

@@ -74,7 +74,7 @@ def test_the_main_job(place, search_result):
     assert found["units"]["total"] == 8
     assert found["skips"]["total"] == 3
     assert 0 < found["params"]["alive"] <= found["params"]["total"]
-    assert "skipped 1 files in data that are not pictures: notes.txt" in search_result.stderr
+    assert "that are not pictures: notes.txt" in search_result.stderr
     assert "units" in search_result.stderr  # the progress bar
     assert sorted(path.name for path in (place / "run").iterdir()) == [
         "checkpoint.pt", "config.yaml", "metrics.jsonl", "path", "path.json",
@@ -161,7 +161,7 @@ def test_ctrl_c_leaves_a_valid_run_that_resumes(place, search_result):
         (["search", "--task=sing"], "unknown task 'sing'; there are: denoise"),
         (["search", "--data=cats"], "unknown data 'cats'; there are: folder, mnist, pictures"),
         (["search", "--model=unet"], "unknown model 'unet'; there are: conv_skip_autoencoder, skip_autoencoder"),
-        (["search", *TINY, "--data-root=nowhere"], "there is no folder nowhere"),
+        (["search", *TINY, "--data-root=nowhere"], r"there is no folder \S*nowhere"),
         (["search", *TINY, "--data-root=run/path"], "holds 0 pictures; a search needs at least 3"),
         (["search", *TINY, "--data-root=data", "--crop=25"], "32 x 24 pixels, smaller than the crop of 25"),
         (["search", *TINY, "--data-root=data", "--out=run"], "run already holds a run; choose another --out"),
