@@ -257,7 +257,9 @@ VERBS: dict[str, Callable[[Namespace], Result]] = {
 
 
 def _parser() -> ArgumentParser:
-    parser = _make("Networks found by Bregman iterations: search, look, extract, retrain, use.", prog="nas", version=__version__)
+    parser = _make(
+        "Networks found by Bregman iterations: search, look, extract, retrain, use.", prog="nas", version=__version__
+    )
     verbs = parser.add_subcommands(required=True, dest="verb", metavar="VERB")
 
     search = _make("Start almost empty and let units and skips enter when the loss asks for them.")

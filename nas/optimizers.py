@@ -48,28 +48,27 @@ class Bregman(Optimizer, ABC):
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
             if moved:
-                self._start_duals(group)
+                members = group["params"] if group["joint"] else moved
+                self._start_duals(members, group)
                 self._step_duals(moved, group)
-                self._read_weights(group)
+                self._read_weights(members, group)
         return loss
 
     @abstractmethod
     def _step_duals(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """dual <- dual - lr * direction(gradient), in place, for parameters that have a gradient."""
 
-    def _start_duals(self, group: dict[str, Any]) -> None:
-        if "dual" in self.state[group["params"][0]]:
-            return
-        subgradients = _apply(group["penalty"].subgradient, group["params"], group["joint"])
-        for p, subgradient in zip(group["params"], subgradients, strict=True):
+    def _start_duals(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """dual = p / delta + subgradient of J at p, for parameters that have no dual yet."""
+        new = [p for p in params if "dual" not in self.state[p]]
+        for p, subgradient in zip(new, _apply(group["penalty"].subgradient, new, group["joint"]), strict=True):
             self.state[p]["dual"] = p / group["delta"] + subgradient
 
-    def _read_weights(self, group: dict[str, Any]) -> None:
-        delta, params = group["delta"], group["params"]
+    def _read_weights(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """p <- prox(delta * dual, delta), in place."""
+        penalty, delta = group["penalty"], group["delta"]
         scaled = [delta * self.state[p]["dual"] for p in params]
-        for p, weight in zip(
-            params, _apply(lambda z: group["penalty"].prox(z, delta), scaled, group["joint"]), strict=True
-        ):
+        for p, weight in zip(params, _apply(lambda z: penalty.prox(z, delta), scaled, group["joint"]), strict=True):
             p.copy_(weight)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -163,7 +162,7 @@ class AdaBreg(Bregman):
                 state["exp_avg_sq"] = torch.zeros_like(state["dual"])
         adam(
             [state["dual"] for state in states],
-            [p.grad for p in params if p.grad is not None],
+            [_laid_out_like(self.state[p]["dual"], p.grad) for p in params if p.grad is not None],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -179,9 +178,14 @@ class AdaBreg(Bregman):
         )
 
 
+def _laid_out_like(dual: Tensor, grad: Tensor) -> Tensor:
+    """``grad`` with the strides of ``dual``, which torch's fused kernels take for granted as they walk through memory."""
+    return grad if grad.stride() == dual.stride() else torch.empty_like(dual).copy_(grad)
+
+
 def _apply(function: Callable[[Tensor], Tensor], tensors: list[Tensor], joint: bool) -> list[Tensor]:
     """``function`` of each tensor, or of the matrix of the units that the tensors share."""
-    if joint:
+    if joint and tensors:
         return split_rows(function(join_rows(tensors)), tensors)
     return [function(tensor) for tensor in tensors]
 

@@ -225,6 +225,35 @@ def test_steps_are_in_place_and_closures_run(kind):
     assert theta.item() == before
 
 
+@pytest.mark.parametrize("kind", FAMILY)
+def test_the_layout_in_memory_does_not_matter(kind):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 3, 3, 3, generator=generator)
+    last = nn.Parameter(weight.to(memory_format=torch.channels_last))
+    first = nn.Parameter(weight.clone())
+    penalty = GroupLasso(0.1, Groups(over=(1, 2, 3)))
+    optimizers = [kind([p], lr=0.1, penalty=penalty) for p in (last, first)]
+    for _ in range(5):
+        first.grad = torch.randn(4, 3, 3, 3, generator=generator)
+        last.grad = first.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(last, first)
+
+
+def test_a_frozen_parameter_is_not_touched():
+    frozen, moving = scalar(0.1), scalar(0.1)
+    optimizer = AdaBreg([frozen, moving], lr=0.1, penalty=L1(0.3), delta=3.0)
+    for _ in range(3):
+        moving.grad = torch.ones(1)
+        optimizer.step()
+    assert frozen.item() == 0.1
+    assert not optimizer.state[frozen]
+    frozen.grad = torch.zeros(1)  # thawed: it starts from where it is
+    optimizer.step()
+    assert frozen.item() == pytest.approx(0.1, abs=1e-15)
+
+
 def test_schedulers_steer_the_step():
     theta = scalar()
     optimizer = LinBreg([theta], lr=1.0)
