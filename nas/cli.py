@@ -21,6 +21,7 @@ from nas.analysis.draw import draw
 from nas.analysis.extract import extract
 from nas.analysis.topology import LEVELS, topology
 from nas.files import replacing_folder, write_json
+from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.models.store import load, save
 from nas.search.baselines import baselines
@@ -133,7 +134,7 @@ def show(options: Namespace) -> Result:
     print("\nskips   " + ("none" if not chosen.snapshot.skips else ""))
     for (source, target), gate in chosen.snapshot.skips.items():
         print(f"  {f'{source} -> {target}':<14}{gate:>8.3f}")
-    small, full = cost(extract(net)[0]), cost(net)
+    small, full = cost(compact(net)), cost(net)
     print(f"\nparameters  {small.params:,} of {full.params:,} ({small.params / full.params:.1%})")
     print(f"FLOPs       {small.flops:,} of {full.flops:,} ({small.flops / full.flops:.1%})")
     print("            two per multiply-add, for one picture of 256 x 256 pixels (or one vector)")

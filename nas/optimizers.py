@@ -179,7 +179,7 @@ class AdaBreg(Bregman):
 
 
 def _laid_out_like(dual: Tensor, grad: Tensor) -> Tensor:
-    """``grad`` with the strides of ``dual``, which torch's fused kernels take for granted as they walk through memory."""
+    """``grad`` with the strides of ``dual``: torch's fused kernels walk through memory as if they were equal."""
     return grad if grad.stride() == dual.stride() else torch.empty_like(dual).copy_(grad)
 
 
