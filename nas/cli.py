@@ -83,6 +83,10 @@ def _run_to_the_end(engine: Search) -> Result:
     print(f"{run.folder}: {config.model} on {config.data}, sigma {config.sigma:g} of 255, seed {config.seed}")
     steps = config.epochs * config.steps
     print(f"the first units can wake after about {config.entry_time:g} of {steps} steps (lam = {config.lam:g})")
+    if config.entry_time >= steps:
+        warnings.warn(
+            "nothing can wake in so few steps: more epochs, or a shorter entry_time, would help", stacklevel=1
+        )
     print(f"at the start {_alive(engine.points[0], run)}; the noisy validation pictures have {noisy.psnr:.2f} dB")
     bar = tqdm(engine, total=config.epochs, initial=len(engine.points) - 1, unit="epoch", desc="search")
     try:
@@ -282,7 +286,7 @@ def _parser() -> ArgumentParser:
     )
 
     retrained = _make("Train the compact network with Adam; measure it beside classical denoisers.")
-    retrained.add_argument("--epochs", type=int, default=100, help="epochs, as long as those of the search")
+    retrained.add_argument("--epochs", type=int, default=120, help="epochs, as long as those of the search")
     retrained.add_argument("--lr", type=float, default=0.005, help="highest learning rate of the one-cycle schedule")
     retrained.add_argument("--from_scratch", action="store_true", help="forget the found weights, keep the topology")
     retrained.add_argument("--seed", type=int, default=0, help="of the crops, the noise and new weights")

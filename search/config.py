@@ -1,5 +1,6 @@
 """Everything that determines a search."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class SearchConfig:
         entry_time: steps until the first units can wake, lam / lr; larger keeps the network smaller.
         gate_scale: learning rate and strength of the skip gates, as multiples of those of the units.
         tolerance: the search picks its smallest network whose validation PSNR is within this many dB of its best.
+        max_params: only networks with at most this part of the supernet's parameters are picked.
         seed: of the weights, the crops and the noise.
     """
 
@@ -49,9 +51,10 @@ class SearchConfig:
     crop: int = 48
     density: float = 0.1
     lr: float = 0.002
-    entry_time: float = 200.0
+    entry_time: float = 175.0
     gate_scale: float = 5.0
     tolerance: float = 0.1
+    max_params: float = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,11 +70,11 @@ class SearchConfig:
             raise ValueError(f"gate_scale must be > 0, got {self.gate_scale}")
         if not self.tolerance >= 0:
             raise ValueError(f"tolerance must be >= 0 dB, got {self.tolerance}")
-        steps = self.epochs * self.steps
-        if not 20 <= self.entry_time <= steps:
+        if not 0 < self.max_params <= 1:
+            raise ValueError(f"max_params must lie in (0, 1], got {self.max_params}")
+        if not 20 <= self.entry_time < math.inf:
             raise ValueError(
-                f"entry_time must lie between 20 steps (below, everything wakes at once) and the {steps} steps of "
-                f"the search (above, nothing ever wakes), got {self.entry_time:g}"
+                f"entry_time must be at least 20 steps (below, everything wakes at once), got {self.entry_time:g}"
             )
 
     @property

@@ -1,6 +1,7 @@
 """The search path: one small file per epoch, from which the searched network of any epoch can be restored."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,12 +49,18 @@ class Point:
         return cls(**{**data, "snapshot": Snapshot(**{**stored, "units": units, "skips": skips})})
 
 
-def pick(points: Iterable[Point], tolerance: float) -> Point:
-    """The smallest network (parameters) whose PSNR is within ``tolerance`` dB of the best on the path."""
-    points = list(points)
-    best = max(point.psnr for point in points)
-    good = [point for point in points if point.psnr >= best - tolerance]
-    return min(good, key=lambda point: (point.params, -point.psnr))
+def pick(points: Iterable[Point], tolerance: float, max_params: float = math.inf) -> Point:
+    """The smallest network of a path that is about as good as the best one that fits the budget.
+
+    Args:
+        points: a search path.
+        tolerance: how much worse in PSNR it may be than the best, in dB.
+        max_params: budget of parameters; where no network fits, the smallest of all is picked.
+    """
+    points = sorted(points, key=lambda point: (point.params, -point.psnr))
+    fitting = [point for point in points if point.params <= max_params] or points[:1]
+    best = max(point.psnr for point in fitting)
+    return next(point for point in fitting if point.psnr >= best - tolerance)
 
 
 def births(points: Iterable[Point]) -> dict[str, dict[int, int]]:

@@ -80,7 +80,8 @@ class Run:
         """
         points = self.points()
         if epoch is None:
-            return pick(points, self.config.tolerance)
+            total = sum(p.numel() for p in self.config.build().parameters())
+            return pick(points, self.config.tolerance, self.config.max_params * total)
         chosen = [point for point in points if point.snapshot.epoch == epoch]
         if not chosen:
             raise ValueError(f"{self.folder} has epochs 0 to {points[-1].snapshot.epoch}, not {epoch}")

@@ -119,6 +119,12 @@ def test_from_scratch_and_other_epochs(place, search_result):
     assert last_json(nas("show", "run", "--epoch=0", "--level=unit", "--json", cwd=place))["skips"]["alive"] == 0
 
 
+def test_a_search_too_short_to_grow_says_so(place, inside):
+    code, error = inside("search", *TINY, "--data-root=data", "--entry-time=500", "--epochs=1", "--out=short")
+    assert code == 0
+    assert "nothing can wake in so few steps" in error
+
+
 def test_a_stored_configuration_repeats_the_run(place, search_result):
     again = nas("search", "--config=run/config.yaml", "--out=again", cwd=place)
     assert again.returncode == 0, again.stderr

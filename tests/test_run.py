@@ -149,9 +149,10 @@ def test_bad_options_leave_nothing_behind(tmp_path, config, change, message):
         ({"data": "cats"}, "unknown data 'cats'; there are: folder, mnist, pictures"),
         ({"model": "unet"}, "unknown model 'unet'; there are: conv_skip_autoencoder, skip_autoencoder"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"entry_time": 10.0}, "entry_time must lie between 20 steps .* and the 160 steps .*, got 10"),
+        ({"entry_time": 10.0}, r"entry_time must be at least 20 steps \(below, everything wakes at once\), got 10"),
         ({"lr": 0.0}, "lr must be > 0, got 0"),
         ({"gate_scale": -1.0}, "gate_scale must be > 0"),
+        ({"max_params": 0.0}, r"max_params must lie in \(0, 1\], got 0.0"),
         ({"tolerance": -1.0}, "tolerance must be >= 0 dB"),
     ],
 )

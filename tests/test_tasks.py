@@ -114,3 +114,6 @@ def test_pick_is_the_smallest_good_network():
     assert pick(points, 0.06).snapshot.epoch == 3
     assert pick(points, 0.2).snapshot.epoch == 4
     assert pick(points, 0).snapshot.epoch == 2
+    assert pick(points, 0.05, max_params=50).snapshot.epoch == 3
+    assert pick(points, 0.2, max_params=20).snapshot.epoch == 4
+    assert pick(points, 0.2, max_params=5).snapshot.epoch == 0  # nothing fits: the smallest
