@@ -19,14 +19,17 @@ class Certificate:
     Attributes:
         max_abs_float32: largest absolute difference of the outputs, computed in single precision.
         max_abs_float64: the same in double precision.
+        max_output: largest absolute output of the searched network.
         num_random: random inputs compared.
         num_given: inputs of the caller (held-out pictures) compared.
-        tolerance_float32: largest difference at which the certificate holds.
+        tolerance_float32: largest difference at which the certificate holds; relative to ``max_output`` where that
+            is above 1, as round-off is.
         tolerance_float64: the same in double precision.
     """
 
     max_abs_float32: float
     max_abs_float64: float
+    max_output: float
     num_random: int
     num_given: int
     tolerance_float32: float = 1e-5
@@ -34,7 +37,11 @@ class Certificate:
 
     @property
     def holds(self) -> bool:
-        return self.max_abs_float32 <= self.tolerance_float32 and self.max_abs_float64 <= self.tolerance_float64
+        scale = max(1.0, self.max_output)
+        return (
+            self.max_abs_float32 <= self.tolerance_float32 * scale
+            and self.max_abs_float64 <= self.tolerance_float64 * scale
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "holds": self.holds}
@@ -53,9 +60,11 @@ def extract(net: DagNet, inputs: Sequence[Tensor] = (), *, seed: int = 0) -> tup
     """
     small = compact(net)
     batches = [*_random_inputs(net, seed), *(each[None] for each in inputs)]
+    (single, _), (double, largest) = (_compare(net, small, batches, dtype) for dtype in (torch.float32, torch.float64))
     return small, Certificate(
-        _max_difference(net, small, batches, torch.float32),
-        _max_difference(net, small, batches, torch.float64),
+        single,
+        double,
+        largest,
         num_random=sum(map(len, batches)) - len(inputs),
         num_given=len(inputs),
     )
@@ -71,6 +80,8 @@ def _random_inputs(net: DagNet, seed: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _max_difference(net: DagNet, small: DagNet, batches: Sequence[Tensor], dtype: torch.dtype) -> float:
+def _compare(net: DagNet, small: DagNet, batches: Sequence[Tensor], dtype: torch.dtype) -> tuple[float, float]:
+    """Largest absolute difference of the two networks, and largest absolute output of the first."""
     full, short = (copy.deepcopy(each).cpu().to(dtype) for each in (net, small))
-    return max(float((full(x.to(dtype)) - short(x.to(dtype))).abs().max()) for x in batches)
+    outputs = [(full(x.to(dtype)), short(x.to(dtype))) for x in batches]
+    return max(float((y - z).abs().max()) for y, z in outputs), max(float(y.abs().max()) for y, _ in outputs)

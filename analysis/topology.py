@@ -46,7 +46,7 @@ def _node_graph(net: DagNet, births: Births) -> nx.DiGraph:
     graph = nx.DiGraph(level="node")
     for layer, (name, mask) in enumerate(alive.units.items()):
         if mask.any() or name in (INPUT, OUTPUT):
-            born = [births[name][unit] for unit in _indices(mask)] if name in births else []
+            born = [births[name][unit] for unit in _indices(mask) if unit in births.get(name, {})]
             ages = {"born_first": min(born), "born_last": max(born)} if born else {}
             graph.add_node(name, kind=_kind(name), layer=layer, alive=int(mask.sum()), total=len(mask), **ages)
     for name, node in net.named_nodes().items():
@@ -66,7 +66,7 @@ def _unit_graph(net: DagNet, births: Births) -> nx.DiGraph:
     graph = nx.DiGraph(level="unit")
     for layer, (name, mask) in enumerate(alive.units.items()):
         for unit in _indices(mask):
-            age = {"born": births[name][unit]} if name in births else {}
+            age = {"born": births[name][unit]} if unit in births.get(name, {}) else {}
             graph.add_node(f"{name}.{unit}", kind=_kind(name), layer=layer, node=name, index=unit, **age)
     for name, node in net.named_nodes().items():
         rows = range(net.plan.units[name]) if node.plan.rows is None else node.plan.rows

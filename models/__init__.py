@@ -2,7 +2,7 @@
 
 from nas.models.alive import Alive, find_alive
 from nas.models.compact import compact
-from nas.models.dag import DagNet
+from nas.models.dag import DagNet, right_relu
 from nas.models.plan import Node, Plan, Skip
 from nas.models.recipes import RECIPES, conv_skip_autoencoder, skip_autoencoder
 
@@ -16,5 +16,6 @@ __all__ = [
     "compact",
     "conv_skip_autoencoder",
     "find_alive",
+    "right_relu",
     "skip_autoencoder",
 ]

@@ -31,7 +31,8 @@ class DagNode(nn.Module):
     """x = act( sum_j A_j(x_j) + b ) + sum_k s_k x_k, with edges A_j (convolution or matrix) and scalar gates s_k.
 
     A unit is row i of every edge together with entry i of the bias. The activation maps 0 to 0, so that a unit whose
-    row is zero puts out exactly 0 (plus what the skips bring). Gates start at 0, edges with He's variance.
+    row is zero puts out exactly 0 (plus what the skips bring). Edges start with He's
+    variance and gates at 0 (at 1 in a node without rows, which is nothing but its skips).
     """
 
     rows: Tensor | None
@@ -44,7 +45,7 @@ class DagNode(nn.Module):
             {source: _he_normal(plan.num_rows, units[source], kernel) for source, kernel in plan.edges.items()}
         )
         self.bias = Parameter(torch.zeros(plan.num_rows))
-        self.gates = Parameter(torch.zeros(len(plan.skips)))
+        self.gates = Parameter(torch.full((len(plan.skips),), 0.0 if plan.num_rows else 1.0))
         self._keep_indices("rows", plan.rows)
         for k, skip in enumerate(plan.skips):
             self._keep_indices(f"take{k}", skip.take)

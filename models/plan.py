@@ -1,8 +1,10 @@
 """The architecture of a network as plain data: what a configuration file holds and `DagNet` builds."""
 
 import dataclasses
+import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 INPUT, OUTPUT = "in", "out"
@@ -46,6 +48,26 @@ class Node:
     def num_rows(self) -> int:
         return self.units if self.rows is None else len(self.rows)
 
+    def check(self, before: Mapping[str, int], activations: Container[str]) -> None:
+        """Raise ValueError, in one sentence, unless this node can follow the nodes ``before`` (with their units)."""
+        _require(isinstance(self.name, str) and self.name not in before, f"two nodes are named {self.name!r}")
+        _require(_is_size(self.units), f"node {self.name!r} must have a positive number of units, got {self.units!r}")
+        for source in [*self.edges, *(skip.source for skip in self.skips)]:
+            _require(source in before, f"node {self.name!r} reads {source!r}, which is not before it")
+        for kernel in self.edges.values():
+            odd = kernel is None or (_is_size(kernel) and kernel % 2 == 1)
+            _require(odd, f"node {self.name!r} has the kernel size {kernel!r}; it must be odd")
+        _require(self.activation in activations, f"node {self.name!r} has the unknown activation {self.activation!r}")
+        _require(_fits(self.rows, self.units), f"the rows of node {self.name!r} are not units of it")
+        sources = [skip.source for skip in self.skips]
+        _require(len(set(sources)) == len(sources), f"two skips join the same nodes to {self.name!r}")
+        for skip in self.skips:
+            name, taken, placed = f"the skip {skip.source!r} -> {self.name!r}", before[skip.source], self.units
+            _require(_fits(skip.take, taken) and _fits(skip.put, placed), f"{name} names units that do not exist")
+            taken = taken if skip.take is None else len(skip.take)
+            placed = placed if skip.put is None else len(skip.put)
+            _require(taken == placed, f"{name} joins {taken} units to {placed}")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -77,23 +99,19 @@ class Plan:
 
     def check(self, activations: Container[str]) -> None:
         """Raise ValueError, in one sentence, unless `DagNet` can build this plan."""
-        if not self.nodes or self.nodes[-1].name != OUTPUT:
-            raise ValueError(f"the last node of a plan must be named {OUTPUT!r}")
+        _require(_is_size(self.channels), f"channels must be a positive integer, got {self.channels!r}")
+        _require(self.patch is None or _is_size(self.patch), f"patch must be a positive integer, got {self.patch!r}")
+        _require(isinstance(self.offset, int | float) and math.isfinite(self.offset), "offset must be a finite number")
+        _require(
+            bool(self.nodes) and self.nodes[-1].name == OUTPUT, f"the last node of a plan must be named {OUTPUT!r}"
+        )
         before = {INPUT: self.units[INPUT]}
         for node in self.nodes:
-            sources = [*node.edges, *(skip.source for skip in node.skips)]
-            if late := [source for source in sources if source not in before]:
-                raise ValueError(f"node {node.name!r} reads {late[0]!r}, which is not before it")
-            if node.activation not in activations:
-                raise ValueError(f"node {node.name!r} has the unknown activation {node.activation!r}")
-            if even := [kernel for kernel in node.edges.values() if kernel is not None and kernel % 2 == 0]:
-                raise ValueError(f"node {node.name!r} has the kernel size {even[0]}; it must be odd")
-            for skip in node.skips:
-                taken = before[skip.source] if skip.take is None else len(skip.take)
-                placed = node.units if skip.put is None else len(skip.put)
-                if taken != placed:
-                    raise ValueError(f"the skip {skip.source!r} -> {node.name!r} joins {taken} units to {placed}")
+            node.check(before, activations)
             before[node.name] = node.units
+        _require(before[INPUT] == before[OUTPUT], f"{OUTPUT!r} must have as many units as {INPUT!r}")
+        kernels = [kernel for node in self.nodes for kernel in node.edges.values()]
+        _require(None not in kernels or set(kernels) == {None}, "a plan mixes convolutions and fully connected edges")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
@@ -112,8 +130,25 @@ class Plan:
                 for node in data["nodes"]
             )
             return cls(**{**data, "nodes": nodes})
-        except (KeyError, TypeError) as problem:
+        except (KeyError, TypeError, AttributeError) as problem:
             raise ValueError(f"this is not the plan of a network: {type(problem).__name__} {problem}") from None
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ValueError(sentence)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _fits(indices: tuple[int, ...] | None, units: int) -> bool:
+    """Whether these are increasing indices of ``units`` units."""
+    if indices is None:
+        return True
+    integers = all(isinstance(index, int) and 0 <= index < units for index in indices)
+    return integers and all(a < b for a, b in pairwise(indices))
 
 
 def _skip(data: Mapping[str, Any]) -> Skip:

@@ -62,8 +62,9 @@ def skip_autoencoder(channels: int = 1, *, depth: int = 5, patch: int | None = 2
         patch: side of the patches; None for an input of vectors (B, channels).
         offset: value of the input that is 0 inside the network.
     """
-    _check_positive("skip_autoencoder", channels=channels, depth=depth + 1, patch=patch or 1)
-    width = channels * (patch or 1) ** 2
+    side = 1 if patch is None else patch
+    _check_positive("skip_autoencoder", channels=channels, depth=depth + 1, patch=side)
+    width = channels * side**2
     return DagNet(Plan(channels, _chain(width, [width] * depth, None), patch, offset))
 
 
@@ -84,7 +85,10 @@ def _chain(inputs: int, widths: Sequence[int], kernel: int | None) -> tuple[Node
     return tuple(nodes)
 
 
+MAX_SIZE = 100_000  # far above what is useful; keeps a slip of the pen from filling the memory
+
+
 def _check_positive(recipe: str, **sizes: int) -> None:
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{recipe}({name}=...) must be at least 1, got {size}")
+        if not isinstance(size, int) or not 1 <= size <= MAX_SIZE:
+            raise ValueError(f"{recipe}({name}=...) must be an integer from 1 to {MAX_SIZE}, got {size}")

@@ -26,6 +26,6 @@ def load(folder: Path) -> DagNet:
     try:
         net = DagNet(Plan.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
         net.load_state_dict(load_file(folder / "model.safetensors"))
-    except (ValueError, SafetensorError, RuntimeError) as problem:
+    except (ValueError, TypeError, AttributeError, SafetensorError, RuntimeError) as problem:
         raise ValueError(f"the network in {folder} is damaged: {' '.join(str(problem).split())}") from None
     return net

@@ -1,7 +1,9 @@
 """The command line: ``nas VERB --help``. Every verb is one function that returns what ``--json`` prints."""
 
 import json
+import os
 import sys
+import tempfile
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Sequence
@@ -54,14 +56,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = lambda message, *_, **__: print(f"{verb}: {message}", file=sys.stderr)
             result = VERBS[arguments.verb](options)
+        if options.json:
+            print(json.dumps(result, allow_nan=False))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"{verb}: interrupted", file=sys.stderr)
         return 130
     except (ArgumentError, ValueError, OSError, FloatingPointError) as problem:
         print(f"{verb}: {_sentence(problem)}", file=sys.stderr)
         return 2
-    if options.json:
-        print(json.dumps(result))
+    except (RuntimeError, MemoryError) as problem:
+        if "memory" not in str(problem).lower():
+            raise
+        print(f"{verb}: the memory of this machine does not suffice for networks or pictures so large", file=sys.stderr)
+        return 2
     return 1 if result.get("certificate", {}).get("holds") is False else 0
 
 
@@ -185,8 +196,11 @@ def run_extract(options: Namespace) -> Result:
 def run_retrain(options: Namespace) -> Result:
     run = Run.open(options.run)
     net = _load(run.folder / COMPACT, f"nas extract {run.folder}")
+    tempfile.TemporaryFile(dir=run.folder).close()  # fails now rather than after the training
     data = run.data()
     validation, test = run.validation(data), run.test(data)
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"seed must lie between 0 and {2**32 - 1}, got {options.seed}")
     if options.from_scratch:
         torch.manual_seed(options.seed)
         net = DagNet(net.plan)
@@ -237,16 +251,25 @@ def run_retrain(options: Namespace) -> Result:
 
 def denoise(options: Namespace) -> Result:
     run = Run.open(options.run)
-    folder = run.folder / (RETRAINED if (run.folder / RETRAINED).is_dir() else COMPACT)
+    folder = run.folder / COMPACT
     net = _load(folder, f"nas extract {run.folder}")
+    if (run.folder / RETRAINED).is_dir():
+        retrained = load(run.folder / RETRAINED)
+        if retrained.plan == net.plan:
+            folder, net = run.folder / RETRAINED, retrained
+        else:
+            warnings.warn(f"{run.folder / RETRAINED} is of an earlier extraction and not used", stacklevel=1)
     comparison = options.out.with_name(f"{options.out.stem}-before-after.png")
     for path in (options.out, comparison):
+        if path.resolve() == options.picture.resolve():
+            raise ValueError(f"{path} is the picture to be cleaned; choose another -o")
         if path.exists() and not options.force:
             raise ValueError(f"{path} exists; choose another -o, or --force to replace it")
     pixels = read_picture(options.picture)
     cleaned = denoise_pixels(net, pixels)
+    both = beside([pixels, cleaned])
     write_picture(options.out, cleaned)
-    write_picture(comparison, beside([pixels, cleaned]))
+    write_picture(comparison, both)
     print(f"cleaned {options.picture} with the network in {folder}; wrote {options.out} and {comparison}")
     return {"network": str(folder), "files": [str(options.out), str(comparison)]}
 
@@ -268,22 +291,19 @@ def _parser() -> ArgumentParser:
     verbs = parser.add_subcommands(required=True, dest="verb", metavar="VERB")
 
     search = _make("Start almost empty and let units and skips enter when the loss asks for them.")
-    search.add_argument("--config", action="config", help="YAML file with options, such as the config.yaml of a run")
     search.add_class_arguments(SearchConfig)
-    search.add_argument("--out", type=Path | None, help="run folder to make (default: runs/TASK-DATA)")
+    search.add_argument("--out", type=Path, help="run folder to make (default: runs/TASK-DATA)")
     search.add_argument("--force", action="store_true", help="replace the run that is in the folder")
     search.add_argument("--download", action="store_true", help="fetch a data set that is missing")
 
     resumed = _make("Go on with a search that was interrupted; the same as if it had not been, bit for bit.")
 
     shown = _make("Show what is alive; write topology.svg, topology.json and growth.svg into the run folder.")
-    shown.add_argument("--epoch", type=int | None, help="epoch to show (default: the one that the search picked)")
+    shown.add_argument("--epoch", type=int, help="epoch to show (default: the one that the search picked)")
     shown.add_argument("--level", choices=LEVELS, default="node", help="draw nodes, or every unit")
 
     extracted = _make("Write the compact network and the certificate that it computes the same function.")
-    extracted.add_argument(
-        "--epoch", type=int | None, help="epoch to extract (default: the one that the search picked)"
-    )
+    extracted.add_argument("--epoch", type=int, help="epoch to extract (default: the one that the search picked)")
 
     retrained = _make("Train the compact network with Adam; measure it beside classical denoisers.")
     retrained.add_argument("--epochs", type=int, default=120, help="epochs, as long as those of the search")
@@ -307,6 +327,7 @@ def _parser() -> ArgumentParser:
             denoised.add_argument("picture", type=Path, help="any grey or colour picture")
             denoised.add_argument("-o", "--out", type=Path, required=True, help="file to write")
             denoised.add_argument("--force", action="store_true", help="replace the file if it exists")
+        parser_of_verb.add_argument("--config", action="config", help="YAML file with options of this verb")
         parser_of_verb.add_argument("--json", action="store_true", help="print a JSON object as the last line")
         verbs.add_subcommand(verb, parser_of_verb, help=help_text)
     return parser
@@ -326,6 +347,8 @@ def _with_underscores(argv: Iterable[str]) -> list[str]:
 
 
 def _sentence(problem: BaseException) -> str:
+    if isinstance(problem, UnicodeDecodeError):
+        return "a file that should hold text, such as a configuration, does not"
     if isinstance(problem, OSError) and problem.strerror:
         return f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
     return " ".join(str(problem).split())
@@ -338,7 +361,7 @@ def _load(folder: Path, command: str) -> DagNet:
 
 
 def _sizes(point: Point, run: Run) -> Result:
-    supernet = run.config.build()
+    supernet = run.blank
     searched = [node for node in supernet.plan.nodes if node.searched]
     return {
         "units": {"alive": point.snapshot.num_units, "total": sum(node.units for node in searched)},

@@ -4,35 +4,49 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 def replacing(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in its place; on failure nothing changes."""
-    handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+    with _naming(path):
+        handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         write(temporary)
         temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        with _naming(path):
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def replacing_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """The same for a folder: ``write`` fills an empty one, which then takes the place of ``folder``."""
-    temporary = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
+    with _naming(folder):
+        place = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
     try:
-        write(temporary)
-        temporary.chmod(0o777 & ~_umask())
+        new, old = place / "new", place / "old"
+        new.mkdir()
+        write(new)
         if folder.exists():
-            shutil.rmtree(folder)
-        temporary.replace(folder)
+            folder.replace(old)
+        new.replace(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An error of the system names ``path``, not the temporary file."""
+    try:
+        yield
+    except OSError as problem:
+        raise type(problem)(problem.errno, problem.strerror, str(path)) from None
 
 
 def write_text(path: Path, text: str) -> None:

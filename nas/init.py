@@ -1,10 +1,12 @@
 """Sparse start: a few live units per layer, and the check that the whole network can learn from them."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from nas.groups import ROWS, join_rows
 from nas.parameters import gate_parameters, unit_parameters
 
 DRAWS = 20
@@ -63,7 +65,8 @@ def check_start(model: nn.Module, x: Tensor) -> None:
     """Refuse a start from which some layer could never wake.
 
     One batch must give a finite output that depends on the input, and a non-zero gradient in every layer that
-    holds units and in every gate. The gradients of the model are left at None.
+    holds units or gates, on a sleeping unit where the layer has any: behind an ordinary ReLU, whose slope at 0 is 0,
+    a unit whose weights and bias are zero would sleep for ever. The gradients of the model are left at None.
 
     Args:
         model: the sparsely started network.
@@ -78,9 +81,29 @@ def check_start(model: nn.Module, x: Tensor) -> None:
         raise ValueError(f"the start is unstable: the output on one batch is not finite; {advice}")
     if not (y - y[:1]).any():
         raise ValueError(f"the start is dead: the output does not depend on the input; {advice}")
-    y.square().mean().backward()
-    layers = {**unit_parameters(model), **{name: [gates] for name, gates in gate_parameters(model).items()}}
-    dead = [name for name, members in layers.items() if not any(p.grad is not None and p.grad.any() for p in members)]
+    probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=y.dtype)
+    (y * probe.to(y.device)).sum().backward()  # a direction in which no gradient vanishes by chance
+    gates, units = gate_parameters(model), unit_parameters(model)
+    dead = [
+        name for name, members in {**units, **{name: [g] for name, g in gates.items()}}.items() if not _moves(members)
+    ]
+    asleep = [name for name, members in units.items() if name not in dead and not _can_wake(members)]
     model.zero_grad(set_to_none=True)
     if dead:
         raise ValueError(f"the start is dead: no gradient reaches {', '.join(dead)}; {advice}")
+    if asleep:
+        raise ValueError(
+            f"no sleeping unit of {', '.join(asleep)} can wake: its activation needs a slope at 0 that is not 0, "
+            f"as GELU and nas.models.right_relu have"
+        )
+
+
+def _moves(members: Sequence[Tensor]) -> bool:
+    return any(p.grad is not None and bool(p.grad.any()) for p in members)
+
+
+def _can_wake(members: Sequence[Tensor]) -> bool:
+    """Whether a gradient reaches a unit that is zero, if there is one."""
+    asleep = ~ROWS.active(join_rows(members))
+    gradients = join_rows([torch.zeros_like(p) if p.grad is None else p.grad for p in members])
+    return not asleep.any() or bool((asleep & gradients.ne(0)).any())

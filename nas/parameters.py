@@ -59,7 +59,8 @@ def param_groups(
     units, gates = unit_parameters(model), list(gate_parameters(model).values())
     if not units:
         raise ValueError(
-            f"param_groups: {type(model).__name__} has no linear or convolution layer whose units could be penalised"
+            f"param_groups: {type(model).__name__} has no linear or convolution layer besides its last one, "
+            "which is never penalised"
         )
     groups: list[dict[str, Any]] = [
         {"params": list(members), "name": name, "lr": lr, "penalty": GroupLasso(lam, ROWS), "joint": True}

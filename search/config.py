@@ -1,9 +1,8 @@
 """Everything that determines a search."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -42,7 +41,7 @@ class SearchConfig:
     data: str = "pictures"
     data_root: Path | None = None
     model: str = "conv_skip_autoencoder"
-    model_options: dict[str, int] = field(default_factory=dict)
+    model_options: dict[str, bool | int | float | None] = field(default_factory=dict)
     channels: int = 1
     sigma: float = 25.0
     epochs: int = 50
@@ -64,10 +63,11 @@ class SearchConfig:
         for name in ("epochs", "steps", "batch", "crop"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be > 0, got {self.lr}")
-        if not self.gate_scale > 0:
-            raise ValueError(f"gate_scale must be > 0, got {self.gate_scale}")
+        for name in ("lr", "gate_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must lie between 0 and {2**32 - 1}, got {self.seed}")
         if not self.tolerance >= 0:
             raise ValueError(f"tolerance must be >= 0 dB, got {self.tolerance}")
         if not 0 < self.max_params <= 1:
@@ -94,11 +94,16 @@ class SearchConfig:
         Raises:
             ValueError: the text is not the configuration of a search.
         """
+        from jsonargparse import ArgumentError, ArgumentParser
+
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(cls)
         try:
-            data: dict[str, Any] = yaml.safe_load(text)
-            return cls(**{**data, "data_root": None if data["data_root"] is None else Path(data["data_root"])})
-        except (yaml.YAMLError, TypeError, KeyError) as problem:
-            raise ValueError(f"not the configuration of a search: {problem}") from None
+            if missing := {option.name for option in fields(cls)} - set(yaml.safe_load(text) or ()):
+                raise ValueError(f"it lacks {min(missing)}")
+            return cls(**parser.parse_string(text).as_dict())
+        except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as problem:
+            raise ValueError(f"not the configuration of a search: {' '.join(str(problem).split())}") from None
 
     def build(self) -> DagNet:
         """The supernet, before its sparse start.

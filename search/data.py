@@ -114,6 +114,8 @@ def mnist(root: Path, *, download: bool = False, channels: int = 1) -> Pictures:
     except (RuntimeError, OSError) as problem:
         hint = f"the download failed: {problem}" if download else "fetch it with --download"
         raise ValueError(f"MNIST is not in the folder {root}; {hint}") from None
+    except (ValueError, AssertionError):
+        raise ValueError(f"the files of MNIST in the folder {root} are damaged; fetch them again") from None
 
     def part(pixels: Tensor, first: int, last: int, name: str) -> list[Picture]:
         scaled = (pixels[first:last, None].float() / 255).expand(-1, channels, -1, -1)

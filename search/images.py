@@ -19,7 +19,9 @@ class NotAPictureError(ValueError):
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """The pixels of a picture file, upright: (height, width) or (height, width, channels), uint8, uint16 or float32.
+    """The pixels of a picture file, upright: (height, width) or (height, width, 2..4), uint8 or uint16.
+
+    Floats in [0, 1] become 16 bits; of several frames the first is read.
 
     Raises:
         NotAPictureError: the file is not a picture.
@@ -29,27 +31,32 @@ def read_picture(path: Path) -> np.ndarray:
     import numpy as np
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    data = path.open("rb")
-    with data:
+    with path.open("rb") as data:
         try:
-            picture: Image.Image = Image.open(data)
+            picture = ImageOps.exif_transpose(Image.open(data))
         except UnidentifiedImageError:
             raise NotAPictureError(f"{path} is not a picture") from None
-        try:
-            picture = ImageOps.exif_transpose(picture)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
-            raise ValueError(f"the picture {path} is truncated or damaged ({problem})") from None
+            raise ValueError(f"the picture {path} is truncated, damaged or too large ({_line(problem)})") from None
     if picture.mode.startswith("I"):  # 16 bit grey, in one of Pillow's spellings
         return np.asarray(picture).clip(0, 65535).astype(np.uint16)
+    if picture.mode == "F":
+        pixels = np.asarray(picture)
+        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueError(f"the picture {path} has values outside of [0, 1]")
+        deep: np.ndarray = np.rint(pixels * 65535).astype(np.uint16)
+        return deep
     if picture.mode == "1":
         picture = picture.convert("L")
-    if picture.mode not in ("L", "LA", "RGB", "RGBA", "F"):
+    if picture.mode not in ("L", "LA", "RGB", "RGBA"):
         picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-    return np.asarray(picture)
+    return np.array(picture)
 
 
 def write_picture(path: Path, pixels: np.ndarray) -> None:
     """Write (height, width) or (height, width, 1..4) pixels of type uint8 or uint16; the suffix names the format.
+
+    16 bits become 8 where the format cannot hold them.
 
     Raises:
         ValueError: the suffix names no format that can hold these pixels.
@@ -57,15 +64,21 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
     import numpy as np
     from PIL import Image
 
+    suffix = path.suffix.lower()
+    if pixels.dtype == np.uint16 and suffix not in (".png", ".tif", ".tiff"):
+        pixels = np.rint(pixels / 257).astype(np.uint8)
+
     def save(temporary: Path) -> None:
         try:
-            Image.fromarray(np.ascontiguousarray(pixels)).save(
-                temporary, Image.registered_extensions()[path.suffix.lower()]
-            )
+            Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, Image.registered_extensions()[suffix])
         except (KeyError, OSError) as problem:
-            raise ValueError(f"cannot write {path}: choose a suffix such as .png ({problem})") from None
+            raise ValueError(f"cannot write {path}: choose a suffix such as .png ({_line(problem)})") from None
 
     replacing(path, save)
+
+
+def _line(problem: Exception) -> str:
+    return " ".join(str(problem).split())
 
 
 def to_tensor(pixels: np.ndarray, channels: int) -> Tensor:

@@ -44,8 +44,11 @@ class Point:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Point":
         stored = data["snapshot"]
+        numbers = [stored["epoch"], data["psnr"], data["ssim"], data["params"], data["seconds"]]
+        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+            raise ValueError(f"{numbers} are not five finite numbers")
         skips = {(source, target): gate for source, target, gate in stored["skips"]}
-        units = {name: tuple(indices) for name, indices in stored["units"].items()}
+        units = {name: tuple(map(int, indices)) for name, indices in stored["units"].items()}
         return cls(**{**data, "snapshot": Snapshot(**{**stored, "units": units, "skips": skips})})
 
 
@@ -108,6 +111,9 @@ def read_points(file: Path) -> list[Point]:
         ValueError: the file is missing or damaged.
     """
     try:
-        return [Point.from_dict(data) for data in json.loads(file.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+        points = [Point.from_dict(data) for data in json.loads(file.read_text(encoding="utf-8"))]
+        if [point.snapshot.epoch for point in points] != list(range(len(points))):
+            raise ValueError("its epochs do not count from 0 upwards")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ValueError(f"the search path {file} is missing or damaged: {problem}") from None
+    return points

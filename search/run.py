@@ -6,11 +6,14 @@ path.json, path/   what was alive after each epoch, and the weights
 checkpoint.pt      to continue, bit for bit
 """
 
+import copy
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +64,13 @@ class Run:
         except ValueError as problem:
             raise ValueError(f"{file} is damaged: {problem}") from None
 
+    @cached_property
+    def blank(self) -> DagNet:
+        """The supernet with the random weights that the seed gives it, before its sparse start."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            return self.config.build()
+
     def points(self) -> list[Point]:
         """The search path so far, the start included.
 
@@ -80,7 +90,7 @@ class Run:
         """
         points = self.points()
         if epoch is None:
-            total = sum(p.numel() for p in self.config.build().parameters())
+            total = sum(p.numel() for p in self.blank.parameters())
             return pick(points, self.config.tolerance, self.config.max_params * total)
         chosen = [point for point in points if point.snapshot.epoch == epoch]
         if not chosen:
@@ -93,7 +103,7 @@ class Run:
         Raises:
             ValueError: its file is missing or damaged.
         """
-        net = self.config.build()
+        net = copy.deepcopy(self.blank)
         load_sparse(net, self.folder / SNAPSHOTS / f"{epoch:04}.safetensors")
         return net
 
@@ -138,9 +148,7 @@ class Search:
         data = run.data(download=download)
         self.validation = run.validation(data)
         self.batches = run.batches(data, config.seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            self.net = config.build()
+        self.net = copy.deepcopy(run.blank)
         sparse_start(self.net, config.density, seed=config.seed, batch=next(self.batches(0))[0])
         groups = param_groups(
             self.net,
@@ -155,8 +163,9 @@ class Search:
         if resume:
             self._restore()
         else:
+            start = self._measure(snapshot(self.net, 0), 0.0)
             _prepare_folder(run, force)
-            self._record(self._measure(snapshot(self.net, 0), 0.0))
+            self._record(start)
 
     def __iter__(self) -> Iterator[Point]:
         """Search on to the last epoch; each point is on disk before it is yielded."""
@@ -177,6 +186,8 @@ class Search:
     def _measure(self, found: Snapshot, seconds: float) -> Point:
         small = compact(self.net)
         result = evaluate(small, self.validation)
+        if not math.isfinite(result.psnr):
+            raise FloatingPointError(f"the weights of epoch {found.epoch} are not finite; use a smaller lr")
         return Point(found, result.psnr, result.ssim, sum(p.numel() for p in small.parameters()), seconds)
 
     def _record(self, point: Point) -> None:
@@ -188,6 +199,7 @@ class Search:
         with (folder / METRICS).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(self._metrics(point)) + "\n")
         state = {
+            "config": self.run.config.to_yaml(),
             "epoch": point.snapshot.epoch,
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -215,15 +227,20 @@ class Search:
         file = self.run.folder / CHECKPOINT
         try:
             state = torch.load(file)
+            stored, done = state["config"], int(state["epoch"])
             self.net.load_state_dict(state["net"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
         except Exception as problem:  # torch.load raises whatever a damaged file makes its readers raise
             raise ValueError(f"the checkpoint {file} is missing or damaged: {_first_line(problem)}") from None
-        done = state["epoch"]
-        self.points = [point for point in self.run.points() if point.snapshot.epoch <= done]
-        lines = (self.run.folder / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)[: done + 1]
-        write_text(self.run.folder / METRICS, "".join(lines))
+        if stored != self.run.config.to_yaml():
+            raise ValueError(f"{self.run.folder / CONFIG} was changed after the search began; make a new run with it")
+        self.points = self.run.points()[: done + 1]
+        if len(self.points) != done + 1:
+            raise ValueError(f"the search path {self.run.folder / PATH} is damaged: it ends before the checkpoint")
+        metrics = self.run.folder / METRICS
+        lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[: done + 1]
+        write_text(metrics, "".join(lines))
 
 
 def _prepare_folder(run: Run, force: bool) -> None:
@@ -231,7 +248,7 @@ def _prepare_folder(run: Run, force: bool) -> None:
     if (folder / CONFIG).exists():
         if not force:
             raise ValueError(f"{folder} already holds a run; choose another --out, or --force to replace it")
-        for name in (CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINT, *OTHERS):
+        for name in (METRICS, PATH, SNAPSHOTS, CHECKPOINT, *OTHERS, CONFIG):
             _remove(folder / name)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is in use and holds no run; choose another --out")

@@ -13,6 +13,8 @@ from nas.search.data import Picture
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # epoch -> pairs (observed, clean)
 MAX_PIXELS = 2**20  # of one batch in an evaluation
+MAX_BATCH = 2**26  # pixels of one batch in training
+MAX_PSNR = 100.0  # of a picture restored without any error, which has no finite PSNR
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,10 @@ def random_crops(
     for name, size in (("crop", crop), ("batch", batch), ("steps", steps)):
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
+    if batch * crop**2 > MAX_BATCH:
+        raise ValueError(f"a batch of {batch} crops of {crop} x {crop} pixels is larger than {MAX_BATCH} pixels")
     for picture in pictures:
-        if min(picture.pixels.shape[-2:]) < crop:
-            height, width = picture.pixels.shape[-2:]
-            raise ValueError(
-                f"the picture {picture.name} has {width} x {height} pixels, smaller than the crop of {crop}"
-            )
+        _check_size(picture, crop, f"the crop of {crop}")
 
     def draw(generator: torch.Generator) -> Tensor:
         def below(limit: int) -> int:
@@ -90,6 +90,12 @@ def random_crops(
     return batches
 
 
+def _check_size(picture: Picture, least: int, what: str) -> None:
+    height, width = picture.pixels.shape[-2:]
+    if min(height, width) < least:
+        raise ValueError(f"the picture {picture.name} has {width} x {height} pixels, smaller than {what}")
+
+
 @dataclass(frozen=True)
 class Example:
     """A held-out picture and its observation, both (channels, height, width)."""
@@ -100,7 +106,15 @@ class Example:
 
 
 def held_out(pictures: Sequence[Picture], task: Denoise, *, seed: int = 0) -> list[Example]:
-    """The pictures with fixed noise: picture k is always observed with the noise of seed ``seed + k``."""
+    """The pictures with fixed noise: picture k is always observed with the noise of seed ``seed + k``.
+
+    Raises:
+        ValueError: there is no picture, or one is smaller than the 7 x 7 pixels over which SSIM is taken.
+    """
+    if not pictures:
+        raise ValueError("there is no picture to validate or test on")
+    for picture in pictures:
+        _check_size(picture, 7, "the 7 x 7 pixels that SSIM needs")
     return [
         Example(picture.name, picture.pixels, task.observe(picture.pixels, torch.Generator().manual_seed(seed + k)))
         for k, picture in enumerate(pictures)
@@ -116,13 +130,18 @@ class Score:
 
 
 def score(examples: Sequence[Example], restored: Sequence[Tensor]) -> Score:
-    """PSNR and SSIM of each picture against the clean one, then the means. Nothing is clamped here."""
+    """PSNR and SSIM of each picture against the clean one, then the means. Nothing is clamped here.
+
+    A picture that is restored without any error counts as 100 dB.
+    """
+    import numpy as np
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
     psnr, ssim = [], []
     for example, picture in zip(examples, restored, strict=True):
         clean, other = example.clean.numpy(), picture.numpy()
-        psnr.append(float(peak_signal_noise_ratio(clean, other, data_range=1)))
+        equal = np.array_equal(clean, other)
+        psnr.append(MAX_PSNR if equal else float(peak_signal_noise_ratio(clean, other, data_range=1)))
         ssim.append(float(structural_similarity(clean, other, data_range=1, channel_axis=0)))
     return Score(math.fsum(psnr) / len(psnr), math.fsum(ssim) / len(ssim))
 

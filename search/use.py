@@ -22,7 +22,7 @@ def denoise_pixels(net: DagNet, pixels: np.ndarray) -> np.ndarray:
 
     Args:
         net: a denoiser of pictures in [0, 1].
-        pixels: uint8, uint16 or float in [0, 1], of shape (height, width) or (height, width, 1..4).
+        pixels: uint8 or uint16, of shape (height, width) or (height, width, 1..4).
     """
     import numpy as np
     from skimage import util
@@ -34,9 +34,7 @@ def denoise_pixels(net: DagNet, pixels: np.ndarray) -> np.ndarray:
     else:
         restored = restore(net, [observed.expand(3, -1, -1)])[0]
         restored = restored if len(observed) == 3 else restored.mean(dim=0, keepdim=True)
-    array = restored.permute(1, 2, 0).numpy()
-    if np.issubdtype(pixels.dtype, np.integer):
-        array = np.rint(array * np.iinfo(pixels.dtype).max).astype(pixels.dtype)
+    array = np.rint(restored.permute(1, 2, 0).numpy() * np.iinfo(pixels.dtype).max).astype(pixels.dtype)
     return np.concatenate([array, alpha], axis=2).reshape(pixels.shape)
 
 

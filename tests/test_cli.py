@@ -50,7 +50,9 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def search_result(place):
-    return nas("search", *TINY, "--data-root=data", "--out=run", "--json", cwd=place)
+    result = nas("search", *TINY, "--data-root=data", "--out=run", "--json", cwd=place)
+    assert nas("extract", "run", cwd=place).returncode == 0
+    return result
 
 
 @pytest.fixture
@@ -76,9 +78,9 @@ def test_the_main_job(place, search_result):
     assert 0 < found["params"]["alive"] <= found["params"]["total"]
     assert "that are not pictures: notes.txt" in search_result.stderr
     assert "units" in search_result.stderr  # the progress bar
-    assert sorted(path.name for path in (place / "run").iterdir()) == [
-        "checkpoint.pt", "config.yaml", "metrics.jsonl", "path", "path.json",
-    ]  # fmt: skip
+    assert {path.name for path in (place / "run").iterdir()} == {
+        "checkpoint.pt", "compact", "config.yaml", "metrics.jsonl", "path", "path.json",
+    }  # fmt: skip
 
     shown = nas("show", "run", "--json", cwd=place)
     assert last_json(shown)["units"] == found["units"]
@@ -132,7 +134,7 @@ def test_a_stored_configuration_repeats_the_run(place, search_result):
     assert files[0] == files[1]
 
 
-def test_ctrl_c_leaves_a_valid_run_that_resumes(place, search_result):
+def test_ctrl_c_leaves_a_valid_run(place, search_result):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "nas", "search", *TINY, "--epochs=1000", "--data-root=data", "--out=long"]
     process = subprocess.Popen(
@@ -177,11 +179,23 @@ def test_ctrl_c_leaves_a_valid_run_that_resumes(place, search_result):
         (["show", "nowhere"], "nowhere holds no run"),
         (["show", "run", "--epoch=9"], "run has epochs 0 to 3, not 9"),
         (["show", "run", "--level=layer"], "layer"),
-        (["retrain", "run", "--epochs=0"], "epochs must be at least 1, got 0|there is no network in run/compact"),
+        (["retrain", "run", "--epochs=0"], "epochs must be at least 1, got 0"),
         (["denoise", "run"], "picture|out"),
-        (["denoise", "run", "nowhere.png", "-o", "x.png"], "nowhere.png: No such file|no network"),
-        (["denoise", "run", "data/notes.txt", "-o", "x.png"], "data/notes.txt is not a picture|no network"),
-        (["denoise", "run", "colour.png", "-o", "colour.png"], "colour.png exists; choose another -o|no network"),
+        (["denoise", "run", "nowhere.png", "-o", "x.png"], "nowhere.png: No such file"),
+        (["denoise", "run", "data/notes.txt", "-o", "x.png"], "data/notes.txt is not a picture"),
+        (
+            ["denoise", "run", "colour.png", "-o", "colour.png"],
+            "colour.png is the picture to be cleaned; choose another -o",
+        ),
+        (["denoise", "run", "colour.png", "-o", "data/0.png"], "data/0.png exists; choose another -o"),
+        (["denoise", "run", "colour.png", "-o", "nowhere/x.png"], "nowhere/x.png: No such file"),
+        (["retrain", "run", "--seed=-1"], "seed must lie between 0 and"),
+        (["search", "--seed=99999999999"], "seed must lie between 0 and"),
+        (["show", "run", "--epoch=x"], "epoch.*x"),
+        (["search", "--config=colour.png"], "should hold text"),
+        (["search", "--model_options={width: 1000000000}"], "must be an integer from 1 to 100000"),
+        (["search", "--model=skip_autoencoder", "--model_options={patch: 0}"], "must be an integer from 1 to"),
+        (["search", *TINY, "--data-root=data", "--batch=1000000000000"], "is larger than \\d+ pixels"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(place, inside, words, sentence):
@@ -215,7 +229,7 @@ def test_a_certificate_that_does_not_hold_exits_with_1(inside, monkeypatch):
     from nas.analysis import Certificate
     from nas.models import compact
 
-    monkeypatch.setattr("nas.cli.extract", lambda net, inputs: (compact(net), Certificate(1e-3, 1e-3, 1, 1)))
+    monkeypatch.setattr("nas.cli.extract", lambda net, inputs: (compact(net), Certificate(1e-3, 1e-3, 1.0, 1, 1)))
     assert inside("extract", "run")[0] == 1
 
 

@@ -160,6 +160,13 @@ def test_damaged_networks_are_refused_in_one_sentence(tmp_path, name, damage):
         ((Node("out", 1, {"in": 2}),), "node 'out' has the kernel size 2; it must be odd"),
         ((Node("out", 1, {"in": 3}, activation="tanh"),), "unknown activation 'tanh'"),
         ((Node("out", 2, {"in": 3}, (Skip("in"),)),), "the skip 'in' -> 'out' joins 1 units to 2"),
+        ((Node("out", 1, {"in": 3}, (Skip("in"), Skip("in"))),), "two skips join the same nodes to 'out'"),
+        ((Node("out", 1, {"in": 3}, (Skip("in", (7,), (0,)),)),), "names units that do not exist"),
+        ((Node("out", 1, {"in": 3}, rows=(1,)),), "the rows of node 'out' are not units of it"),
+        ((Node("n1", 2, {}), Node("n1", 2, {}), Node("out", 1, {"n1": 3})), "two nodes are named 'n1'"),
+        ((Node("out", 2, {"in": 3}),), "'out' must have as many units as 'in'"),
+        ((Node("out", 0, {"in": 3}),), "must have a positive number of units, got 0"),
+        ((Node("n1", 1, {"in": None}), Node("out", 1, {"n1": 3})), "mixes convolutions and fully connected"),
     ],
 )
 def test_bad_plans_are_refused(nodes, message):
@@ -168,5 +175,7 @@ def test_bad_plans_are_refused(nodes, message):
 
 
 def test_bad_sizes_of_a_recipe_are_refused():
-    with pytest.raises(ValueError, match=r"conv_skip_autoencoder\(width=...\) must be at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match=r"conv_skip_autoencoder\(width=...\) must be an integer from 1 to 100000, got 0"
+    ):
         conv_skip_autoencoder(width=0)

@@ -60,7 +60,7 @@ def test_bad_folders(tmp_path):
         folder(tmp_path)
     broken = save_picture(tmp_path / "broken.png", (100, 100))
     broken.write_bytes(broken.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"the picture .*broken.png is truncated or damaged"):
+    with pytest.raises(ValueError, match=r"the picture .*broken.png is truncated, damaged or too large"):
         folder(tmp_path)
 
 

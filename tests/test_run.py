@@ -131,7 +131,7 @@ def test_a_folder_in_use_is_refused_even_when_forced(tmp_path, config):
     [
         ({"crop": 25}, "28 x 24 pixels, smaller than the crop of 25"),
         ({"model_options": {"wdth": 3}}, "conv_skip_autoencoder has no option 'wdth'; its options are depth, width"),
-        ({"model_options": {"width": 0}}, r"conv_skip_autoencoder\(width=...\) must be at least 1, got 0"),
+        ({"model_options": {"width": 0}}, r"conv_skip_autoencoder\(width=...\) must be an integer from 1"),
         ({"sigma": -1.0}, "sigma must lie in"),
         ({"density": 2.0}, r"sparse_start\(density=...\)"),
     ],
@@ -151,6 +151,7 @@ def test_bad_options_leave_nothing_behind(tmp_path, config, change, message):
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"entry_time": 10.0}, r"entry_time must be at least 20 steps \(below, everything wakes at once\), got 10"),
         ({"lr": 0.0}, "lr must be > 0, got 0"),
+        ({"seed": -1}, "seed must lie between 0 and 4294967295, got -1"),
         ({"gate_scale": -1.0}, "gate_scale must be > 0"),
         ({"max_params": 0.0}, r"max_params must lie in \(0, 1\], got 0.0"),
         ({"tolerance": -1.0}, "tolerance must be >= 0 dB"),
@@ -161,9 +162,26 @@ def test_bad_options_are_named(config, change, message):
         replace(config, **change)
 
 
-@pytest.mark.parametrize("content", ["", "a: 1", "[1, 2]", "\t{", "epochs: 0"])
-def test_a_damaged_configuration(tmp_path, content):
-    (tmp_path / "config.yaml").write_text(content)
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "a: 1",
+        "[1, 2]",
+        "\t{",
+        "epochs: 0",
+        "sigma: x",
+        "model_options: 3",
+        "batch: 2.5",
+        "seed: a",
+        "channels: [1]",
+    ],
+)
+def test_a_damaged_configuration(tmp_path, config, content):
+    name = content.split(":")[0]
+    kept = [line for line in config.to_yaml().splitlines() if not line.startswith((name or "x", " "))]
+    whole = name in config.to_yaml() and ":" in content
+    (tmp_path / "config.yaml").write_text("\n".join([*kept, content]) if whole else content)
     with pytest.raises(ValueError, match=r"config.yaml is damaged: "):
         Run.open(tmp_path)
 
