@@ -14,7 +14,7 @@ from nas.search.tasks import TASKS
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Options of a search. The same options and seed give the same run, bit for bit, on the same machine.
+    """Options of a search. The same options and threads give the same run, bit for bit, on the same machine.
 
     Args:
         task: what the network is to learn: denoise.

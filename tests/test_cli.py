@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pytest
 from PIL import Image
 
 from nas.cli import VERBS, main
-from nas.search import SearchConfig
+from nas.models import conv_skip_autoencoder
+from nas.models.store import save
+from nas.search import Run, Search, SearchConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -125,6 +128,26 @@ def test_a_search_too_short_to_grow_says_so(place, inside):
     code, error = inside("search", *TINY, "--data-root=data", "--entry-time=500", "--epochs=1", "--out=short")
     assert code == 0
     assert "nothing can wake in so few steps" in error
+
+
+def test_resume_goes_on(place, search_result, inside):
+    config = Run.open(place / "run").config
+    next(iter(Search(Run(place / "broken-off", config))))
+    assert inside("resume", "broken-off")[0] == 0
+    files = [(place / name / "path" / "0003.safetensors").read_bytes() for name in ("run", "broken-off")]
+    assert files[0] == files[1]
+
+
+def test_a_retrained_network_of_another_extraction_is_not_used(place, search_result, inside):
+    (place / "stale").mkdir()
+    for name in ("config.yaml", "compact"):
+        source, target = place / "run" / name, place / "stale" / name
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    (place / "stale" / "retrained").mkdir()
+    save(conv_skip_autoencoder(depth=1, width=1), place / "stale" / "retrained")
+    code, error = inside("denoise", "stale", "colour.png", "-o", "other.png")
+    assert code == 0
+    assert "stale/retrained is of an earlier extraction and not used" in error
 
 
 def test_a_stored_configuration_repeats_the_run(place, search_result):

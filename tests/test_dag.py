@@ -111,6 +111,16 @@ def test_sparse_start_refuses_a_bad_density(density):
         sparse_start(conv_skip_autoencoder(depth=1, width=2), density)
 
 
+def test_a_start_behind_an_ordinary_relu_is_refused():
+    """Its slope at 0 is 0: units whose weights and bias are zero would never wake."""
+    layers = [torch.nn.Linear(10, 20), torch.nn.ReLU(), torch.nn.Linear(20, 5), torch.nn.ReLU(), torch.nn.Linear(5, 1)]
+    x = torch.randn(64, 10)
+    with pytest.raises(ValueError, match="no sleeping unit of 0, 2 can wake: its activation needs a slope at 0"):
+        sparse_start(torch.nn.Sequential(*layers), 0.5, batch=x)
+    layers[1], layers[3] = torch.nn.GELU(), torch.nn.GELU()
+    sparse_start(torch.nn.Sequential(*layers), 0.5, batch=x)
+
+
 def test_a_dead_start_is_refused_and_named():
     net = conv_skip_autoencoder(depth=3, width=4)
     sparse_start(net, 0.5)

@@ -128,6 +128,26 @@ def test_writing_needs_a_known_format_and_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_floats_become_16_bits_and_16_bits_become_8_where_needed(tmp_path):
+    ramp = np.linspace(0, 1, 63, dtype=np.float32).reshape(9, 7)
+    Image.fromarray(ramp).save(tmp_path / "float.tif")
+    deep = read_picture(tmp_path / "float.tif")
+    assert deep.dtype == np.uint16
+    assert np.array_equal(deep, np.rint(ramp * 65535))
+    write_picture(tmp_path / "a.bmp", deep)
+    assert np.array_equal(read_picture(tmp_path / "a.bmp"), np.rint(deep / 257))
+    Image.fromarray(ramp * 300).save(tmp_path / "large.tif")
+    with pytest.raises(ValueError, match=r"large.tif has values outside of \[0, 1\]"):
+        read_picture(tmp_path / "large.tif")
+
+
+def test_a_file_that_ends_in_its_header_is_named(tmp_path):
+    file = save_picture(tmp_path / "a.png")
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(ValueError, match=r"a.png is (not a picture|truncated)"):
+        read_picture(file)
+
+
 def test_what_is_no_picture(tmp_path):
     (tmp_path / "a.png").write_text("text")
     with pytest.raises(NotAPictureError, match="a.png is not a picture"):

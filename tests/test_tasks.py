@@ -74,6 +74,18 @@ def test_a_picture_smaller_than_the_crop_is_named():
         random_crops([ramp()], Denoise(25), crop=8, batch=0, steps=1)
 
 
+def test_held_out_pictures_must_be_large_enough_for_ssim():
+    with pytest.raises(ValueError, match="the picture ramp has 40 x 6 pixels, smaller than the 7 x 7 pixels that SSIM"):
+        held_out([ramp(6, 40)], Denoise(25))
+    with pytest.raises(ValueError, match="there is no picture to validate or test on"):
+        held_out([], Denoise(25))
+
+
+def test_a_picture_without_error_counts_as_100_db():
+    examples = held_out([ramp()], Denoise(25))
+    assert score(examples, [examples[0].clean]) == Score(100.0, 1.0)
+
+
 def test_restore_keeps_order_and_shapes_and_clamps():
     pictures = [torch.rand(1, *size) * 3 - 1 for size in ((4, 5), (4, 5), (7, 3), (4, 5))]
     restored = restore(torch.nn.Identity(), pictures)
