@@ -9,9 +9,9 @@ if __name__ == "nas" and not (Path(__file__).parent / "models").is_dir():
 
 from nas.groups import Groups
 from nas.init import check_start, sparse_start
-from nas.optimizers import AdaBreg, LinBreg
+from nas.optimizers import AdaBreg, LinBreg, ProxSGD
 from nas.parameters import param_groups
-from nas.penalties import L1, GroupLasso, Penalty, Zero
+from nas.penalties import L1, GroupLasso, NonNegativeL1, Nuclear, Penalty, SparseGroup, Zero
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,7 +20,11 @@ __all__ = [
     "GroupLasso",
     "Groups",
     "LinBreg",
+    "NonNegativeL1",
+    "Nuclear",
     "Penalty",
+    "ProxSGD",
+    "SparseGroup",
     "Zero",
     "check_start",
     "param_groups",

@@ -1,4 +1,4 @@
-"""Bregman optimisers: gradient steps on a dual variable, weights read off by a proximal operator."""
+"""Optimisers with a penalty: Bregman iterations (gradient steps on a dual variable) and proximal SGD."""
 
 import dataclasses
 import math
@@ -18,19 +18,12 @@ from nas.penalties import Penalty, Zero
 NOT_OPTIONS = {"params", "param_names", "name", "initial_lr"}  # what torch, its schedulers and `param_groups` add
 
 
-class Bregman(Optimizer, ABC):
-    """Mirror descent for the elastic-net penalty J(p) + |p|^2 / (2 delta) (JMLR 23(192), eqs. 1 to 6).
-
-        dual <- dual - lr * direction(gradient)
-        p    <- prox(delta * dual, delta)                 prox of J
-
-    The dual starts at p / delta + subgradient of J at p, so that the first prox gives p back.
-    Groups that are zero stay *exactly* zero until their dual leaves the unit ball of J.
+class Penalised(Optimizer, ABC):
+    """What all optimisers with a penalty share: options, joint units, and a state of plain data.
 
     Options, also accepted in each parameter group:
-        lr: step on the dual variable, > 0.
+        lr: step, > 0.
         penalty: J; biases and norms usually take ``Zero()``.
-        delta: > 0; scales the weights of the groups that are awake, not which ones are.
         joint: the i-th slices of all tensors of a parameter group form one unit, and the penalty sees the matrix
             with one row per unit (`nas.groups.join_rows`): a filter and its bias live and die together.
 
@@ -48,28 +41,12 @@ class Bregman(Optimizer, ABC):
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
             if moved:
-                members = group["params"] if group["joint"] else moved
-                self._start_duals(members, group)
-                self._step_duals(moved, group)
-                self._read_weights(members, group)
+                self._step_group(moved, group)
         return loss
 
     @abstractmethod
-    def _step_duals(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """dual <- dual - lr * direction(gradient), in place, for parameters that have a gradient."""
-
-    def _start_duals(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """dual = p / delta + subgradient of J at p, for parameters that have no dual yet."""
-        new = [p for p in params if "dual" not in self.state[p]]
-        for p, subgradient in zip(new, _apply(group["penalty"].subgradient, new, group["joint"]), strict=True):
-            self.state[p]["dual"] = p / group["delta"] + subgradient
-
-    def _read_weights(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """p <- prox(delta * dual, delta), in place."""
-        penalty, delta = group["penalty"], group["delta"]
-        scaled = [delta * self.state[p]["dual"] for p in params]
-        for p, weight in zip(params, _apply(lambda z: penalty.prox(z, delta), scaled, group["joint"]), strict=True):
-            p.copy_(weight)
+    def _step_group(self, moved: list[Tensor], group: dict[str, Any]) -> None:
+        """Update one parameter group in place; ``moved`` are its parameters that have a gradient."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; refuses unknown keys and values out of range."""
@@ -78,10 +55,12 @@ class Bregman(Optimizer, ABC):
             raise ValueError(f"{name} has no option {sorted(unknown)}; its options are {sorted(self.defaults)}")
         options = {**self.defaults, **param_group}
         for key in ("lr", "delta"):
-            if not 0 < options[key] < math.inf:
+            if key in options and not 0 < options[key] < math.inf:
                 raise ValueError(f"{name}({key}=...) must be a finite number > 0, got {options[key]}")
-        if not 0 <= min(options.get("betas", (0.0,))) <= max(options.get("betas", (0.0,))) < 1:
+        if not all(0 <= beta < 1 for beta in options.get("betas", ())):
             raise ValueError(f"{name}(betas=...) must lie in [0, 1), got {options['betas']}")
+        if not 0 <= options.get("momentum", 0.0) < 1:
+            raise ValueError(f"{name}(momentum=...) must lie in [0, 1), got {options['momentum']}")
         super().add_param_group(param_group)
         added = self.param_groups[-1]
         if added["joint"] and len({p.shape[:1] for p in added["params"]}) > 1:
@@ -115,20 +94,73 @@ class Bregman(Optimizer, ABC):
         super().load_state_dict({**state_dict, "param_groups": groups})
 
 
-class LinBreg(Bregman):
-    """Linearised Bregman iteration: the direction is the gradient (JMLR 23(192), eq. 4 of Algorithm 1).
+class Bregman(Penalised):
+    """Mirror descent for the elastic-net penalty J(p) + |p|^2 / (2 delta) (JMLR 23(192), eqs. 1 to 6).
 
-    With ``Zero()`` it is SGD with learning rate ``delta * lr``.
+        dual <- dual - lr * direction(gradient)
+        p    <- prox(delta * dual, delta)                 prox of J
+
+    The dual starts at p / delta + subgradient of J at p, so that the first prox gives p back.
+    Groups that are zero stay *exactly* zero until their dual leaves the unit ball of J.
+
+    Options besides those of `Penalised`:
+        lr: step on the dual variable.
+        delta: > 0; scales the weights of the groups that are awake, not which ones are.
+    """
+
+    def _step_group(self, moved: list[Tensor], group: dict[str, Any]) -> None:
+        members = group["params"] if group["joint"] else moved
+        self._start_duals(members, group)
+        self._step_duals(moved, group)
+        self._read_weights(members, group)
+
+    @abstractmethod
+    def _step_duals(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """dual <- dual - lr * direction(gradient), in place, for parameters that have a gradient."""
+
+    def _start_duals(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """dual = p / delta + subgradient of J at p, for parameters that have no dual yet."""
+        new = [p for p in params if "dual" not in self.state[p]]
+        for p, subgradient in zip(new, _apply(group["penalty"].subgradient, new, group["joint"]), strict=True):
+            self.state[p]["dual"] = p / group["delta"] + subgradient
+
+    def _read_weights(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """p <- prox(delta * dual, delta), in place."""
+        penalty, delta = group["penalty"], group["delta"]
+        scaled = [delta * self.state[p]["dual"] for p in params]
+        for p, weight in zip(params, _apply(lambda z: penalty.prox(z, delta), scaled, group["joint"]), strict=True):
+            p.copy_(weight)
+
+
+class LinBreg(Bregman):
+    """Linearised Bregman iteration, with momentum if wanted (JMLR 23(192), eqs. 4 and 5 of Algorithms 1 and 2).
+
+        mean <- momentum * mean + (1 - momentum) * gradient          the direction; the gradient without momentum
+
+    With ``Zero()`` and without momentum it is SGD with learning rate ``delta * lr``. The mean starts at 0, unlike the
+    buffer of `torch.optim.SGD`, which starts at the first gradient.
     """
 
     def __init__(
-        self, params: ParamsT, lr: float = 0.1, *, penalty: Penalty = Zero(), delta: float = 1.0, joint: bool = False
+        self,
+        params: ParamsT,
+        lr: float = 0.1,
+        *,
+        penalty: Penalty = Zero(),
+        delta: float = 1.0,
+        joint: bool = False,
+        momentum: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "penalty": penalty, "delta": delta, "joint": joint})
+        defaults = {"lr": lr, "penalty": penalty, "delta": delta, "joint": joint, "momentum": momentum}
+        super().__init__(params, defaults)
 
     def _step_duals(self, params: list[Tensor], group: dict[str, Any]) -> None:
         for p in params:
-            self.state[p]["dual"].add_(p.grad, alpha=-group["lr"])
+            state, direction = self.state[p], p.grad
+            if group["momentum"] != 0:
+                mean = state.setdefault("mean", torch.zeros_like(state["dual"]))
+                direction = mean.lerp_(direction, 1 - group["momentum"])
+            state["dual"].add_(direction, alpha=-group["lr"])
 
 
 class AdaBreg(Bregman):
@@ -176,6 +208,27 @@ class AdaBreg(Bregman):
             eps=group["eps"],
             maximize=False,
         )
+
+
+class ProxSGD(Penalised):
+    """Proximal stochastic gradient descent, the baseline that Bregman iterations differ from (JMLR 23(192), eq. 7).
+
+        p <- prox(p - lr * gradient, lr)                  prox of J
+
+    It has no memory: what is awake pays lr * lam in every step, so that weights are biased towards zero.
+    """
+
+    def __init__(self, params: ParamsT, lr: float = 0.1, *, penalty: Penalty = Zero(), joint: bool = False) -> None:
+        super().__init__(params, {"lr": lr, "penalty": penalty, "joint": joint})
+
+    def _step_group(self, moved: list[Tensor], group: dict[str, Any]) -> None:
+        penalty, lr = group["penalty"], group["lr"]
+        for p in moved:
+            assert p.grad is not None
+            p.add_(p.grad, alpha=-lr)
+        members = group["params"] if group["joint"] else moved
+        for p, weight in zip(members, _apply(lambda z: penalty.prox(z, lr), members, group["joint"]), strict=True):
+            p.copy_(weight)
 
 
 def _laid_out_like(dual: Tensor, grad: Tensor) -> Tensor:

@@ -93,6 +93,81 @@ class GroupLasso:
         return self.lam * math.sqrt(self.groups.size(weight))
 
 
-def _check_lam(penalty: L1 | GroupLasso) -> None:
+@dataclass(frozen=True)
+class NonNegativeL1:
+    """J(w) = lam * sum w_i where all w_i >= 0, infinite elsewhere: weights that are sparse and never negative.
+
+    A Bregman optimiser needs weights >= 0 to start from. With ``lam=0`` it is the constraint alone.
+
+    Raises:
+        ValueError: ``lam`` is negative or not finite.
+    """
+
+    lam: float
+
+    def __post_init__(self) -> None:
+        _check_lam(self)
+
+    def value(self, weight: Tensor) -> Tensor:
+        return self.lam * weight.sum() + torch.where(weight.ge(0).all(), 0.0, math.inf)
+
+    def prox(self, z: Tensor, step: float) -> Tensor:
+        return (z - step * self.lam).clamp(min=0)
+
+    def subgradient(self, weight: Tensor) -> Tensor:
+        return self.lam * weight.gt(0)
+
+
+@dataclass(frozen=True)
+class SparseGroup:
+    """J = l1 + group: whole groups vanish, and entries inside the groups that survive."""
+
+    l1: L1
+    group: GroupLasso
+
+    def value(self, weight: Tensor) -> Tensor:
+        return self.l1.value(weight) + self.group.value(weight)
+
+    def prox(self, z: Tensor, step: float) -> Tensor:
+        return self.group.prox(self.l1.prox(z, step), step)  # exact in this order only
+
+    def subgradient(self, weight: Tensor) -> Tensor:
+        return self.l1.subgradient(weight) + self.group.subgradient(weight)
+
+
+@dataclass(frozen=True)
+class Nuclear:
+    """J(w) = lam * sum of the singular values of w as a matrix (rows, everything else): low rank.
+
+    Raises:
+        ValueError: ``lam`` is negative or not finite.
+    """
+
+    lam: float
+
+    def __post_init__(self) -> None:
+        _check_lam(self)
+
+    def value(self, weight: Tensor) -> Tensor:
+        sigma: Tensor = torch.linalg.svdvals(weight.flatten(1))
+        return self.lam * sigma.sum()
+
+    def prox(self, z: Tensor, step: float) -> Tensor:
+        u, sigma, vh = _svd(z)
+        return (u * (sigma - step * self.lam).clamp(min=0) @ vh).reshape(z.shape)
+
+    def subgradient(self, weight: Tensor) -> Tensor:
+        u, sigma, vh = _svd(weight)
+        size = max(len(u), vh.shape[1])
+        in_rank = sigma > sigma[:1] * size * torch.finfo(weight.dtype).eps  # null directions stay free
+        return self.lam * (u * in_rank @ vh).reshape(weight.shape)
+
+
+def _svd(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    u, sigma, vh = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+    return u, sigma, vh
+
+
+def _check_lam(penalty: L1 | GroupLasso | NonNegativeL1 | Nuclear) -> None:
     if not 0 <= penalty.lam < math.inf:
         raise ValueError(f"{type(penalty).__name__}(lam=...) must be a finite number >= 0, got {penalty.lam}")

@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from nas import L1, AdaBreg, GroupLasso, Groups, LinBreg, Zero, param_groups, sparse_start
+from nas import L1, AdaBreg, GroupLasso, Groups, LinBreg, NonNegativeL1, ProxSGD, Zero, param_groups, sparse_start
 from nas.groups import ROWS, join_rows
 from nas.models import conv_skip_autoencoder
 
 pytestmark = pytest.mark.usefixtures("float64")
-FAMILY = [LinBreg, AdaBreg]
+FAMILY = [LinBreg, AdaBreg, partial(LinBreg, momentum=0.9)]
 
 
 def path(optimizer, theta, target, steps):
@@ -47,6 +48,57 @@ def test_linbreg_scalar_with_delta_T2():
     weights, duals = path(LinBreg([theta], lr=0.25, penalty=L1(1.0), delta=2.0), theta, 2.0, 5)
     assert duals[:, 0].tolist() == [0.5, 1, 1.5, 1.75, 1.875]
     assert weights[:, 0].tolist() == [0, 0, 1, 1.5, 1.75]
+
+
+def test_prox_sgd_is_biased_T3():
+    theta = scalar()
+    optimizer, weights = ProxSGD([theta], lr=0.5, penalty=L1(1.0)), []
+    for _ in range(40):
+        theta.grad = (theta - 2).detach()
+        optimizer.step()
+        weights.append(theta.item())
+    assert weights[:4] == [0.5, 0.75, 0.875, 0.9375]
+    assert weights[-1] == pytest.approx(1, abs=1e-10)  # 2 - lam; Bregman iterations reach 2
+
+
+def test_linbreg_with_momentum_T5():
+    theta = scalar()
+    optimizer = LinBreg([theta], lr=0.5, penalty=L1(1.0), momentum=0.9)
+    weights, duals = path(optimizer, theta, 2.0, 6)
+    assert duals[:, 0].tolist() == pytest.approx([0.1, 0.29, 0.561, 0.9049, 1.31441, 1.767248], abs=1e-6)
+    assert weights[4:, 0].tolist() == pytest.approx([0.31441, 0.767248], abs=1e-6)
+
+
+def test_adabreg_wakes_everything_when_the_entry_time_is_one_T7():
+    theta = nn.Parameter(torch.zeros(2))
+    optimizer = AdaBreg([theta], lr=0.1, penalty=L1(0.1))
+    weights = []
+    for _ in range(3):
+        theta.grad = torch.tensor([1.0, -1.0])
+        optimizer.step()
+        weights.append(theta.detach().clone())
+    expected = torch.tensor([[0, 0], [-0.1, 0.1], [-0.2, 0.2]])
+    torch.testing.assert_close(torch.stack(weights), expected, rtol=0, atol=1e-6)
+
+
+def test_descent_T14():
+    """loss + D_sym / lr + (2 - L delta lr) / (2 delta lr) |step|^2 <= loss before; equal for this quadratic."""
+    lr, theta = 0.5, scalar()
+    optimizer = LinBreg([theta], lr=lr, penalty=L1(1.0))
+    weights, duals = path(optimizer, theta, 2.0, 5)
+    weights, duals = torch.cat([torch.zeros(1, 1), weights]), torch.cat([torch.zeros(1, 1), duals])
+    losses, steps = (weights - 2).square() / 2, weights.diff(dim=0)
+    symmetric = (duals - weights).diff(dim=0) * steps  # <p+ - p, theta+ - theta>
+    left = losses[1:] + symmetric / lr + (2 - lr) / (2 * lr) * steps.square()
+    assert left[:, 0].tolist() == pytest.approx([2, 2, 0.5, 0.125, 0.03125])
+    assert (left <= losses[:-1] + 1e-12).all()
+
+
+def test_a_constraint_is_kept_T16():
+    theta = scalar(1.0)
+    weights, _ = path(LinBreg([theta], lr=0.25, penalty=NonNegativeL1(0.0)), theta, -1.0, 60)
+    assert (weights >= 0).all()
+    assert weights[-1].item() == 0
 
 
 def test_inverse_scale_order_T4():
@@ -130,6 +182,7 @@ def test_dual_stays_in_the_subdifferential_T10(kind, seed, delta, joint):
     [
         (lambda ps: LinBreg(ps, lr=0.1, delta=2.0), lambda ps: torch.optim.SGD(ps, lr=0.2)),
         (lambda ps: AdaBreg(ps, lr=0.01), lambda ps: torch.optim.Adam(ps, lr=0.01)),
+        (lambda ps: ProxSGD(ps, lr=0.2), lambda ps: torch.optim.SGD(ps, lr=0.2)),
     ],
 )
 def test_without_penalty_it_is_its_parent(bregman, parent):
@@ -271,6 +324,9 @@ def test_schedulers_steer_the_step():
         (lambda p: LinBreg([p], lr=0.0), r"LinBreg\(lr=...\) must be a finite number > 0, got 0.0"),
         (lambda p: AdaBreg([p], delta=-1.0), r"AdaBreg\(delta=...\) must be a finite number > 0, got -1.0"),
         (lambda p: AdaBreg([p], betas=(0.9, 1.0)), r"AdaBreg\(betas=...\) must lie in \[0, 1\), got \(0.9, 1.0\)"),
+        (lambda p: LinBreg([p], momentum=1.0), r"LinBreg\(momentum=...\) must lie in \[0, 1\), got 1.0"),
+        (lambda p: ProxSGD([p], lr=-1.0), r"ProxSGD\(lr=...\) must be a finite number > 0, got -1.0"),
+        (lambda p: ProxSGD([{"params": [p], "delta": 1.0}]), r"ProxSGD has no option \['delta'\]"),
         (lambda p: LinBreg([{"params": [p], "penalti": Zero()}]), r"LinBreg has no option \['penalti'\]"),
         (lambda p: LinBreg([p, nn.Parameter(torch.zeros(3))], joint=True), r"got shapes \[\(1,\), \(3,\)\]"),
     ],

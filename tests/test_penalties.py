@@ -5,12 +5,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas import L1, GroupLasso, Groups, Zero
+from nas import L1, GroupLasso, Groups, NonNegativeL1, Nuclear, SparseGroup, Zero
 from nas.groups import ROWS, join_rows, split_rows
 
 SHAPE = (4, 3, 2, 2)
 LAYOUTS = [Groups(over=axes) for axes in ((2, 3), (1, 2, 3), (0, 2, 3), (0, 1, 2, 3), (1,))]
-PENALTIES = [Zero(), L1(0.3), *(GroupLasso(0.3, groups) for groups in LAYOUTS)]
+PENALTIES = [
+    Zero(),
+    L1(0.3),
+    *(GroupLasso(0.3, groups) for groups in LAYOUTS),
+    *(SparseGroup(L1(0.2), GroupLasso(0.3, groups)) for groups in LAYOUTS[:2]),
+    Nuclear(0.3),
+    NonNegativeL1(0.3),
+]
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -41,6 +48,7 @@ def test_prox_residual_is_a_subgradient(penalty, seed, step, scale):
 @given(seed=st.integers(0, 10**6), rows=st.sets(st.integers(0, 3)))
 def test_subgradient_is_one_and_vanishes_on_dead_groups(penalty, seed, rows):
     weight = random_weight(seed, rows)
+    weight = weight.abs() if isinstance(penalty, NonNegativeL1) else weight
     subgradient = penalty.subgradient(weight)
     assert_subgradient(penalty, subgradient, weight)
     if getattr(penalty, "groups", ROWS).over == (1, 2, 3):
@@ -51,6 +59,7 @@ def test_subgradient_is_one_and_vanishes_on_dead_groups(penalty, seed, rows):
 @pytest.mark.parametrize("delta", [0.5, 1.0, 4.0])
 def test_dual_start_gives_the_weights_back(penalty, delta):
     weight = random_weight(8, zero_rows=(1,))
+    weight = weight.abs() if isinstance(penalty, NonNegativeL1) else weight
     dual = weight / delta + penalty.subgradient(weight)
     torch.testing.assert_close(penalty.prox(delta * dual, delta), weight, rtol=0, atol=1e-14)
 
@@ -64,6 +73,32 @@ def test_group_prox_T8():
     p = GroupLasso(1.0, ROWS).prox(z, 1.0)
     torch.testing.assert_close(p, torch.tensor([[2.151472, 2.868629], [0, 0], [0, 0]]), rtol=0, atol=1e-6)
     assert (z - p)[0].norm().item() == pytest.approx(2**0.5)  # Moreau: what is cut off a survivor is the threshold
+
+
+def test_sparse_group_T12():
+    z = torch.tensor([[3.0, -4.0, 0.5]])
+    l1, group = L1(1.0), GroupLasso(1 / 3**0.5, ROWS)  # both thresholds are 1
+    expected = torch.tensor([[1.445300, -2.167950, 0]])
+    torch.testing.assert_close(SparseGroup(l1, group).prox(z, 1.0), expected, rtol=0, atol=1e-6)
+    reverse = l1.prox(group.prox(z, 1.0), 1.0)
+    torch.testing.assert_close(reverse, torch.tensor([[1.402978, -2.203970, 0]]), rtol=0, atol=1e-6)
+
+
+def test_nuclear_T13():
+    torch.testing.assert_close(
+        Nuclear(1.5).prox(torch.diag(torch.tensor([3.0, 1])), 1.0), torch.diag(torch.tensor([1.5, 0]))
+    )
+
+
+def test_nuclear_leaves_null_directions_free():
+    subgradient = Nuclear(2.0).subgradient(torch.outer(torch.tensor([1.0, 2, 0]), torch.tensor([3.0, 0, 4])))
+    assert torch.linalg.matrix_rank(subgradient) == 1
+    assert torch.linalg.svdvals(subgradient)[0].item() == pytest.approx(2)
+
+
+def test_negative_weights_cost_infinitely_much():
+    assert NonNegativeL1(0.5).value(torch.tensor([1.0, 2.0])) == 1.5
+    assert NonNegativeL1(0.5).value(torch.tensor([1.0, -1e-9])) == float("inf")
 
 
 def test_group_of_one_entry_is_l1():
@@ -92,6 +127,8 @@ def test_activity_is_exact():
     ("make", "message"),
     [
         (lambda: L1(-1.0), r"L1\(lam=...\) must be a finite number >= 0, got -1.0"),
+        (lambda: Nuclear(-1.0), r"Nuclear\(lam=...\) must be a finite number >= 0, got -1.0"),
+        (lambda: NonNegativeL1(float("inf")), r"NonNegativeL1\(lam=...\) must be .* got inf"),
         (lambda: GroupLasso(float("nan"), ROWS), r"GroupLasso\(lam=...\) must be .* got nan"),
         (lambda: Groups(over=()), "has no axis"),
         (lambda: Groups(over=(1, 1)), "must name each axis once"),
