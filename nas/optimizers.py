@@ -126,10 +126,9 @@ class Bregman(Penalised):
 
     def _read_weights(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """p <- prox(delta * dual, delta), in place."""
-        penalty, delta = group["penalty"], group["delta"]
-        scaled = [delta * self.state[p]["dual"] for p in params]
-        for p, weight in zip(params, _apply(lambda z: penalty.prox(z, delta), scaled, group["joint"]), strict=True):
-            p.copy_(weight)
+        delta, duals = group["delta"], [self.state[p]["dual"] for p in params]
+        scaled = duals if delta == 1 else [delta * dual for dual in duals]
+        _write_prox(group["penalty"], scaled, delta, params, group["joint"])
 
 
 class LinBreg(Bregman):
@@ -222,18 +221,31 @@ class ProxSGD(Penalised):
         super().__init__(params, {"lr": lr, "penalty": penalty, "joint": joint})
 
     def _step_group(self, moved: list[Tensor], group: dict[str, Any]) -> None:
-        penalty, lr = group["penalty"], group["lr"]
         for p in moved:
             assert p.grad is not None
-            p.add_(p.grad, alpha=-lr)
+            p.add_(p.grad, alpha=-group["lr"])
         members = group["params"] if group["joint"] else moved
-        for p, weight in zip(members, _apply(lambda z: penalty.prox(z, lr), members, group["joint"]), strict=True):
-            p.copy_(weight)
+        _write_prox(group["penalty"], members, group["lr"], members, group["joint"])
 
 
 def _laid_out_like(dual: Tensor, grad: Tensor) -> Tensor:
     """``grad`` with the strides of ``dual``: torch's fused kernels walk through memory as if they were equal."""
     return grad if grad.stride() == dual.stride() else torch.empty_like(dual).copy_(grad)
+
+
+def _write_prox(penalty: Penalty, z: list[Tensor], step: float, params: list[Tensor], joint: bool) -> None:
+    """p <- prox(z, step), in place; where the penalty only shrinks groups, without a temporary tensor."""
+    if not hasattr(penalty, "shrinkage"):
+        for p, weight in zip(params, _apply(lambda rows: penalty.prox(rows, step), z, joint), strict=True):
+            p.copy_(weight)
+        return
+    if joint:
+        factor = penalty.shrinkage(join_rows(z), step)  # one per unit
+        factors = [factor.reshape(-1, *(1,) * (tensor.ndim - 1)) for tensor in z]
+    else:
+        factors = [penalty.shrinkage(tensor, step) for tensor in z]
+    for p, tensor, factor in zip(params, z, factors, strict=True):
+        torch.mul(tensor, factor, out=p)
 
 
 def _apply(function: Callable[[Tensor], Tensor], tensors: list[Tensor], joint: bool) -> list[Tensor]:

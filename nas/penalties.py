@@ -11,7 +11,12 @@ from nas.groups import Groups
 
 
 class Penalty(Protocol):
-    """A convex function J of one tensor. Implementations are frozen dataclasses of plain numbers."""
+    """A convex function J of one tensor. Implementations are frozen dataclasses of plain numbers.
+
+    A penalty whose prox does nothing but shrink whole groups may also have ``shrinkage(z, step)``: factors in [0, 1],
+    broadcastable to ``z``, with ``prox(z, step) == z * shrinkage(z, step)``. Optimisers then write the product straight
+    into the weights.
+    """
 
     def value(self, weight: Tensor) -> Tensor:
         """J(weight), a scalar."""
@@ -81,9 +86,13 @@ class GroupLasso:
         return self._weight(weight) * self.groups.norms(weight).sum()
 
     def prox(self, z: Tensor, step: float) -> Tensor:
+        return z * self.shrinkage(z, step)
+
+    def shrinkage(self, z: Tensor, step: float) -> Tensor:
+        """max(1 - threshold / norm, 0) of each group, kept broadcastable to ``z``; 0 for a group that is 0."""
         threshold = step * self._weight(z)
         norms = self.groups.norms(z)
-        return z * torch.where(norms > threshold, 1 - threshold / norms, 0.0)
+        return torch.where(norms > threshold, 1 - threshold / norms, 0.0)
 
     def subgradient(self, weight: Tensor) -> Tensor:
         norms = self.groups.norms(weight)

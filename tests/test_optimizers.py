@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -276,6 +277,43 @@ def test_steps_are_in_place_and_closures_run(kind):
     before = theta.item()
     assert optimizer.step() is None  # no gradient: nothing moves
     assert theta.item() == before
+
+
+@dataclass(frozen=True)
+class PlainGroupLasso:
+    """The group lasso as a user would write it: without the shortcut for optimisers."""
+
+    lam: float
+
+    def value(self, weight):
+        return GroupLasso(self.lam, ROWS).value(weight)
+
+    def prox(self, z, step):
+        return GroupLasso(self.lam, ROWS).prox(z, step)
+
+    def subgradient(self, weight):
+        return GroupLasso(self.lam, ROWS).subgradient(weight)
+
+
+@pytest.mark.parametrize("kind", [LinBreg, AdaBreg, ProxSGD])
+@pytest.mark.parametrize("joint", [True, False])
+def test_shrinking_in_place_changes_nothing(kind, joint):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(6, 4), (6, 3)]
+    start = [torch.randn(shape, generator=generator) * torch.tensor([[0.0]] * 3 + [[1.0]] * 3) for shape in shapes]
+    sets = [[nn.Parameter(p.clone()) for p in start] for _ in range(2)]
+    penalties = [GroupLasso(0.4, ROWS), PlainGroupLasso(0.4)]
+    optimizers = [kind(ps, lr=0.1, penalty=j, joint=joint) for ps, j in zip(sets, penalties, strict=True)]
+    zeros = 0
+    for _ in range(30):
+        for p, q in zip(*sets, strict=True):
+            p.grad = torch.randn(p.shape, generator=generator)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        assert all(torch.equal(p, q) for p, q in zip(*sets, strict=True))
+        zeros += int((sets[0][0] == 0).sum())
+    assert zeros > 0
 
 
 @pytest.mark.parametrize("kind", FAMILY)
