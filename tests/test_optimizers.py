@@ -302,7 +302,8 @@ def test_shrinking_in_place_changes_nothing(kind, joint):
     shapes = [(6, 4), (6, 3)]
     start = [torch.randn(shape, generator=generator) * torch.tensor([[0.0]] * 3 + [[1.0]] * 3) for shape in shapes]
     sets = [[nn.Parameter(p.clone()) for p in start] for _ in range(2)]
-    penalties = [GroupLasso(0.4, ROWS), PlainGroupLasso(0.4)]
+    lam = 4.0 if kind is ProxSGD else 0.4  # proximal SGD compares lr * lam with one step, not with a sum of steps
+    penalties = [GroupLasso(lam, ROWS), PlainGroupLasso(lam)]
     optimizers = [kind(ps, lr=0.1, penalty=j, joint=joint) for ps, j in zip(sets, penalties, strict=True)]
     zeros = 0
     for _ in range(30):
