@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import tempfile
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Sequence
@@ -196,7 +195,8 @@ def run_extract(options: Namespace) -> Result:
 def run_retrain(options: Namespace) -> Result:
     run = Run.open(options.run)
     net = _load(run.folder / COMPACT, f"nas extract {run.folder}")
-    tempfile.TemporaryFile(dir=run.folder).close()  # fails now rather than after the training
+    if not os.access(run.folder, os.W_OK):  # said now rather than after the training
+        raise ValueError(f"{run.folder}: no permission to write")
     data = run.data()
     validation, test = run.validation(data), run.test(data)
     if not 0 <= options.seed < 2**32:
