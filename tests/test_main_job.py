@@ -1,4 +1,4 @@
-"""The figures of the main job, with the defaults of the command line: slow (about five minutes on 2 cores)."""
+"""The figures of the main job with the defaults of the command line: slow (about six minutes, on one thread)."""
 
 import json
 import subprocess
