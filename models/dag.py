@@ -31,8 +31,8 @@ class DagNode(nn.Module):
     """x = act( sum_j A_j(x_j) + b ) + sum_k s_k x_k, with edges A_j (convolution or matrix) and scalar gates s_k.
 
     A unit is row i of every edge together with entry i of the bias. The activation maps 0 to 0, so that a unit whose
-    row is zero puts out exactly 0 (plus what the skips bring). Edges start with He's
-    variance and gates at 0 (at 1 in a node without rows, which is nothing but its skips).
+    row is zero puts out exactly 0 (plus what the skips bring). Edges start with He's variance, gates at 0 (at 1 in a
+    node without rows, which is nothing but its skips).
     """
 
     rows: Tensor | None

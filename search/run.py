@@ -147,6 +147,7 @@ class Search:
         self.run = run
         data = run.data(download=download)
         self.validation = run.validation(data)
+        run.test(data)  # what is wrong with the test pictures is said now, not after the search
         self.batches = run.batches(data, config.seed)
         self.net = copy.deepcopy(run.blank)
         sparse_start(self.net, config.density, seed=config.seed, batch=next(self.batches(0))[0])

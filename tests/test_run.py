@@ -141,6 +141,15 @@ def test_a_folder_in_use_is_refused_even_when_forced(tmp_path, config):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_test_picture_too_small_is_said_before_the_search(tmp_path, config, data_root):
+    for file in data_root.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    Image.fromarray(np.zeros((5, 40), np.uint8)).save(tmp_path / "9.png")  # the last one is for the test
+    with pytest.raises(ValueError, match="the picture 9.png has 40 x 5 pixels, smaller than the 7 x 7 pixels"):
+        Search(Run(tmp_path / "run", replace(config, data_root=tmp_path)))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
