@@ -26,15 +26,14 @@ from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.models.store import load, save
 from nas.search.baselines import baselines
-from nas.search.config import SearchConfig
+from nas.search.config import SearchConfig, check_seed
 from nas.search.images import read_picture, to_array, write_picture
 from nas.search.path import Point, births
 from nas.search.retrain import retrain
-from nas.search.run import Run, Search
+from nas.search.run import COMPACT, DRAWINGS, PICTURES, RETRAINED, Run, Search
 from nas.search.tasks import Example, evaluate, restore, score
 from nas.search.use import beside, denoise_pixels
 
-COMPACT, RETRAINED, PICTURES = "compact", "retrained", "pictures"
 Result = dict[str, Any]
 
 
@@ -133,7 +132,7 @@ def show(options: Namespace) -> Result:
     net = run.supernet(chosen.snapshot.epoch)
     born = births(point for point in points if point.snapshot.epoch <= chosen.snapshot.epoch)
     graph = topology(net, options.level, births=born)
-    files = [run.folder / name for name in ("topology.svg", "topology.json", "growth.svg")]
+    files = [run.folder / name for name in DRAWINGS]
     draw(graph, files[0])
     write_json(files[1], nx.node_link_data(graph, edges="edges"))
     draw_growth(points, files[2], picked=chosen.snapshot.epoch)
@@ -199,8 +198,7 @@ def run_retrain(options: Namespace) -> Result:
         raise ValueError(f"{run.folder}: no permission to write")
     data = run.data()
     validation, test = run.validation(data), run.test(data)
-    if not 0 <= options.seed < 2**32:
-        raise ValueError(f"seed must lie between 0 and {2**32 - 1}, got {options.seed}")
+    check_seed(options.seed)
     if options.from_scratch:
         torch.manual_seed(options.seed)
         net = DagNet(net.plan)

@@ -35,7 +35,12 @@ def replacing_folder(folder: Path, write: Callable[[Path], None]) -> None:
         write(new)
         if folder.exists():
             folder.replace(old)
-        new.replace(folder)
+        try:
+            new.replace(folder)
+        except OSError:
+            if old.exists():
+                old.replace(folder)
+            raise
     finally:
         shutil.rmtree(place, ignore_errors=True)
 

@@ -46,17 +46,23 @@ class Zero:
 
 
 @dataclass(frozen=True)
-class L1:
+class _Strength:
+    """The strength ``lam`` of a penalty: a finite number >= 0."""
+
+    lam: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lam < math.inf:
+            raise ValueError(f"{type(self).__name__}(lam=...) must be a finite number >= 0, got {self.lam}")
+
+
+@dataclass(frozen=True)
+class L1(_Strength):
     """J(w) = lam * sum |w_i|.
 
     Raises:
         ValueError: ``lam`` is negative or not finite.
     """
-
-    lam: float
-
-    def __post_init__(self) -> None:
-        _check_lam(self)
 
     def value(self, weight: Tensor) -> Tensor:
         return self.lam * weight.abs().sum()
@@ -69,18 +75,14 @@ class L1:
 
 
 @dataclass(frozen=True)
-class GroupLasso:
+class GroupLasso(_Strength):
     """J(w) = lam * sqrt(n) * sum_g |w_g|, with n the number of entries of a group (group l1,2; JMLR, eq. 1.2).
 
     Raises:
         ValueError: ``lam`` is negative or not finite.
     """
 
-    lam: float
     groups: Groups
-
-    def __post_init__(self) -> None:
-        _check_lam(self)
 
     def value(self, weight: Tensor) -> Tensor:
         return self._weight(weight) * self.groups.norms(weight).sum()
@@ -103,7 +105,7 @@ class GroupLasso:
 
 
 @dataclass(frozen=True)
-class NonNegativeL1:
+class NonNegativeL1(_Strength):
     """J(w) = lam * sum w_i where all w_i >= 0, infinite elsewhere: weights that are sparse and never negative.
 
     A Bregman optimiser needs weights >= 0 to start from. With ``lam=0`` it is the constraint alone.
@@ -111,11 +113,6 @@ class NonNegativeL1:
     Raises:
         ValueError: ``lam`` is negative or not finite.
     """
-
-    lam: float
-
-    def __post_init__(self) -> None:
-        _check_lam(self)
 
     def value(self, weight: Tensor) -> Tensor:
         return self.lam * weight.sum() + torch.where(weight.ge(0).all(), 0.0, math.inf)
@@ -145,17 +142,12 @@ class SparseGroup:
 
 
 @dataclass(frozen=True)
-class Nuclear:
+class Nuclear(_Strength):
     """J(w) = lam * sum of the singular values of w as a matrix (rows, everything else): low rank.
 
     Raises:
         ValueError: ``lam`` is negative or not finite.
     """
-
-    lam: float
-
-    def __post_init__(self) -> None:
-        _check_lam(self)
 
     def value(self, weight: Tensor) -> Tensor:
         sigma: Tensor = torch.linalg.svdvals(weight.flatten(1))
@@ -175,8 +167,3 @@ class Nuclear:
 def _svd(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     u, sigma, vh = torch.linalg.svd(weight.flatten(1), full_matrices=False)
     return u, sigma, vh
-
-
-def _check_lam(penalty: L1 | GroupLasso | NonNegativeL1 | Nuclear) -> None:
-    if not 0 <= penalty.lam < math.inf:
-        raise ValueError(f"{type(penalty).__name__}(lam=...) must be a finite number >= 0, got {penalty.lam}")

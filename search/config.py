@@ -66,8 +66,7 @@ class SearchConfig:
         for name in ("lr", "gate_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must lie between 0 and {2**32 - 1}, got {self.seed}")
+        check_seed(self.seed)
         if not self.tolerance >= 0:
             raise ValueError(f"tolerance must be >= 0 dB, got {self.tolerance}")
         if not 0 < self.max_params <= 1:
@@ -116,3 +115,9 @@ class SearchConfig:
         if unknown := sorted(set(self.model_options) - set(known)):
             raise ValueError(f"{self.model} has no option {unknown[0]!r}; its options are {', '.join(known)}")
         return recipe(self.channels, **self.model_options)
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError unless torch's generators take the seed, and the seeds derived from it."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must lie between 0 and {2**32 - 1}, got {seed}")

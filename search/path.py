@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nas.files import replacing
 from nas.search.loop import Snapshot
 
-ROWS = ".rows"
+ROWS_SUFFIX = ".rows"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def save_sparse(net: nn.Module, file: Path) -> None:
     tensors = {}
     for name, tensor in net.state_dict().items():
         rows = tensor.ne(0).reshape(len(tensor), max(1, tensor[:1].numel())).any(dim=1).nonzero()[:, 0]
-        tensors[name], tensors[name + ROWS] = tensor[rows].contiguous(), rows
+        tensors[name], tensors[name + ROWS_SUFFIX] = tensor[rows].contiguous(), rows
     replacing(file, lambda temporary: save_file(tensors, temporary))
 
 
@@ -94,7 +94,9 @@ def load_sparse(net: nn.Module, file: Path) -> None:
     """
     try:
         stored = load_file(file)
-        state = {name: _filled(tensor, stored[name], stored[name + ROWS]) for name, tensor in net.state_dict().items()}
+        state = {
+            name: _filled(tensor, stored[name], stored[name + ROWS_SUFFIX]) for name, tensor in net.state_dict().items()
+        }
         net.load_state_dict(state)
     except (OSError, SafetensorError, KeyError, IndexError, RuntimeError) as problem:
         raise ValueError(f"the snapshot {file} is damaged: {' '.join(str(problem).split())}") from None

@@ -31,14 +31,8 @@ from nas.search.path import Point, load_sparse, pick, read_points, save_sparse
 from nas.search.tasks import TASKS, Batches, Denoise, Example, evaluate, held_out, random_crops
 
 CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINT = "config.yaml", "metrics.jsonl", "path.json", "path", "checkpoint.pt"
-OTHERS = (
-    "compact",
-    "retrained",
-    "pictures",
-    "topology.svg",
-    "topology.json",
-    "growth.svg",
-)  # what later steps add to a run
+COMPACT, RETRAINED, PICTURES = "compact", "retrained", "pictures"  # folders that later steps add
+DRAWINGS = ("topology.svg", "topology.json", "growth.svg")
 VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
 
 
@@ -249,7 +243,7 @@ def _prepare_folder(run: Run, force: bool) -> None:
     if (folder / CONFIG).exists():
         if not force:
             raise ValueError(f"{folder} already holds a run; choose another --out, or --force to replace it")
-        for name in (METRICS, PATH, SNAPSHOTS, CHECKPOINT, *OTHERS, CONFIG):
+        for name in (METRICS, PATH, SNAPSHOTS, CHECKPOINT, COMPACT, RETRAINED, PICTURES, *DRAWINGS, CONFIG):
             _remove(folder / name)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is in use and holds no run; choose another --out")

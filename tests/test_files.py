@@ -1,0 +1,40 @@
+"""Nothing is lost when a file or folder cannot be replaced."""
+
+from pathlib import Path
+
+import pytest
+
+from nas.files import replacing, replacing_folder
+
+
+def test_a_failed_write_changes_nothing(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("old")
+
+    def fail(temporary):
+        (temporary / "file" if temporary.is_dir() else temporary).write_text("half")
+        raise ValueError("no")
+
+    for replace, name in ((replacing, "file"), (replacing_folder, "folder")):
+        with pytest.raises(ValueError, match="no"):
+            replace(tmp_path / name, fail)
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "file").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("old")
+    move = Path.replace
+
+    def refuse_new(self, target):
+        if self.name == "new":
+            raise OSError("disk full")
+        return move(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse_new)
+    with pytest.raises(OSError, match="disk full"):
+        replacing_folder(tmp_path / "folder", lambda folder: (folder / "file").write_text("new"))
+    assert (tmp_path / "folder" / "file").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
