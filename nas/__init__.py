@@ -7,24 +7,37 @@ from pathlib import Path
 if __name__ == "nas" and not (Path(__file__).parent / "models").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
-from nas.groups import Groups
+from nas.bregman import AdaBreg, Bregman, LinBreg
+from nas.groups import CHANNELS, COLUMNS, ENTRIES, FILTERS, KERNELS, ROWS, WHOLE, Groups
 from nas.init import check_start, sparse_start
-from nas.optimizers import AdaBreg, LinBreg, ProxSGD
 from nas.parameters import param_groups
-from nas.penalties import L1, GroupLasso, NonNegativeL1, Nuclear, Penalty, SparseGroup, Zero
+from nas.penalties import L1, GroupLasso, LogSum, NonNegativeL1, Nuclear, Penalty, SparseGroup, Zero
+from nas.proximal import XRDA, ProxSGD
+from nas.split_lbi import SplitLBI
 
 __version__ = "0.1.0"
 __all__ = [
+    "CHANNELS",
+    "COLUMNS",
+    "ENTRIES",
+    "FILTERS",
+    "KERNELS",
     "L1",
+    "ROWS",
+    "WHOLE",
+    "XRDA",
     "AdaBreg",
+    "Bregman",
     "GroupLasso",
     "Groups",
     "LinBreg",
+    "LogSum",
     "NonNegativeL1",
     "Nuclear",
     "Penalty",
     "ProxSGD",
     "SparseGroup",
+    "SplitLBI",
     "Zero",
     "check_start",
     "param_groups",

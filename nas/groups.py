@@ -12,63 +12,141 @@ from torch import Tensor
 class Groups:
     """The axes that run inside a group; each index of the other axes is one group.
 
-    For a convolution weight of shape (out, in, height, width):
+    Of a matrix of shape (out, in) or a convolution weight of shape (out, in, height, width):
 
-        Groups(over=(2, 3))          one group per kernel   norms: (out, in, 1, 1)
-        Groups(over=(1, 2, 3))       one per filter         norms: (out, 1, 1, 1)
-        Groups(over=(0, 1, 2, 3))    the whole tensor       norms: (1, 1, 1, 1)
+        ROWS            Groups(over=(1,))           one group per row
+        COLUMNS         Groups(over=(0,))           one per column
+        FILTERS         Groups(over=(1, 2, 3))      one per filter (output channel)
+        CHANNELS        Groups(over=(0, 2, 3))      one per input channel
+        KERNELS         Groups(over=(2, 3))         one per kernel
+        WHOLE           Groups(over=None)           the whole tensor, whatever its shape
+        ENTRIES         Groups(over=())             one per entry
+        Groups(over=(0, 1), block=(4, 16))          one per block of 4 rows and 16 columns
+
+    Results of one number per group are broadcastable to `cut` of the tensor, which is the tensor itself unless
+    ``block`` is given: the filters of a weight of shape (8, 4, 3, 3) have norms of shape (8, 1, 1, 1).
 
     Raises:
-        ValueError: ``over`` is empty, negative or names an axis twice, or (when a tensor is given to a method)
-            names an axis that the tensor lacks.
+        ValueError: an axis of ``over`` is negative or named twice, ``block`` is not one positive size per axis of
+            ``over``, or (when a tensor is given to a method) the tensor lacks an axis or is not a multiple of a block.
     """
 
-    over: tuple[int, ...]
+    over: tuple[int, ...] | None
+    block: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "over", tuple(self.over))  # a list, as read from a file, is welcome
-        if not self.over:
-            raise ValueError("Groups(over=()) has no axis; for groups of one entry use L1")
-        if min(self.over) < 0 or len(set(self.over)) < len(self.over):
+        for name in ("over", "block"):  # lists, as read from a file, are welcome
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.over is not None and (min(self.over, default=0) < 0 or len(set(self.over)) < len(self.over)):
             raise ValueError(f"Groups(over={self.over}) must name each axis once, counted from 0")
+        if self.block is not None and (len(self.block) != len(self.over or ()) or min(self.block, default=1) < 1):
+            raise ValueError(f"Groups(block={self.block}) must have one size >= 1 for each axis of over={self.over}")
+
+    def cut(self, weight: Tensor) -> Tensor:
+        """A view of ``weight`` in which every group runs along whole axes: blocks get axes of their own."""
+        self.check(weight)
+        for axis, size in sorted(zip(self.over or (), self.block or (), strict=False), reverse=True):
+            weight = weight.unflatten(axis, (-1, size))
+        return weight
 
     def norms(self, weight: Tensor) -> Tensor:
-        """Euclidean norm of each group, kept broadcastable to ``weight``."""
-        self._check(weight)
-        norms: Tensor = torch.linalg.vector_norm(weight, dim=self.over, keepdim=True)
+        """Euclidean norm of each group, broadcastable to ``cut(weight)``."""
+        if self.over == ():
+            return weight.abs()
+        view = self.cut(weight)
+        norms: Tensor = torch.linalg.vector_norm(view, dim=self._axes(view), keepdim=True)
         return norms
 
+    def means(self, weight: Tensor) -> Tensor:
+        """Mean magnitude of each group, broadcastable to ``cut(weight)``."""
+        if self.over == ():
+            return weight.abs()
+        view = self.cut(weight)
+        return view.abs().mean(dim=self._axes(view), keepdim=True)
+
     def active(self, weight: Tensor) -> Tensor:
-        """True where a group has a non-zero entry (exact: no threshold), kept broadcastable to ``weight``."""
-        self._check(weight)
-        return weight.ne(0).any(dim=self.over, keepdim=True)
+        """True where a group has a non-zero entry (exact: no threshold), broadcastable to ``cut(weight)``."""
+        nonzero = self.cut(weight.ne(0))
+        return nonzero if self.over == () else nonzero.any(dim=self._axes(nonzero), keepdim=True)
+
+    def spread(self, per_group: Tensor, weight: Tensor) -> Tensor:
+        """The values of the groups, one for each entry, in the shape of ``weight``."""
+        return per_group.expand(self.cut(weight).shape).reshape(weight.shape)
 
     def size(self, weight: Tensor) -> int:
         """Number of entries in one group."""
-        self._check(weight)
-        return math.prod(weight.shape[axis] for axis in self.over)
+        self.check(weight)
+        if self.over is None:
+            return weight.numel()
+        return math.prod(self.block or (weight.shape[axis] for axis in self.over))
 
-    def _check(self, weight: Tensor) -> None:
-        if max(self.over) >= weight.ndim:
-            raise ValueError(f"Groups(over={self.over}) does not fit a tensor of shape {tuple(weight.shape)}")
+    def check(self, weight: Tensor) -> None:
+        """Raise ValueError unless the groups fit ``weight``."""
+        fits = max(self.over or (-1,)) < weight.ndim and all(
+            weight.shape[axis] % size == 0 for axis, size in zip(self.over or (), self.block or (), strict=False)
+        )
+        if not fits:
+            block = "" if self.block is None else f", block={self.block}"
+            raise ValueError(f"Groups(over={self.over}{block}) does not fit a tensor of shape {tuple(weight.shape)}")
+
+    def _axes(self, view: Tensor) -> tuple[int, ...]:
+        """The axes of ``cut`` that run inside a group."""
+        if self.over is None:
+            return tuple(range(view.ndim))
+        if self.block is None:
+            return self.over
+        return tuple(axis + 1 + sum(other < axis for other in self.over) for axis in self.over)
 
 
+ENTRIES = Groups(over=())
 ROWS = Groups(over=(1,))
+COLUMNS = Groups(over=(0,))
+FILTERS = Groups(over=(1, 2, 3))
+CHANNELS = Groups(over=(0, 2, 3))
+KERNELS = Groups(over=(2, 3))
+WHOLE = Groups(over=None)
 
 
-def join_rows(tensors: Sequence[Tensor]) -> Tensor:
+def join_rows(tensors: Sequence[Tensor], axes: Sequence[int] | None = None) -> Tensor:
     """One row per unit: row i holds the i-th slice of every tensor, for instance a filter and its bias.
 
     Args:
-        tensors: each of shape (units, ...).
+        tensors: each with as many slices as there are units.
+        axes: the axis of the units in each tensor; the first of all tensors by default.
 
     Returns:
         Tensor of shape (units, entries of one unit).
     """
-    return torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], dim=1)
+    return torch.cat([_by_unit(tensor, axis) for tensor, axis in _pairs(tensors, axes)], dim=1)
 
 
-def split_rows(rows: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+def split_rows(rows: Tensor, like: Sequence[Tensor], axes: Sequence[int] | None = None) -> list[Tensor]:
     """The inverse of `join_rows`: pieces of ``rows`` in the shapes of ``like``."""
-    pieces = rows.split([tensor[0].numel() for tensor in like], dim=1)
-    return [piece.reshape(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
+    pairs = _pairs(like, axes)
+    pieces = rows.split([_by_unit(tensor, axis).shape[1] for tensor, axis in pairs], dim=1)
+    return [
+        piece.reshape(tensor.movedim(axis, 0).shape).movedim(0, axis)
+        for piece, (tensor, axis) in zip(pieces, pairs, strict=True)
+    ]
+
+
+def unit_norms(tensors: Sequence[Tensor], axes: Sequence[int] | None = None) -> Tensor:
+    """Euclidean norm of each row of `join_rows`, of shape (units,), without joining them."""
+    norms = [torch.linalg.vector_norm(_by_unit(tensor, axis), dim=1) for tensor, axis in _pairs(tensors, axes)]
+    joined: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return joined
+
+
+def along(per_unit: Tensor, tensor: Tensor, axis: int) -> Tensor:
+    """A vector with one entry per unit, broadcastable to ``tensor`` whose units lie along ``axis``."""
+    return per_unit.reshape(-1, *(1,) * (tensor.ndim - 1 - axis))
+
+
+def _by_unit(tensor: Tensor, axis: int) -> Tensor:
+    """Shape (units, entries of a unit in this tensor)."""
+    return tensor.unsqueeze(1) if tensor.ndim == 1 else tensor.movedim(axis, 0).flatten(1)
+
+
+def _pairs(tensors: Sequence[Tensor], axes: Sequence[int] | None) -> list[tuple[Tensor, int]]:
+    return list(zip(tensors, [0] * len(tensors) if axes is None else axes, strict=True))

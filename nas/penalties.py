@@ -1,21 +1,31 @@
-"""Convex penalties J: value, proximal operator, one subgradient (Bungert et al., JMLR 23(192), 2022, section 1)."""
+"""Penalties J: value, proximal operator, one subgradient (Bungert et al., JMLR 23(192), 2022, section 1).
 
+A penalty of your own is a class with the three methods of `Penalty`; see docs/penalties.md.
+"""
+
+import dataclasses
+import inspect
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from nas.groups import Groups
+from nas.groups import ENTRIES, WHOLE, Groups
+
+Step = float | Tensor  # a tensor gives each entry a step of its own
 
 
 class Penalty(Protocol):
     """A convex function J of one tensor. Implementations are frozen dataclasses of plain numbers.
 
-    A penalty whose prox does nothing but shrink whole groups may also have ``shrinkage(z, step)``: factors in [0, 1],
-    broadcastable to ``z``, with ``prox(z, step) == z * shrinkage(z, step)``. Optimisers then write the product straight
-    into the weights.
+    Optional, and present in all penalties of this file:
+        groups: the entries that vanish together; the whole tensor where a penalty doesn't say.
+        prox(..., out=...): write the result into ``out`` (which may be ``z``) instead of a new tensor.
+        gauge(p): how near the subgradient ``p`` has come to waking each sleeping group, which wakes above 1:
+            max <p_g, w> over all w of this group with J(w) <= 1. Broadcastable to ``groups.cut(p)``.
     """
 
     def value(self, weight: Tensor) -> Tensor:
@@ -35,14 +45,21 @@ class Penalty(Protocol):
 class Zero:
     """J = 0: turns every Bregman optimiser into its unregularised parent."""
 
+    @property
+    def groups(self) -> Groups:
+        return ENTRIES
+
     def value(self, weight: Tensor) -> Tensor:
         return weight.new_zeros(())
 
-    def prox(self, z: Tensor, step: float) -> Tensor:
-        return z
+    def prox(self, z: Tensor, step: Step, out: Tensor | None = None) -> Tensor:
+        return z if out is None else out.copy_(z)
 
     def subgradient(self, weight: Tensor) -> Tensor:
         return torch.zeros_like(weight)
+
+    def gauge(self, p: Tensor) -> Tensor:
+        return torch.where(p.abs() > 0, math.inf, 0.0)
 
 
 @dataclass(frozen=True)
@@ -64,44 +81,64 @@ class L1(_Strength):
         ValueError: ``lam`` is negative or not finite.
     """
 
+    @property
+    def groups(self) -> Groups:
+        return ENTRIES
+
     def value(self, weight: Tensor) -> Tensor:
         return self.lam * weight.abs().sum()
 
-    def prox(self, z: Tensor, step: float) -> Tensor:
-        return z.sign() * (z.abs() - step * self.lam).clamp(min=0)
+    def prox(self, z: Tensor, step: Step, out: Tensor | None = None) -> Tensor:
+        threshold: Any = step * self.lam
+        projected = torch.clamp(z, -threshold, threshold, out=None if out is z else out)
+        return torch.sub(z, projected, out=out)  # Moreau: z minus its projection onto the dual ball
 
     def subgradient(self, weight: Tensor) -> Tensor:
         return self.lam * weight.sign()
+
+    def gauge(self, p: Tensor) -> Tensor:
+        return p.abs() / self.lam
 
 
 @dataclass(frozen=True)
 class GroupLasso(_Strength):
     """J(w) = lam * sqrt(n) * sum_g |w_g|, with n the number of entries of a group (group l1,2; JMLR, eq. 1.2).
 
+    A sleeping group wakes when the root mean square of its dual exceeds ``lam``, whatever its size. With ``rms=False``
+    the factor sqrt(n) is left out, and large groups wake first (the convolution penalty of DessiLBI).
+
     Raises:
-        ValueError: ``lam`` is negative or not finite.
+        ValueError: ``lam`` is negative or not finite, or the groups don't fit a tensor.
     """
 
     groups: Groups
+    rms: bool = True
 
     def value(self, weight: Tensor) -> Tensor:
-        return self._weight(weight) * self.groups.norms(weight).sum()
+        return self.threshold(self.groups.size(weight)) * self.groups.norms(weight).sum()
 
-    def prox(self, z: Tensor, step: float) -> Tensor:
-        return z * self.shrinkage(z, step)
-
-    def shrinkage(self, z: Tensor, step: float) -> Tensor:
-        """max(1 - threshold / norm, 0) of each group, kept broadcastable to ``z``; 0 for a group that is 0."""
-        threshold = step * self._weight(z)
-        norms = self.groups.norms(z)
-        return torch.where(norms > threshold, 1 - threshold / norms, 0.0)
+    def prox(self, z: Tensor, step: Step, out: Tensor | None = None) -> Tensor:
+        factor = self.shrinkage(self.groups.norms(z), self.groups.size(z), step)
+        result = torch.empty_like(z) if out is None else out
+        torch.mul(self.groups.cut(z), factor, out=self.groups.cut(result))
+        return result
 
     def subgradient(self, weight: Tensor) -> Tensor:
         norms = self.groups.norms(weight)
-        return self._weight(weight) * torch.where(norms > 0, weight / norms, 0.0)
+        unit = torch.where(norms > 0, self.groups.cut(weight) / norms, 0.0)
+        return (self.threshold(self.groups.size(weight)) * unit).reshape(weight.shape)
 
-    def _weight(self, weight: Tensor) -> float:
-        return self.lam * math.sqrt(self.groups.size(weight))
+    def gauge(self, p: Tensor) -> Tensor:
+        return self.groups.norms(p) / self.threshold(self.groups.size(p))
+
+    def shrinkage(self, norms: Tensor, size: int, step: Step) -> Tensor:
+        """What the prox multiplies groups of these norms and this size by: max(1 - threshold / norm, 0)."""
+        threshold = step * self.threshold(size)
+        return torch.where(norms > threshold, 1 - threshold / norms, 0.0)
+
+    def threshold(self, size: int) -> float:
+        """The norm up to which the dual of a group of this size sleeps."""
+        return self.lam * math.sqrt(size) if self.rms else self.lam
 
 
 @dataclass(frozen=True)
@@ -114,14 +151,21 @@ class NonNegativeL1(_Strength):
         ValueError: ``lam`` is negative or not finite.
     """
 
+    @property
+    def groups(self) -> Groups:
+        return ENTRIES
+
     def value(self, weight: Tensor) -> Tensor:
         return self.lam * weight.sum() + torch.where(weight.ge(0).all(), 0.0, math.inf)
 
-    def prox(self, z: Tensor, step: float) -> Tensor:
-        return (z - step * self.lam).clamp(min=0)
+    def prox(self, z: Tensor, step: Step, out: Tensor | None = None) -> Tensor:
+        return torch.sub(z, step * self.lam, out=out).clamp_(min=0)
 
     def subgradient(self, weight: Tensor) -> Tensor:
         return self.lam * weight.gt(0)
+
+    def gauge(self, p: Tensor) -> Tensor:
+        return p.clamp(min=0) / self.lam
 
 
 @dataclass(frozen=True)
@@ -131,14 +175,29 @@ class SparseGroup:
     l1: L1
     group: GroupLasso
 
+    @property
+    def groups(self) -> Groups:
+        return self.group.groups
+
     def value(self, weight: Tensor) -> Tensor:
         return self.l1.value(weight) + self.group.value(weight)
 
-    def prox(self, z: Tensor, step: float) -> Tensor:
-        return self.group.prox(self.l1.prox(z, step), step)  # exact in this order only
+    def prox(self, z: Tensor, step: Step, out: Tensor | None = None) -> Tensor:
+        return self.group.prox(self.l1.prox(z, step, out), step, out)  # exact in this order only
 
     def subgradient(self, weight: Tensor) -> Tensor:
         return self.l1.subgradient(weight) + self.group.subgradient(weight)
+
+    def gauge(self, p: Tensor) -> Tensor:
+        """The root s of |soft(p_g, s lam_1)| = s lam_2 sqrt(n), by bisection."""
+        threshold = self.group.threshold(self.groups.size(p))
+        low, high = torch.zeros_like(self.groups.norms(p)), self.groups.norms(p) / threshold
+        for _ in range(60):
+            middle = (low + high) / 2
+            soft = (self.groups.cut(p).abs() - middle * self.l1.lam).clamp(min=0)
+            outside = Groups(self.groups._axes(soft)).norms(soft) > middle * threshold
+            low, high = torch.where(outside, middle, low), torch.where(outside, high, middle)
+        return high
 
 
 @dataclass(frozen=True)
@@ -149,13 +208,18 @@ class Nuclear(_Strength):
         ValueError: ``lam`` is negative or not finite.
     """
 
+    @property
+    def groups(self) -> Groups:
+        return WHOLE
+
     def value(self, weight: Tensor) -> Tensor:
         sigma: Tensor = torch.linalg.svdvals(weight.flatten(1))
         return self.lam * sigma.sum()
 
-    def prox(self, z: Tensor, step: float) -> Tensor:
+    def prox(self, z: Tensor, step: Step, out: Tensor | None = None) -> Tensor:
         u, sigma, vh = _svd(z)
-        return (u * (sigma - step * self.lam).clamp(min=0) @ vh).reshape(z.shape)
+        low_rank = (u * (sigma - step * self.lam).clamp(min=0) @ vh).reshape(z.shape)
+        return low_rank if out is None else out.copy_(low_rank)
 
     def subgradient(self, weight: Tensor) -> Tensor:
         u, sigma, vh = _svd(weight)
@@ -163,7 +227,110 @@ class Nuclear(_Strength):
         in_rank = sigma > sigma[:1] * size * torch.finfo(weight.dtype).eps  # null directions stay free
         return self.lam * (u * in_rank @ vh).reshape(weight.shape)
 
+    def gauge(self, p: Tensor) -> Tensor:
+        largest: Tensor = torch.linalg.svdvals(p.flatten(1))[0]
+        return largest.reshape((1,) * p.ndim) / self.lam
+
 
 def _svd(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     u, sigma, vh = torch.linalg.svd(weight.flatten(1), full_matrices=False)
     return u, sigma, vh
+
+
+@dataclass(frozen=True)
+class LogSum(_Strength):
+    """J(w) = lam * sum_g sqrt(n) n eps M log(1 + m_g / eps), with m_g the mean of |w_i| over a group of n entries,
+    M the contrast and eps = max_g m_g / (M - 1) (Siegel, Chen, Zhang, Xu, arXiv 2008.09661).
+
+    It is not convex. Optimisers use the weighted l1 norm that touches it from above at the present weights,
+
+        lam * sum_i c_i |w_i|,        c_i = sqrt(n) M / (1 + (M - 1) m_g / max m)
+
+    between sqrt(n) for the largest group and M sqrt(n) for one that is zero, and renew the ``weights`` c on a schedule:
+    `XRDA` at every step, the others when you call their method ``reweight``. The prox acts on entries, so that
+    entries of a group that is awake can be zero.
+
+    Args:
+        lam: strength, >= 0.
+        contrast: M, > 1.
+        groups: what shares one weight: `ENTRIES`, `KERNELS` or `FILTERS`; no blocks.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    contrast: float = 500.0
+    groups: Groups = ENTRIES
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 < self.contrast < math.inf:
+            raise ValueError(f"LogSum(contrast=...) must be a finite number > 1, got {self.contrast}")
+        if self.groups.block is not None:
+            raise ValueError(f"LogSum(groups=...) takes no blocks, got block={self.groups.block}")
+
+    @property
+    def majoriser(self) -> L1:
+        """The penalty that optimisers use, with ``weights`` as factors of its steps."""
+        return L1(self.lam)
+
+    def value(self, weight: Tensor) -> Tensor:
+        means, size = self.groups.means(weight), self.groups.size(weight)
+        eps = means.max() / (self.contrast - 1)
+        return self.lam * size**1.5 * self.contrast * eps * torch.where(eps > 0, means / eps, 0.0).log1p().sum()
+
+    def weights(self, magnitudes: Tensor, size: int) -> Tensor:
+        """The weights c for these magnitudes m of groups of this size, shaped like ``magnitudes``."""
+        largest = magnitudes.max()
+        relative = torch.where(largest > 0, magnitudes / largest, 0.0)
+        weights: Tensor = math.sqrt(size) * self.contrast / (1 + (self.contrast - 1) * relative)
+        return weights
+
+
+def takes_out(penalty: Penalty) -> bool:
+    """Whether the prox of ``penalty`` can write its result into a given tensor."""
+    return _has_out(type(penalty))
+
+
+@cache
+def _has_out(kind: type) -> bool:
+    return "out" in inspect.signature(kind.prox).parameters  # type: ignore[attr-defined]
+
+
+def groups_of(penalty: Penalty | LogSum) -> Groups:
+    """The entries that vanish together under ``penalty``; the whole tensor where it doesn't say."""
+    groups: Groups = getattr(penalty, "groups", WHOLE)
+    return groups
+
+
+def strengths(penalty: Any) -> list[float]:
+    """Every ``lam`` in ``penalty``; empty for one without strength."""
+    found: list[float] = []
+    for name, value in _fields(penalty):
+        found += [value] if name == "lam" else strengths(value)
+    return found
+
+
+def scaled(penalty: Any, factor: float) -> Any:
+    """``factor * penalty``: the same penalty with every ``lam`` multiplied."""
+    if not dataclasses.is_dataclass(penalty) or isinstance(penalty, type):
+        return penalty
+    changes = {name: factor * value if name == "lam" else scaled(value, factor) for name, value in _fields(penalty)}
+    return dataclasses.replace(penalty, **changes)
+
+
+def strength_ratio(old: Any, new: Any) -> float | None:
+    """The factor with ``new == scaled(old, factor)``; None if there is none."""
+    if old == new:
+        return 1.0
+    before, after = strengths(old), strengths(new)
+    if not before or scaled(old, 0) != scaled(new, 0) or min(before) == 0:
+        return None
+    ratios = [b / a for a, b in zip(before, after, strict=True)]
+    return ratios[0] if math.isclose(min(ratios), max(ratios), rel_tol=1e-9) else None
+
+
+def _fields(data: Any) -> list[tuple[str, Any]]:
+    if not dataclasses.is_dataclass(data):
+        return []
+    return [(field.name, getattr(data, field.name)) for field in dataclasses.fields(data)]

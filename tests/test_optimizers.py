@@ -312,7 +312,9 @@ def test_shrinking_in_place_changes_nothing(kind, joint):
             q.grad = p.grad.clone()
         for optimizer in optimizers:
             optimizer.step()
-        assert all(torch.equal(p, q) for p, q in zip(*sets, strict=True))
+        for p, q in zip(*sets, strict=True):
+            assert torch.equal(p == 0, q == 0)
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-14)
         zeros += int((sets[0][0] == 0).sum())
     assert zeros > 0
 
@@ -362,8 +364,11 @@ def test_schedulers_steer_the_step():
     [
         (lambda p: LinBreg([p], lr=0.0), r"LinBreg\(lr=...\) must be a finite number > 0, got 0.0"),
         (lambda p: AdaBreg([p], delta=-1.0), r"AdaBreg\(delta=...\) must be a finite number > 0, got -1.0"),
-        (lambda p: AdaBreg([p], betas=(0.9, 1.0)), r"AdaBreg\(betas=...\) must lie in \[0, 1\), got \(0.9, 1.0\)"),
-        (lambda p: LinBreg([p], momentum=1.0), r"LinBreg\(momentum=...\) must lie in \[0, 1\), got 1.0"),
+        (
+            lambda p: AdaBreg([p], betas=(0.9, 1.0)),
+            r"AdaBreg\(betas=...\) must be two numbers in \[0, 1\), got",
+        ),
+        (lambda p: LinBreg([p], momentum=1.0), r"LinBreg\(momentum=...\) must be a number in \[0, 1\), got 1.0"),
         (lambda p: ProxSGD([p], lr=-1.0), r"ProxSGD\(lr=...\) must be a finite number > 0, got -1.0"),
         (lambda p: ProxSGD([{"params": [p], "delta": 1.0}]), r"ProxSGD has no option \['delta'\]"),
         (lambda p: LinBreg([{"params": [p], "penalti": Zero()}]), r"LinBreg has no option \['penalti'\]"),

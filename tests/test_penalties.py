@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas import L1, GroupLasso, Groups, NonNegativeL1, Nuclear, SparseGroup, Zero
+from nas import L1, GroupLasso, Groups, LogSum, NonNegativeL1, Nuclear, SparseGroup, Zero
 from nas.groups import ROWS, join_rows, split_rows
 
 SHAPE = (4, 3, 2, 2)
@@ -130,7 +130,11 @@ def test_activity_is_exact():
         (lambda: Nuclear(-1.0), r"Nuclear\(lam=...\) must be a finite number >= 0, got -1.0"),
         (lambda: NonNegativeL1(float("inf")), r"NonNegativeL1\(lam=...\) must be .* got inf"),
         (lambda: GroupLasso(float("nan"), ROWS), r"GroupLasso\(lam=...\) must be .* got nan"),
-        (lambda: Groups(over=()), "has no axis"),
+        (lambda: Groups(over=(0, 1), block=(2,)), r"Groups\(block=\(2,\)\) must have one size >= 1 for each axis"),
+        (lambda: Groups(over=(0,), block=(0,)), r"block=\(0,\)\) must have one size >= 1"),
+        (lambda: Groups(over=(0, 1), block=(2, 3)).norms(torch.zeros(4, 4)), r"block=\(2, 3\)\) does not fit .*4, 4"),
+        (lambda: LogSum(1.0, contrast=1.0), r"LogSum\(contrast=...\) must be a finite number > 1, got 1.0"),
+        (lambda: LogSum(1.0, groups=Groups((0,), (2,))), r"LogSum\(groups=...\) takes no blocks, got block=\(2,\)"),
         (lambda: Groups(over=(1, 1)), "must name each axis once"),
         (lambda: Groups(over=(-1,)), "must name each axis once"),
         (lambda: ROWS.norms(torch.zeros(3)), r"does not fit a tensor of shape \(3,\)"),

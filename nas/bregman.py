@@ -1,0 +1,324 @@
+"""Bregman iterations: any torch optimiser acts on a dual variable, and a proximal operator reads off the weights."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.optimizer import ParamsT
+
+from nas.groups import Groups, join_rows, split_rows
+from nas.penalised import (
+    Penalised,
+    axes_of,
+    check_ranges,
+    convex,
+    gradient,
+    start_weights,
+    state_dtype,
+    subgradients,
+    write_prox,
+)
+from nas.penalties import LogSum, Penalty, Zero, groups_of, strength_ratio
+
+OURS = {"dual", "weights"}  # entries of the state that are not the rule's
+CACHE = 4 << 20  # bytes of duals that are stepped and read off together, while they are in the processor's cache
+
+
+class Bregman(Penalised):
+    """Mirror descent for the elastic-net penalty J(p) + |p|^2 / (2 delta) (JMLR 23(192), eqs. 1 to 6).
+
+        dual <- dual - rule(gradient)               one step of any torch optimiser, with the dual as its parameter
+        p    <- prox(delta * dual, delta)           prox of J
+
+    The dual starts at p / delta + subgradient of J at p, so that the first prox gives p back.
+    Groups that are zero stay *exactly* zero until their dual leaves the unit ball of J.
+
+        Bregman(params, torch.optim.Muon, lr=0.02, penalty=Nuclear(0.1))
+
+    If weights, penalty or delta are changed from outside (a checkpoint, pruning by hand, an average of weights, a
+    new ``lam`` in a parameter group), the duals follow at the next step, see `resync`.
+
+    Options besides those of `Penalised` and those of the rule:
+        lr: step on the dual variable.
+        delta: > 0; scales the weights of the groups that are awake, not which ones are.
+        weight_decay: >= 0, decoupled: dual <- dual - lr * weight_decay * p. Only what is awake decays.
+
+    Args:
+        params: as in torch.
+        rule: a class of torch optimisers whose step needs no closure. With ``Zero()`` and ``delta=1`` the result is
+            this optimiser.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        rule: type[Optimizer],
+        *,
+        penalty: Penalty | LogSum = Zero(),
+        delta: float = 1.0,
+        joint: bool | Sequence[int] = False,
+        **options: Any,
+    ) -> None:
+        check_ranges(type(self).__name__, options)
+        self._rule: Any = rule
+        self._rule_options = dict(rule([torch.zeros(1, 1)], **options).defaults)
+        self._rules: list[Optimizer] = []
+        self._applied: list[tuple[Penalty | LogSum, float]] = []  # what the duals of each group were made with
+        self._versions: dict[Tensor, int] = {}  # torch's count of writes into each parameter, after our last one
+        own = {"penalty": penalty, "delta": delta, "joint": joint}
+        super().__init__(params, {"weight_decay": 0.0, **self._rule_options, **own})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch; refuses unknown keys, values out of range and parameters that the penalty doesn't fit."""
+        super().add_param_group(param_group)
+        try:
+            self._rules.append(self._make_rule(self.param_groups[-1]))
+        except Exception:
+            self.param_groups.pop()
+            raise
+        self._applied.append(_made_with(self.param_groups[-1]))
+
+    @torch.no_grad()
+    def resync(self) -> None:
+        """Let the duals follow what was changed from outside, without moving the weights.
+
+        With v the dual, w the weights for which it stood and p = v - w / delta, a subgradient of J at w:
+
+        * where a group's weights are unchanged, p stays, multiplied by lam' / lam if only the strength has changed;
+        * where they have changed, and under another kind of penalty, p starts afresh (zero on sleeping groups);
+        * v = w' / delta' + p.
+
+        Every step begins with it; a call of your own is needed only to look at the duals before.
+        """
+        for index, group in enumerate(self.param_groups):
+            for members in self._unit_sets(group, group["params"]):
+                self._resync(members, index)
+            self._applied[index] = _made_with(group)
+
+    @torch.no_grad()
+    def reweight(self) -> None:
+        """Renew the weights of every `LogSum` penalty from the parameters as they are now; the duals follow."""
+        self.resync()
+        for group in self.param_groups:
+            started = [p for p in group["params"] if "dual" in self.state[p]]
+            if isinstance(group["penalty"], LogSum):
+                for p in started:
+                    state = self.state[p]
+                    old = state.pop("weights")
+                    start_weights(group["penalty"], [p], [state])
+                    remainder = state["dual"] - p / group["delta"]
+                    state["dual"].copy_(p / group["delta"] + remainder * (state["weights"] / old))
+
+    def _make_rule(self, group: dict[str, Any]) -> Optimizer:
+        """The torch optimiser that steps the duals of one group."""
+        rule: Optimizer = self._rule([{"params": list(group["params"]), **self._options(group)}], lr=group["lr"])
+        return rule
+
+    def _options(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The options of the rule; weight decay is ours, since the rule would decay the dual."""
+        options = {key: group[key] for key in self._rule_options}
+        return {**options, "weight_decay": 0.0} if "weight_decay" in options else options
+
+    def _restored(self) -> None:
+        self._rules = [self._make_rule(group) for group in self.param_groups]
+        self._applied = [_made_with(group) for group in self.param_groups]
+        self._versions = {}
+        for rule, group in zip(self._rules, self.param_groups, strict=True):
+            for p in group["params"]:
+                if "dual" in self.state.get(p, ()):
+                    self._hand_over(p, rule)
+
+    def _hand_over(self, p: Tensor, rule: Optimizer) -> None:
+        state = self.state[p]
+        if entries := {key: value for key, value in state.items() if key not in OURS}:
+            rule.state[state["dual"]] = entries
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"_rule": self._rule, "_rule_options": self._rule_options}
+        return {**super().__getstate__(), **own}
+
+    def _step_group(self, index: int, moved: list[Tensor]) -> None:
+        group = self.param_groups[index]
+        for members in self._unit_sets(group, moved if self._applied[index] == _made_with(group) else group["params"]):
+            self._resync(members, index)
+        self._applied[index] = _made_with(group)
+        for members in self._unit_sets(group, moved):
+            self._start(members, group)
+        for part in [group["params"]] if group["joint"] else _parts(moved):
+            self._step_duals([p for p in part if p.grad is not None], index)
+            self._read_weights(part, group)
+
+    def _unit_sets(self, group: dict[str, Any], params: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+        """What the penalty sees at once: each tensor, or all tensors of a joint group."""
+        yield from [group["params"]] if group["joint"] else ([p] for p in params)
+
+    def _start(self, members: Sequence[Tensor], group: dict[str, Any]) -> None:
+        """dual = p / delta + subgradient of J at p, for tensors that have no dual yet."""
+        states = [self.state[p] for p in members]
+        if all("dual" in state for state in states):
+            return
+        wide = [p.to(state_dtype(p)) for p in members]
+        start_weights(group["penalty"], members, states)
+        penalty, factors = convex(group["penalty"], states)
+        axes = axes_of(group["joint"], len(members))
+        for p, w, state, factor, subgradient in zip(
+            members, wide, states, factors, subgradients(penalty, wide, axes), strict=True
+        ):
+            state["dual"] = w / group["delta"] + factor * subgradient
+            self._versions[p] = p._version
+
+    def _step_duals(self, params: Sequence[Tensor], index: int) -> None:
+        """dual <- dual - rule(gradient), in place."""
+        group, rule = self.param_groups[index], self._rules[index]
+        duals = [self.state[p]["dual"] for p in params]
+        for p, dual in zip(params, duals, strict=True):
+            if group["weight_decay"] != 0:
+                dual.add_(p, alpha=-group["lr"] * group["weight_decay"])
+            dual.grad = _laid_out_like(dual, gradient(p))
+        rule.param_groups = [{"params": duals, **self._options(group)}]
+        rule.step()
+        for p, dual in zip(params, duals, strict=True):
+            dual.grad = None
+            self.state[p].update(rule.state[dual])
+
+    def _read_weights(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
+        """p <- prox(delta * dual, delta), in place."""
+        self._prox(params, params, group["penalty"], group["delta"], group["joint"])
+        for p in params:
+            self._versions[p] = p._version
+
+    def _prox(
+        self,
+        params: Sequence[Tensor],
+        out: Sequence[Tensor],
+        penalty: Penalty | LogSum,
+        delta: float,
+        joint: bool | Sequence[int],
+    ) -> None:
+        states = [self.state[p] for p in params]
+        penalty, factors = convex(penalty, states)
+        scaled = [state["dual"] if delta == 1 else delta * state["dual"] for state in states]
+        write_prox(penalty, scaled, [delta * factor for factor in factors], out, axes_of(joint, len(params)))
+
+    def _resync(self, members: Sequence[Tensor], index: int) -> None:
+        """See `resync`; for the tensors that the penalty sees at once."""
+        group, (old_penalty, old_delta) = self.param_groups[index], self._applied[index]
+        started = all("dual" in self.state.get(p, ()) for p in members)
+        same = (old_penalty, old_delta) == _made_with(group)
+        if not started or (same and all(self._versions.get(p) == p._version for p in members)):
+            return
+        stood_for = [torch.empty_like(self.state[p]["dual"]) for p in members]
+        self._prox(members, stood_for, old_penalty, old_delta, group["joint"])
+        changed = [w.to(p.dtype) != p for w, p in zip(stood_for, members, strict=True)]
+        if same and not any(bool(c.any()) for c in changed):
+            self._versions.update({p: p._version for p in members})
+            return
+        axes = axes_of(group["joint"], len(members))
+        changed = _whole_groups(changed, groups_of(group["penalty"]), axes)
+        penalty, factors = convex(group["penalty"], [self.state[p] for p in members])
+        wide = [p.to(w.dtype) for p, w in zip(members, stood_for, strict=True)]
+        fresh = subgradients(penalty, wide, axes)
+        ratio = strength_ratio(old_penalty, group["penalty"])
+        for p, w, old, new, factor, moved in zip(members, stood_for, wide, fresh, factors, changed, strict=True):
+            dual = self.state[p]["dual"]
+            kept = factor * new if ratio is None else torch.where(moved, factor * new, ratio * (dual - w / old_delta))
+            unchanged = torch.where(moved, old, w)  # not rounded to the precision of the weights
+            dual.copy_(unchanged / group["delta"] + kept)
+            self._versions[p] = p._version
+
+
+class LinBreg(Bregman):
+    """Linearised Bregman iteration, with momentum if wanted (JMLR 23(192), eqs. 4 and 5 of Algorithms 1 and 2).
+
+        mean <- momentum * mean + (1 - momentum) * gradient          the gradient itself without momentum
+        dual <- dual - lr * mean
+
+    With ``Zero()`` and without momentum it is SGD with learning rate ``delta * lr``. The mean starts at 0, unlike the
+    buffer of `torch.optim.SGD`, which starts at the first gradient; and it is a mean, so that the step is not
+    1 / (1 - momentum) times as large as without momentum.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.1,
+        *,
+        penalty: Penalty | LogSum = Zero(),
+        delta: float = 1.0,
+        joint: bool | Sequence[int] = False,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        fused: bool = True,
+    ) -> None:
+        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "fused": fused}
+        super().__init__(params, SGD, penalty=penalty, delta=delta, joint=joint, **options)
+
+    def _options(self, group: dict[str, Any]) -> dict[str, Any]:
+        return {**super()._options(group), "dampening": group["momentum"]}
+
+    def _step_duals(self, params: Sequence[Tensor], index: int) -> None:
+        if self.param_groups[index]["momentum"] != 0:
+            for dual in (self.state[p]["dual"] for p in params):
+                if "momentum_buffer" not in self._rules[index].state[dual]:
+                    self._rules[index].state[dual]["momentum_buffer"] = torch.zeros_like(dual)
+        super()._step_duals(params, index)
+
+
+class AdaBreg(Bregman):
+    """Bregman iteration with Adam's direction (JMLR 23(192), Algorithm 3).
+
+    A unit whose gradient keeps its sign wakes after about ``lam / lr`` steps, whatever its size: between 70 and
+    2000 is healthy, below 20 everything wakes at once.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        *,
+        penalty: Penalty | LogSum = Zero(),
+        delta: float = 1.0,
+        joint: bool | Sequence[int] = False,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        fused: bool = True,
+    ) -> None:
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": fused}
+        super().__init__(params, Adam, penalty=penalty, delta=delta, joint=joint, **options)
+
+
+def _made_with(group: dict[str, Any]) -> tuple[Penalty | LogSum, float]:
+    return group["penalty"], group["delta"]
+
+
+def _laid_out_like(dual: Tensor, grad: Tensor) -> Tensor:
+    """``grad`` in the type and with the strides of ``dual``: torch's fused kernels walk through memory as if they
+    were equal."""
+    if grad.dtype == dual.dtype and grad.stride() == dual.stride():
+        return grad
+    return torch.empty_like(dual).copy_(grad)
+
+
+def _parts(params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Consecutive tensors that fit the cache together; a larger one is a part of its own."""
+    part: list[Tensor] = []
+    size = 0
+    for p in params:
+        part.append(p)
+        size += p.numel() * 4
+        if size >= CACHE:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _whole_groups(changed: Sequence[Tensor], groups: Groups, axes: tuple[int, ...] | None) -> list[Tensor]:
+    """True for every entry of a group (or of a joint unit) that has a changed entry."""
+    if axes is None:
+        return [groups.spread(groups.active(c), c) for c in changed]
+    rows = join_rows(changed, axes)
+    return split_rows(groups.spread(groups.active(rows), rows), changed, axes)

@@ -1,0 +1,265 @@
+"""What all optimisers with a penalty share."""
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from nas.groups import ROWS, along, join_rows, split_rows, unit_norms
+from nas.penalties import GroupLasso, LogSum, Penalty, Step, groups_of, takes_out
+
+NOT_OPTIONS = {"params", "param_names", "name", "initial_lr", "swa_lr"}  # what torch and `param_groups` add
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "lr": (lambda v: 0 < v < math.inf, "a finite number > 0"),
+    "delta": (lambda v: 0 < v < math.inf, "a finite number > 0"),
+    "kappa": (lambda v: 0 < v < math.inf, "a finite number > 0"),
+    "nu": (lambda v: 0 < v < math.inf, "a finite number > 0"),
+    "momentum": (lambda v: 0 <= v < 1, "a number in [0, 1)"),
+    "dampening": (lambda v: 0 <= v < 1, "a number in [0, 1)"),
+    "betas": (lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v), "two numbers in [0, 1)"),
+    "eps": (lambda v: 0 <= v < math.inf, "a finite number >= 0"),
+    "weight_decay": (lambda v: 0 <= v < math.inf, "a finite number >= 0"),
+    "averaging": (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
+    "time": (lambda v: 0 < v < math.inf, "a finite number > 0"),
+    "weight_time": (lambda v: 0 < v < math.inf, "a finite number > 0"),
+}
+
+
+class Penalised(Optimizer, ABC):
+    """What all optimisers with a penalty share: options, joint units, finite gradients, a state of plain data.
+
+    Options, also accepted in each parameter group:
+        lr: step, > 0.
+        penalty: J of each tensor; biases and norms usually take ``Zero()``.
+        joint: the i-th slices of all tensors of a parameter group form one unit, and the penalty sees the matrix
+            with one row per unit (`nas.groups.join_rows`): a filter and its bias live and die together. True if the
+            units lie along the first axis of every tensor, else the axis of each tensor, as in ``(0, 1)``.
+
+    Parameters are written in place and keep their storage. Those without gradient are left alone, a sparse gradient
+    counts as the dense one it stands for. Weights in half precision have a state in single precision.
+
+    Raises:
+        ValueError: an option unknown or out of range, a parameter given twice or not of real numbers, groups that
+            don't fit a parameter, joint tensors with different numbers of units.
+        FloatingPointError: in ``step``, if a gradient is NaN or infinite; nothing has moved then.
+    """
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; returns what ``closure`` returned, None without a closure."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._check_gradients()
+        for index, group in enumerate(self.param_groups):
+            moved = [p for p in group["params"] if p.grad is not None]
+            if moved:
+                self._step_group(index, moved)
+        return loss
+
+    @abstractmethod
+    def _step_group(self, index: int, moved: list[Tensor]) -> None:
+        """Update one parameter group in place; ``moved`` are its parameters that have a gradient."""
+
+    def reweight(self) -> None:
+        """Renew the weights of every `LogSum` penalty from the magnitudes of the parameters as they are now."""
+        for group in self.param_groups:
+            if isinstance(group["penalty"], LogSum):
+                for p in group["params"]:
+                    self.state[p]["weights"] = _log_sum_weights(group["penalty"], p)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch; refuses unknown keys, values out of range and parameters that the penalty doesn't fit."""
+        name = type(self).__name__
+        if unknown := set(param_group) - set(self.defaults) - NOT_OPTIONS:
+            raise ValueError(f"{name} has no option {sorted(unknown)}; its options are {sorted(self.defaults)}")
+        options = {**self.defaults, **param_group}
+        check_ranges(name, options)
+        if isinstance(param_group["params"], set):
+            raise TypeError(f"{name}: a set has no order; give the parameters as a list")
+        params = param_group["params"]
+        param_group = {**param_group, "params": [params] if isinstance(params, Tensor) else list(params)}
+        self._check_parameters(param_group["params"], options)
+        super().add_param_group(param_group)
+
+    def _check_parameters(self, params: Sequence[Any], options: dict[str, Any]) -> None:
+        name = type(self).__name__
+        seen = {id(p) for group in self.param_groups for p in group["params"]}
+        tensors = []
+        for index, item in enumerate(params):
+            label, p = item if isinstance(item, tuple) else (f"{index} of its group", item)
+            if not isinstance(p, Tensor):
+                continue  # torch says what is wrong
+            if id(p) in seen:
+                raise ValueError(f"{name}: parameter {label} is given twice; each may be in one group, once")
+            if not p.is_floating_point():
+                raise ValueError(f"{name}: parameter {label} must be of real floating-point numbers, got {p.dtype}")
+            seen.add(id(p))
+            tensors.append(p)
+        axes = axes_of(options["joint"], len(tensors))
+        if axes is None:
+            for p in tensors:
+                groups_of(options["penalty"]).check(p)
+        elif isinstance(options["penalty"], LogSum):
+            raise ValueError(f"{name}: LogSum weighs entries, and takes no joint units")
+        elif (
+            len(axes) != len(tensors)
+            or any(axis >= p.ndim for axis, p in zip(axes, tensors, strict=True))
+            or len({p.shape[axis] for axis, p in zip(axes, tensors, strict=True)}) > 1
+        ):
+            shapes = [tuple(p.shape) for p in tensors]
+            raise ValueError(f"{name}: joint tensors need as many units along axes {axes}, got shapes {shapes}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data only: a penalty is stored as its name and numbers, so that `torch.load` accepts the file."""
+        state = super().state_dict()
+        for group in state["param_groups"]:
+            penalty = group["penalty"]
+            group["penalty"] = {"name": type(penalty).__name__, **dataclasses.asdict(penalty)}
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict`. Each group keeps the kind of penalty it was built with.
+
+        Raises:
+            ValueError: the stored penalties are of another kind, or the groups have other sizes.
+        """
+        stored = state_dict["param_groups"]
+        if len(stored) != len(self.param_groups):
+            raise ValueError(
+                f"the stored state has {len(stored)} parameter groups, the optimiser {len(self.param_groups)}"
+            )
+        groups = [
+            {**old, "penalty": _from_data(old["penalty"], group["penalty"])}
+            for old, group in zip(stored, self.param_groups, strict=True)
+        ]
+        super().load_state_dict({**state_dict, "param_groups": groups})
+        ids = [key for group in stored for key in group["params"]]
+        for key, (_, p) in zip(ids, self._named_parameters(), strict=True):
+            for entry, value in state_dict["state"].get(key, {}).items():
+                if isinstance(value, Tensor) and value.dtype != self.state[p][entry].dtype:
+                    self.state[p][entry] = value.to(p.device, copy=True)  # torch cast it to the type of the weights
+        self._restored()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._restored()
+
+    def _restored(self) -> None:
+        """Rebuild what is derived from ``state`` and ``param_groups``, after these were replaced."""
+
+    def _named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for k, group in enumerate(self.param_groups):
+            names = group.get(
+                "param_names", [f"{i} of group {group.get('name', k)}" for i in range(len(group["params"]))]
+            )
+            yield from zip(names, group["params"], strict=True)
+
+    def _check_gradients(self) -> None:
+        """Refuse a gradient that is not finite. One sum per tensor, read once per device; a sum that overflows is
+        looked at again, entry by entry."""
+        sums = defaultdict(list)
+        for _, p in self._named_parameters():
+            if p.grad is not None:
+                sums[p.device].append(p.grad.sum().float())
+        if all(bool(torch.stack(values).isfinite().all()) for values in sums.values()):
+            return
+        for name, p in self._named_parameters():
+            if p.grad is not None and not gradient(p).isfinite().all():
+                raise FloatingPointError(
+                    f"{type(self).__name__}: the gradient of parameter {name} has NaN or infinite entries, and no "
+                    "parameter was changed; use a smaller lr, or skip the batch"
+                )
+
+
+def check_ranges(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option of the optimiser ``name`` that is out of range."""
+    for key, (accepts, accepted) in RANGES.items():
+        if key in options and not accepts(options[key]):
+            raise ValueError(f"{name}({key}=...) must be {accepted}, got {options[key]}")
+
+
+def gradient(p: Tensor) -> Tensor:
+    """The dense gradient of ``p``."""
+    assert p.grad is not None
+    return p.grad.to_dense() if p.grad.is_sparse else p.grad
+
+
+def axes_of(joint: bool | Sequence[int], count: int) -> tuple[int, ...] | None:
+    """The axis of the units in each of ``count`` tensors; None if the tensors are not joint."""
+    if isinstance(joint, bool):
+        return (0,) * count if joint else None
+    return tuple(joint)
+
+
+def convex(penalty: Penalty | LogSum, states: Sequence[dict[str, Any]]) -> tuple[Penalty, list[Step]]:
+    """The convex penalty of a step, and the factor of the step for each tensor."""
+    if isinstance(penalty, LogSum):
+        return penalty.majoriser, [state["weights"] for state in states]
+    return penalty, [1.0] * len(states)
+
+
+def start_weights(penalty: Penalty | LogSum, params: Sequence[Tensor], states: Sequence[dict[str, Any]]) -> None:
+    """The first weights of a `LogSum` penalty, for parameters that have none."""
+    for p, state in zip(params, states, strict=True):
+        if isinstance(penalty, LogSum) and "weights" not in state:
+            state["weights"] = _log_sum_weights(penalty, p)
+
+
+def write_prox(
+    penalty: Penalty, z: Sequence[Tensor], steps: Sequence[Step], out: Sequence[Tensor], axes: tuple[int, ...] | None
+) -> None:
+    """out <- prox(z, step) of each tensor, or of the units that they share, in place."""
+    if axes is None:
+        for source, step, target in zip(z, steps, out, strict=True):
+            if takes_out(penalty) and source.dtype == target.dtype:
+                penalty.prox(source, step, out=target)  # type: ignore[call-arg, arg-type]
+            else:
+                target.copy_(penalty.prox(source, step))  # type: ignore[arg-type]
+    elif isinstance(penalty, GroupLasso) and penalty.groups == ROWS:  # as below, without joining
+        size = sum(tensor.numel() // tensor.shape[axis] for tensor, axis in zip(z, axes, strict=True))
+        factor = penalty.shrinkage(unit_norms(z, axes), size, steps[0])
+        for source, target, axis in zip(z, out, axes, strict=True):
+            torch.mul(source, along(factor, source, axis), out=target)
+    else:
+        rows = penalty.prox(join_rows(z, axes), steps[0])  # type: ignore[arg-type]
+        for target, piece in zip(out, split_rows(rows, out, axes), strict=True):
+            target.copy_(piece)
+
+
+def subgradients(penalty: Penalty, weights: Sequence[Tensor], axes: tuple[int, ...] | None) -> list[Tensor]:
+    """The subgradient of J at each tensor, or at the units that they share."""
+    if axes is None:
+        return [penalty.subgradient(weight) for weight in weights]
+    return split_rows(penalty.subgradient(join_rows(weights, axes)), weights, axes)
+
+
+def _log_sum_weights(penalty: LogSum, p: Tensor) -> Tensor:
+    wide = p.to(state_dtype(p))
+    return penalty.weights(penalty.groups.means(wide), penalty.groups.size(p))
+
+
+def state_dtype(p: Tensor) -> torch.dtype:
+    """Single precision at least: small steps onto a large dual would be lost in half precision."""
+    return torch.promote_types(p.dtype, torch.float32)
+
+
+def _from_data(data: dict[str, Any], kind: Any) -> Any:
+    """The dataclass that `state_dict` turned into ``data``; ``kind`` is an object of the same classes."""
+    if data.get("name", type(kind).__name__) != type(kind).__name__:
+        raise ValueError(f"the stored penalty is {data['name']}, the optimiser was built with {type(kind).__name__}")
+    fields = {field.name: getattr(kind, field.name) for field in dataclasses.fields(kind)}
+    return type(kind)(
+        **{
+            key: _from_data(data[key], old) if dataclasses.is_dataclass(old) else data[key]
+            for key, old in fields.items()
+        }
+    )
