@@ -8,16 +8,16 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.optimizer import ParamsT
 
-from nas.groups import Groups, join_rows, split_rows
 from nas.penalised import (
     Penalised,
-    axes_of,
     check_ranges,
     convex,
     gradient,
+    seen,
     start_weights,
     state_dtype,
-    subgradients,
+    unit_sets,
+    unseen,
     write_prox,
 )
 from nas.penalties import LogSum, Penalty, Zero, groups_of, strength_ratio
@@ -93,7 +93,7 @@ class Bregman(Penalised):
         Every step begins with it; a call of your own is needed only to look at the duals before.
         """
         for index, group in enumerate(self.param_groups):
-            for members in self._unit_sets(group, group["params"]):
+            for members in unit_sets(group):
                 self._resync(members, index)
             self._applied[index] = _made_with(group)
 
@@ -110,6 +110,11 @@ class Bregman(Penalised):
                     start_weights(group["penalty"], [p], [state])
                     remainder = state["dual"] - p / group["delta"]
                     state["dual"].copy_(p / group["delta"] + remainder * (state["weights"] / old))
+
+    def expected_direction(self, p: Tensor) -> Tensor:
+        """What the rule is expected to move the dual of ``p`` by at first, divided by lr: entries of +-1 for rules
+        that normalise the gradient, as Adam does. Needs a gradient where it depends on it."""
+        return torch.ones_like(p, dtype=state_dtype(p))
 
     def _make_rule(self, group: dict[str, Any]) -> Optimizer:
         """The torch optimiser that steps the duals of one group."""
@@ -141,18 +146,14 @@ class Bregman(Penalised):
 
     def _step_group(self, index: int, moved: list[Tensor]) -> None:
         group = self.param_groups[index]
-        for members in self._unit_sets(group, moved if self._applied[index] == _made_with(group) else group["params"]):
+        for members in unit_sets(group, moved if self._applied[index] == _made_with(group) else None):
             self._resync(members, index)
         self._applied[index] = _made_with(group)
-        for members in self._unit_sets(group, moved):
+        for members in unit_sets(group, moved):
             self._start(members, group)
         for part in [group["params"]] if group["joint"] else _parts(moved):
             self._step_duals([p for p in part if p.grad is not None], index)
             self._read_weights(part, group)
-
-    def _unit_sets(self, group: dict[str, Any], params: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-        """What the penalty sees at once: each tensor, or all tensors of a joint group."""
-        yield from [group["params"]] if group["joint"] else ([p] for p in params)
 
     def _start(self, members: Sequence[Tensor], group: dict[str, Any]) -> None:
         """dual = p / delta + subgradient of J at p, for tensors that have no dual yet."""
@@ -162,10 +163,8 @@ class Bregman(Penalised):
         wide = [p.to(state_dtype(p)) for p in members]
         start_weights(group["penalty"], members, states)
         penalty, factors = convex(group["penalty"], states)
-        axes = axes_of(group["joint"], len(members))
-        for p, w, state, factor, subgradient in zip(
-            members, wide, states, factors, subgradients(penalty, wide, axes), strict=True
-        ):
+        fresh = unseen(penalty.subgradient(seen(wide, group["joint"])), wide, group["joint"])
+        for p, w, state, factor, subgradient in zip(members, wide, states, factors, fresh, strict=True):
             state["dual"] = w / group["delta"] + factor * subgradient
             self._versions[p] = p._version
 
@@ -200,7 +199,7 @@ class Bregman(Penalised):
         states = [self.state[p] for p in params]
         penalty, factors = convex(penalty, states)
         scaled = [state["dual"] if delta == 1 else delta * state["dual"] for state in states]
-        write_prox(penalty, scaled, [delta * factor for factor in factors], out, axes_of(joint, len(params)))
+        write_prox(penalty, scaled, [delta * factor for factor in factors], out, joint)
 
     def _resync(self, members: Sequence[Tensor], index: int) -> None:
         """See `resync`; for the tensors that the penalty sees at once."""
@@ -215,11 +214,11 @@ class Bregman(Penalised):
         if same and not any(bool(c.any()) for c in changed):
             self._versions.update({p: p._version for p in members})
             return
-        axes = axes_of(group["joint"], len(members))
-        changed = _whole_groups(changed, groups_of(group["penalty"]), axes)
+        whole, groups, joint = seen(changed, group["joint"]), groups_of(group["penalty"]), group["joint"]
+        changed = unseen(groups.spread(groups.active(whole), whole), changed, joint)
         penalty, factors = convex(group["penalty"], [self.state[p] for p in members])
         wide = [p.to(w.dtype) for p, w in zip(members, stood_for, strict=True)]
-        fresh = subgradients(penalty, wide, axes)
+        fresh = unseen(penalty.subgradient(seen(wide, joint)), wide, joint)
         ratio = strength_ratio(old_penalty, group["penalty"])
         for p, w, old, new, factor, moved in zip(members, stood_for, wide, fresh, factors, changed, strict=True):
             dual = self.state[p]["dual"]
@@ -254,6 +253,10 @@ class LinBreg(Bregman):
     ) -> None:
         options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "fused": fused}
         super().__init__(params, SGD, penalty=penalty, delta=delta, joint=joint, **options)
+
+    def expected_direction(self, p: Tensor) -> Tensor:
+        """The gradient."""
+        return torch.zeros_like(p) if p.grad is None else gradient(p).to(state_dtype(p))
 
     def _options(self, group: dict[str, Any]) -> dict[str, Any]:
         return {**super()._options(group), "dampening": group["momentum"]}
@@ -314,11 +317,3 @@ def _parts(params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
             part, size = [], 0
     if part:
         yield part
-
-
-def _whole_groups(changed: Sequence[Tensor], groups: Groups, axes: tuple[int, ...] | None) -> list[Tensor]:
-    """True for every entry of a group (or of a joint unit) that has a changed entry."""
-    if axes is None:
-        return [groups.spread(groups.active(c), c) for c in changed]
-    rows = join_rows(changed, axes)
-    return split_rows(groups.spread(groups.active(rows), rows), changed, axes)

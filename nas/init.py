@@ -1,80 +1,226 @@
 """Sparse start: a few live units per layer, and the check that the whole network can learn from them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.utils.hooks import RemovableHandle
 
-from nas.groups import ROWS, join_rows
-from nas.parameters import gate_parameters, unit_parameters
+from nas.groups import Groups, along
+from nas.parameters import param_groups
+from nas.penalised import axes_of, seen, unit_sets
+from nas.penalties import Zero, groups_of
 
 DRAWS = 20
+SCALES = 0.1, 10.0  # how far the signals of a sparse start may be from those of the dense one
+
+ParamGroups = Sequence[Mapping[str, Any]]
 
 
-def sparse_start(model: nn.Module, density: float = 0.1, *, seed: int = 0, batch: Tensor | None = None) -> None:
-    """Keep a random part of each layer's units, zero the others and every skip gate, in place.
+def sparse_start(
+    model: nn.Module,
+    density: float | Mapping[str, float] = 0.1,
+    *,
+    groups: ParamGroups | None = None,
+    variance: Literal["he", "xavier"] = "he",
+    bias: float = 0.0,
+    seed: int = 0,
+    batch: Tensor | None = None,
+) -> None:
+    """Keep a random part of the penalised groups, zero the others and every skip gate, in place.
 
-    The weights of the live units are drawn from a zero-mean normal distribution of variance 2 / (fan_in * density'),
-    where density' is the part of the layer that is alive: He's variance divided by the density keeps the scale of
-    signals (JMLR 23(192), section 4.1). Biases start at 0. Every layer keeps at least one unit, and a live unit reads
-    all units before it, so that there always is a live path from input to output. What is not penalised stays as it is.
+    The weights of the live groups are drawn from a zero-mean normal distribution whose variance is that of the dense
+    start divided by the density: this keeps the scale of signals (JMLR 23(192), section 4.1). At least one group per
+    tensor (or per layer of joint units) lives, unless its density is 0. What is not penalised stays as it is.
 
     Args:
-        model: a supernet, or any module that `nas.parameters.unit_parameters` understands.
-        density: part of the units alive at the start, in (0, 1]; at least one per layer.
+        model: a supernet, or any module.
+        density: part of the groups alive at the start, in (0, 1]; or one for each kind, by names of parameter groups:
+            ``{"features.*": 0.03, "gates": 0, "*": 0.1}``, where the first that fits counts. A plain number stands
+            for ``{"gates": 0, "*": density}``.
+        groups: what is penalised, from `param_groups` or ``optimizer.param_groups``; by default the units and gates
+            of ``param_groups(model, lam=...)``.
+        variance: "he", 2 / fan_in, or "xavier", 2 / (fan_in + fan_out).
+        bias: biases of live units, and free biases of penalised layers, are drawn uniformly from
+            (0, bias / sqrt(fan_in)); with 0 the former start at 0 and the latter stay as they are.
         seed: the same seed gives the same start.
-        batch: if given, draw again (up to 20 times) until `check_start` accepts the start on this batch: a path of
-            few rectified units can be live and yet silent on all data.
+        batch: if given, draw again (up to 20 times) until `check_start` accepts the start on this batch, and until
+            the signals of every layer are between 0.1 and 10 times those of the dense start: a path of few rectified
+            units can be live and yet silent on all data.
 
     Raises:
-        ValueError: ``density`` out of range, or no draw that `check_start` accepts.
+        ValueError: ``density`` out of range or naming no group, or no draw that is accepted.
     """
-    if not 0 < density <= 1:
-        raise ValueError(f"sparse_start(density=...) must lie in (0, 1], got {density}")
+    groups = param_groups(model, lam=1.0, lr=1.0) if groups is None else groups
+    densities = _densities(density, groups)
+    draw = _Draw(model, groups, variance, bias)
+    dense = None
+    if batch is not None:
+        draw([1.0 if d else 0.0 for d in densities], torch.Generator().manual_seed(seed))
+        dense = _scales(model, batch, groups)
     generator = torch.Generator().manual_seed(seed)
     for left in reversed(range(DRAWS)):
-        _draw(model, density, generator)
+        draw(densities, generator)
+        if batch is None or dense is None:
+            return
         try:
-            if batch is not None:
-                check_start(model, batch)
-            break
+            _check_scales(dense, _scales(model, batch, groups))
+            check_start(model, batch, groups=groups)
+            return
         except ValueError:
             if not left:
                 raise
 
 
-@torch.no_grad()
-def _draw(model: nn.Module, density: float, generator: torch.Generator) -> None:
-    for members in unit_parameters(model).values():
-        num_units = len(members[0])
-        num_live = max(1, int(density * num_units))
-        live = torch.randperm(num_units, generator=generator)[:num_live]
-        fan_in = sum(p[0].numel() for p in members if p.ndim > 1)
-        for p in members:
-            rows = torch.zeros(p.shape, dtype=p.dtype)
+def _densities(density: float | Mapping[str, float], groups: ParamGroups) -> list[float]:
+    """The density of every group of parameters."""
+    rules = density if isinstance(density, Mapping) else {"gates": 0.0, "*": density}
+    for name, value in rules.items():
+        if not 0 <= value <= 1 or (value == 0 and not isinstance(density, Mapping) and name == "*"):
+            raise ValueError(f"sparse_start(density=...) must lie in (0, 1], got {value}")
+    names = [str(group.get("name", k)) for k, group in enumerate(groups)]
+    if isinstance(density, Mapping) and (
+        idle := [rule for rule in rules if not any(fnmatchcase(name, rule) for name in names)]
+    ):
+        raise ValueError(
+            f"sparse_start(density=...): {idle[0]!r} names no parameter group; there are: {', '.join(names)}"
+        )
+    return [next((value for rule, value in rules.items() if fnmatchcase(name, rule)), 1.0) for name in names]
+
+
+class _Draw:
+    """Draws the weights of all penalised groups of a model anew."""
+
+    def __init__(self, model: nn.Module, groups: ParamGroups, variance: str, bias: float) -> None:
+        if variance not in ("he", "xavier"):
+            raise ValueError(f"sparse_start(variance=...) must be 'he' or 'xavier', got {variance!r}")
+        if not 0 <= bias < math.inf:
+            raise ValueError(f"sparse_start(bias=...) must be a finite number >= 0, got {bias}")
+        self.groups, self.variance, self.bias = groups, variance, bias
+        penalised = {id(p) for _, members, _ in _unit_sets(groups) for p in members}
+        pairs = [(getattr(module, "weight", None), getattr(module, "bias", None)) for module in model.modules()]
+        self.free_biases = [
+            (bias, weight[0].numel())
+            for weight, bias in pairs
+            if isinstance(weight, Parameter) and id(weight) in penalised
+            if isinstance(bias, Parameter) and id(bias) not in penalised
+        ]
+
+    @torch.no_grad()
+    def __call__(self, densities: Sequence[float], generator: torch.Generator) -> None:
+        for index, members, group in _unit_sets(self.groups):
+            axes = axes_of(group.get("joint", False), len(members))
+            if axes is None:
+                self._draw_tensor(members[0], groups_of(group["penalty"]), densities[index], generator)
+            else:
+                self._draw_units(members, axes, densities[index], generator)
+        if self.bias:
+            for bias, fan_in in self.free_biases:
+                bias.copy_(self._draw_bias(bias, fan_in, generator))
+
+    def _draw_tensor(self, p: Tensor, groups: Groups, density: float, generator: torch.Generator) -> None:
+        live = _choose(groups.active(torch.ones_like(p, device="cpu")), density, generator)
+        std = self._std(p[0].numel() if p.ndim > 1 else 1, p.numel() // p.shape[1] if p.ndim > 1 else 1)
+        drawn = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        p.copy_(drawn * std * groups.spread(live, drawn) / math.sqrt(max(live.double().mean().item(), 1e-30)))
+
+    def _draw_units(
+        self, members: Sequence[Tensor], axes: Sequence[int], density: float, generator: torch.Generator
+    ) -> None:
+        num_units = members[0].shape[axes[0]]
+        live = _choose(torch.ones(num_units, dtype=torch.bool), density, generator)
+        num_live = max(1, int(live.sum()))
+        weights = [(p, axis) for p, axis in zip(members, axes, strict=True) if p.ndim > 1]
+        fan_in = sum(p.numel() // p.shape[axis] for p, axis in weights)
+        fan_out = max((p.numel() // p.shape[1 - axis] for p, axis in weights if axis < 2), default=fan_in)
+        for p, axis in zip(members, axes, strict=True):
             if p.ndim > 1:
-                drawn = torch.randn(num_live, *p.shape[1:], generator=generator, dtype=p.dtype)
-                rows[live] = drawn * math.sqrt(2 / fan_in * num_units / num_live)
-            p.copy_(rows)
-    for gates in gate_parameters(model).values():
-        gates.zero_()
+                drawn = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+                drawn = drawn * self._std(fan_in, fan_out) * math.sqrt(num_units / num_live)
+            else:
+                drawn = self._draw_bias(p, fan_in, generator)
+            p.copy_(drawn * along(live, p, axis))
+
+    def _draw_bias(self, bias: Tensor, fan_in: int, generator: torch.Generator) -> Tensor:
+        return torch.rand(bias.shape, generator=generator, dtype=bias.dtype) * self.bias / math.sqrt(max(1, fan_in))
+
+    def _std(self, fan_in: int, fan_out: int) -> float:
+        return math.sqrt(2 / max(1, fan_in if self.variance == "he" else fan_in + fan_out))
 
 
-def check_start(model: nn.Module, x: Tensor) -> None:
+def _choose(candidates: Tensor, density: float, generator: torch.Generator) -> Tensor:
+    """True for a random part of the candidates, at least one unless the density is 0."""
+    number = max(1, int(density * candidates.numel())) if density > 0 else 0
+    chosen = torch.zeros(candidates.numel(), dtype=torch.bool)
+    chosen[torch.randperm(candidates.numel(), generator=generator)[:number]] = True
+    return chosen.reshape(candidates.shape)
+
+
+def _unit_sets(groups: ParamGroups) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
+    """What a penalty sees at once: index of the group, tensors and group; only where there is a penalty."""
+    for index, group in enumerate(groups):
+        if not isinstance(group.get("penalty", Zero()), Zero):
+            for members in unit_sets(group):
+                yield index, members, group
+
+
+@torch.no_grad()
+def _scales(model: nn.Module, x: Tensor, groups: ParamGroups) -> dict[str, float]:
+    """For every module that holds penalised parameters how strongly its live outputs vary over the batch."""
+    penalised = {id(p) for _, members, _ in _unit_sets(groups) for p in members}
+    scales: dict[str, float] = {}
+
+    def watch(name: str, module: nn.Module) -> RemovableHandle:
+        def record(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                std = output.std(dim=0)
+                scales[name] = std[std > 0].square().mean().sqrt().item() if std.any() else 0.0
+
+        return module.register_forward_hook(record)
+
+    handles = [
+        watch(name, module)
+        for name, module in model.named_modules()
+        if any(id(p) in penalised for p in module.parameters())
+    ]
+    try:
+        model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return scales
+
+
+def _check_scales(dense: Mapping[str, float], sparse: Mapping[str, float]) -> None:
+    for name, scale in sparse.items():
+        if dense[name] > 0 and not SCALES[0] <= scale / dense[name] <= SCALES[1]:
+            raise ValueError(
+                f"the start is out of scale: the signals of {name or 'the output'} are {scale / dense[name]:.2g} times "
+                f"those of the dense start, accepted are {SCALES[0]} to {SCALES[1]}; start with a larger density or "
+                "another seed"
+            )
+
+
+def check_start(model: nn.Module, x: Tensor, *, groups: ParamGroups | None = None) -> None:
     """Refuse a start from which some layer could never wake.
 
     One batch must give a finite output that depends on the input, and a non-zero gradient in every layer that
-    holds units or gates, on a sleeping unit where the layer has any: behind an ordinary ReLU, whose slope at 0 is 0,
+    is penalised, on a sleeping group where the layer has any: behind an ordinary ReLU, whose slope at 0 is 0,
     a unit whose weights and bias are zero would sleep for ever. The gradients of the model are left at None.
 
     Args:
         model: the sparsely started network.
         x: one batch, of at least two different samples.
+        groups: what is penalised, as in `sparse_start`.
 
     Raises:
         ValueError: naming what is dead, and what to change.
     """
+    groups = param_groups(model, lam=1.0, lr=1.0) if groups is None else groups
     advice = "start with a larger density or another seed"
     y = model(x)
     if not y.isfinite().all():
@@ -83,11 +229,14 @@ def check_start(model: nn.Module, x: Tensor) -> None:
         raise ValueError(f"the start is dead: the output does not depend on the input; {advice}")
     probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=y.dtype)
     (y * probe.to(y.device)).sum().backward()  # a direction in which no gradient vanishes by chance
-    gates, units = gate_parameters(model), unit_parameters(model)
-    dead = [
-        name for name, members in {**units, **{name: [g] for name, g in gates.items()}}.items() if not _moves(members)
-    ]
-    asleep = [name for name, members in units.items() if name not in dead and not _can_wake(members)]
+    names = {id(p): name for name, p in model.named_parameters()}
+    dead, asleep = [], []
+    for index, members, group in _unit_sets(groups):
+        name = str(group.get("name", index)) if group.get("joint", False) else names[id(members[0])]
+        if not any(p.grad is not None and bool(p.grad.any()) for p in members):
+            dead.append(name)
+        elif not _can_wake(members, group):
+            asleep.append(name)
     model.zero_grad(set_to_none=True)
     if dead:
         raise ValueError(f"the start is dead: no gradient reaches {', '.join(dead)}; {advice}")
@@ -98,12 +247,9 @@ def check_start(model: nn.Module, x: Tensor) -> None:
         )
 
 
-def _moves(members: Sequence[Tensor]) -> bool:
-    return any(p.grad is not None and bool(p.grad.any()) for p in members)
-
-
-def _can_wake(members: Sequence[Tensor]) -> bool:
-    """Whether a gradient reaches a unit that is zero, if there is one."""
-    asleep = ~ROWS.active(join_rows(members))
-    gradients = join_rows([torch.zeros_like(p) if p.grad is None else p.grad for p in members])
-    return not asleep.any() or bool((asleep & gradients.ne(0)).any())
+def _can_wake(members: Sequence[Tensor], group: Mapping[str, Any]) -> bool:
+    """Whether a gradient reaches a group that is zero, if there is one."""
+    joint, groups = group.get("joint", False), groups_of(group["penalty"])
+    gradient = seen([torch.zeros_like(p) if p.grad is None else p.grad for p in members], joint)
+    asleep = ~groups.active(seen(members, joint))
+    return not asleep.any() or bool((asleep & groups.active(gradient)).any())

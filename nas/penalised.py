@@ -215,9 +215,14 @@ def start_weights(penalty: Penalty | LogSum, params: Sequence[Tensor], states: S
 
 
 def write_prox(
-    penalty: Penalty, z: Sequence[Tensor], steps: Sequence[Step], out: Sequence[Tensor], axes: tuple[int, ...] | None
+    penalty: Penalty,
+    z: Sequence[Tensor],
+    steps: Sequence[Step],
+    out: Sequence[Tensor],
+    joint: bool | Sequence[int],
 ) -> None:
     """out <- prox(z, step) of each tensor, or of the units that they share, in place."""
+    axes = axes_of(joint, len(z))
     if axes is None:
         for source, step, target in zip(z, steps, out, strict=True):
             if takes_out(penalty) and source.dtype == target.dtype:
@@ -235,11 +240,27 @@ def write_prox(
             target.copy_(piece)
 
 
-def subgradients(penalty: Penalty, weights: Sequence[Tensor], axes: tuple[int, ...] | None) -> list[Tensor]:
-    """The subgradient of J at each tensor, or at the units that they share."""
-    if axes is None:
-        return [penalty.subgradient(weight) for weight in weights]
-    return split_rows(penalty.subgradient(join_rows(weights, axes)), weights, axes)
+def unit_sets(group: Mapping[str, Any], params: Sequence[Tensor] | None = None) -> list[list[Tensor]]:
+    """What the penalty of a parameter group sees at once: all tensors of a joint group, else each one by itself.
+
+    Args:
+        group: as `nas.param_groups` or an optimiser has it.
+        params: of a group that is not joint, only these.
+    """
+    members = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
+    return [members] if group.get("joint", False) else [[p] for p in (members if params is None else params)]
+
+
+def seen(members: Sequence[Tensor], joint: bool | Sequence[int]) -> Tensor:
+    """The tensor that the penalty sees: the only member, or the matrix with one row per joint unit."""
+    axes = axes_of(joint, len(members))
+    return members[0] if axes is None else join_rows(members, axes)
+
+
+def unseen(result: Tensor, members: Sequence[Tensor], joint: bool | Sequence[int]) -> list[Tensor]:
+    """The inverse of `seen`: pieces of ``result`` in the shapes of the members."""
+    axes = axes_of(joint, len(members))
+    return [result] if axes is None else split_rows(result, members, axes)
 
 
 def _log_sum_weights(penalty: LogSum, p: Tensor) -> Tensor:

@@ -277,7 +277,9 @@ class LogSum(_Strength):
     def value(self, weight: Tensor) -> Tensor:
         means, size = self.groups.means(weight), self.groups.size(weight)
         eps = means.max() / (self.contrast - 1)
-        return self.lam * size**1.5 * self.contrast * eps * torch.where(eps > 0, means / eps, 0.0).log1p().sum()
+        logs = torch.where(eps > 0, means / eps, 0.0).log1p()
+        total: Tensor = self.lam * size**1.5 * self.contrast * eps * logs.sum()
+        return total
 
     def weights(self, magnitudes: Tensor, size: int) -> Tensor:
         """The weights c for these magnitudes m of groups of this size, shaped like ``magnitudes``."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from nas.penalised import Penalised, axes_of, convex, gradient, start_weights, state_dtype, write_prox
+from nas.penalised import Penalised, convex, gradient, start_weights, state_dtype, write_prox
 from nas.penalties import LogSum, Penalty, Zero
 
 
@@ -39,7 +39,7 @@ class ProxSGD(Penalised):
         start_weights(group["penalty"], members, states)
         penalty, factors = convex(group["penalty"], states)
         steps = [group["lr"] * factor for factor in factors]
-        write_prox(penalty, members, steps, members, axes_of(group["joint"], len(members)))
+        write_prox(penalty, members, steps, members, group["joint"])
 
 
 class XRDA(Penalised):
@@ -93,7 +93,7 @@ class XRDA(Penalised):
         penalty, _ = convex(group["penalty"], [{"weights": None}] * len(states))
         thresholds = [state["threshold"] for state in states]
         duals = [state["dual"] for state in states]
-        write_prox(penalty, duals, thresholds, members, axes_of(group["joint"], len(members)))
+        write_prox(penalty, duals, thresholds, members, group["joint"])
 
     def _step_dual(self, p: Tensor, group: dict[str, Any]) -> None:
         lr, averaging, keep = group["lr"], group["averaging"], math.exp(-group["lr"] / group["time"])

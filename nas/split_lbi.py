@@ -7,8 +7,17 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from nas.groups import along, join_rows, unit_norms
-from nas.penalised import Penalised, axes_of, convex, gradient, start_weights, state_dtype, write_prox
+from nas.penalised import (
+    Penalised,
+    convex,
+    gradient,
+    seen,
+    start_weights,
+    state_dtype,
+    unit_sets,
+    unseen,
+    write_prox,
+)
 from nas.penalties import LogSum, Penalty, Zero, groups_of
 
 NEVER = torch.iinfo(torch.int32).max
@@ -76,7 +85,7 @@ class SplitLBI(Penalised):
         duals = [group["kappa"] * state["dual"] for state in states]
         steps = [group["kappa"] * factor for factor in factors]
         companions = [state["companion"] for state in states]
-        write_prox(penalty, duals, steps, companions, axes_of(group["joint"], len(members)))
+        write_prox(penalty, duals, steps, companions, group["joint"])
 
     def _direction(self, p: Tensor, group: dict[str, Any]) -> Tensor:
         """The gradient of the loss with momentum and weight decay, as a new tensor."""
@@ -98,18 +107,17 @@ class SplitLBI(Penalised):
         `torch.nn.utils.prune.custom_from_mask`, and train.
         """
         return {
-            name: entered
-            for names, members, active, _ in self._unit_sets()
-            for name, entered in zip(names, self._spread(active, members), strict=True)
+            name: mask
+            for unit in self._unit_sets()
+            for name, mask in zip(unit.names, unit.spread(unit.active), strict=True)
         }
 
     def update_prune_order(self, epoch: int) -> None:
         """Note for every group the first ``epoch`` in which its companion is not zero; call it once per epoch."""
-        for _, members, active, _ in self._unit_sets():
-            first = self.state[members[0]].setdefault(
-                "first_epoch", torch.full(active.shape, NEVER, dtype=torch.int32, device=active.device)
-            )
-            first.masked_fill_(active & (first > epoch), epoch)
+        for unit in self._unit_sets():
+            never = torch.full(unit.active.shape, NEVER, dtype=torch.int32, device=unit.active.device)
+            first = self.state[unit.members[0]].setdefault("first_epoch", never)
+            first.masked_fill_(unit.active & (first > epoch), epoch)
 
     @torch.no_grad()
     def prune_layer_by_order_by_list(self, percent: float, layer_name: str | Sequence[str]) -> None:
@@ -128,51 +136,48 @@ class SplitLBI(Penalised):
         if not 0 <= percent <= 100:
             raise ValueError(f"SplitLBI: percent must lie in [0, 100], got {percent}")
         for layer in [layer_name] if isinstance(layer_name, str) else layer_name:
-            found = [unit for unit in self._unit_sets() if any(name in (layer, f"{layer}.weight") for name in unit[0])]
+            found = [unit for unit in self._unit_sets() if {layer, f"{layer}.weight"} & set(unit.names)]
             if not found:
                 known = ", ".join(self.masks()) or "none yet (names come from model.named_parameters())"
                 raise ValueError(f"SplitLBI: no companion of {layer!r}; there are: {known}")
-            for _, members, active, norms in found:
-                first = self.state[members[0]].get("first_epoch")
+            for unit in found:
+                first = self.state[unit.members[0]].get("first_epoch")
                 if first is None:
-                    raise ValueError(
-                        f"SplitLBI: the order of {layer!r} is unknown; call update_prune_order(epoch) first"
-                    )
-                kept = _largest(-first.flatten(), norms.flatten(), int(active.numel() * percent / 100))
-                for p, mask in zip(members, self._spread(kept.reshape(active.shape), members), strict=True):
+                    raise ValueError(f"SplitLBI: no order of {layer!r} yet; call update_prune_order(epoch) first")
+                kept = _largest(-first, unit.norms, int(first.numel() * percent / 100))
+                for p, mask in zip(unit.members, unit.spread(kept), strict=True):
                     p.mul_(mask)
 
-    def _unit_sets(self) -> Iterator[tuple[list[str], list[Tensor], Tensor, Tensor]]:
-        """Names, tensors, activity of the companion and norms of the weights, for what the penalty sees at once."""
-        names = iter([name for name, _ in self._named_parameters()])
+    def _unit_sets(self) -> Iterator["_UnitSet"]:
+        """What the penalties see at once, where there are companions."""
+        names = {id(p): name for name, p in self._named_parameters()}
         for group in self.param_groups:
-            pairs = [(next(names), p) for p in group["params"]]
-            for unit in [pairs] if group["joint"] else [[pair] for pair in pairs]:
-                members = [p for _, p in unit]
-                if not all("companion" in self.state.get(p, ()) for p in members):
-                    continue
-                companions = [self.state[p]["companion"] for p in members]
-                axes = axes_of(group["joint"], len(members))
-                if axes is None:
-                    groups = groups_of(group["penalty"])
-                    active, norms = groups.active(companions[0]), groups.norms(members[0])
-                else:
-                    active, norms = join_rows(companions, axes).ne(0).any(dim=1), unit_norms(members, axes)
-                yield [name for name, _ in unit], members, active, norms
+            for members in unit_sets(group):
+                if all("companion" in self.state.get(p, ()) for p in members):
+                    companions = [self.state[p]["companion"] for p in members]
+                    yield _UnitSet([names[id(p)] for p in members], members, companions, group)
 
-    def _spread(self, per_group: Tensor, members: Sequence[Tensor]) -> list[Tensor]:
+
+class _UnitSet:
+    """Names and tensors that a penalty sees at once; activity of the companion and norms of the weights by group."""
+
+    def __init__(
+        self, names: list[str], members: list[Tensor], companions: list[Tensor], group: dict[str, Any]
+    ) -> None:
+        self.names, self.members, self._joint = names, members, group["joint"]
+        self._groups, self._weight = groups_of(group["penalty"]), seen(members, group["joint"])
+        self.active = self._groups.active(seen(companions, group["joint"]))
+        self.norms = self._groups.norms(self._weight)
+
+    def spread(self, per_group: Tensor) -> list[Tensor]:
         """The values of the groups, one for each entry of each tensor."""
-        group = next(g for g in self.param_groups if any(p is members[0] for p in g["params"]))
-        axes = axes_of(group["joint"], len(members))
-        if axes is None:
-            return [groups_of(group["penalty"]).spread(per_group, members[0])]
-        return [along(per_group, p, axis).expand_as(p) for p, axis in zip(members, axes, strict=True)]
+        return unseen(self._groups.spread(per_group, self._weight), self.members, self._joint)
 
 
 def _largest(first: Tensor, second: Tensor, num_dropped: int) -> Tensor:
     """True for all but the ``num_dropped`` smallest entries in lexicographic order of ``(first, second)``."""
-    order = second.argsort(stable=True)
-    order = order[first[order].argsort(stable=True)]
-    kept = torch.ones(len(first), dtype=torch.bool, device=first.device)
+    order = second.flatten().argsort(stable=True)
+    order = order[first.flatten()[order].argsort(stable=True)]
+    kept = torch.ones(first.numel(), dtype=torch.bool, device=first.device)
     kept[order[:num_dropped]] = False
-    return kept
+    return kept.reshape(first.shape)

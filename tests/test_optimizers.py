@@ -383,9 +383,15 @@ def test_bad_options_are_named(make, message):
 def test_param_groups_are_a_partition():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     groups = param_groups(net, lam=0.1, lr=0.01)
-    assert [group["name"] for group in groups] == ["0", "free"]  # the last layer and the norm are free
-    ids = [id(p) for group in groups for p in group["params"]]
-    assert sorted(ids) == sorted(id(p) for p in net.parameters())
+    assert [group["name"] for group in groups] == ["0", "free"]
+    assert [name for name, _ in groups[0]["params"]] == [
+        "0.weight",
+        "0.bias",
+        "1.bias",
+    ]  # the shift belongs to the unit
+    named = [pair for group in groups for pair in group["params"]]
+    assert dict(named) == dict(net.named_parameters())
+    assert len(named) == len(dict(named))
 
 
 def test_param_groups_refuse_a_model_without_units():
