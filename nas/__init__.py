@@ -10,7 +10,7 @@ if __name__ == "nas" and not (Path(__file__).parent / "models").is_dir():
 from nas.bregman import AdaBreg, Bregman, LinBreg
 from nas.groups import CHANNELS, COLUMNS, ENTRIES, FILTERS, KERNELS, ROWS, WHOLE, Groups
 from nas.init import check_start, sparse_start
-from nas.parameters import param_groups
+from nas.parameters import describe, param_groups
 from nas.penalties import L1, GroupLasso, LogSum, NonNegativeL1, Nuclear, Penalty, SparseGroup, Zero
 from nas.proximal import XRDA, ProxSGD
 from nas.split_lbi import SplitLBI
@@ -40,6 +40,7 @@ __all__ = [
     "SplitLBI",
     "Zero",
     "check_start",
+    "describe",
     "param_groups",
     "sparse_start",
 ]

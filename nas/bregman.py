@@ -25,6 +25,8 @@ from nas.penalties import LogSum, Penalty, Zero, groups_of, strength_ratio
 OURS = {"dual", "weights"}  # entries of the state that are not the rule's
 CACHE = 4 << 20  # bytes of duals that are stepped and read off together, while they are in the processor's cache
 
+Part = list[tuple[dict[str, Any], list[Tensor]]]  # parameter groups, each with some of its parameters
+
 
 class Bregman(Penalised):
     """Mirror descent for the elastic-net penalty J(p) + |p|^2 / (2 delta) (JMLR 23(192), eqs. 1 to 6).
@@ -62,23 +64,24 @@ class Bregman(Penalised):
         **options: Any,
     ) -> None:
         check_ranges(type(self).__name__, options)
-        self._rule: Any = rule
-        self._rule_options = dict(rule([torch.zeros(1, 1)], **options).defaults)
-        self._rules: list[Optimizer] = []
+        self._rule_type: Any = rule
+        self._rule_options = options
+        self._rule: Optimizer = rule([torch.zeros(1, 1)], **options)  # steps the duals, and keeps state for them
         self._applied: list[tuple[Penalty | LogSum, float]] = []  # what the duals of each group were made with
         self._versions: dict[Tensor, int] = {}  # torch's count of writes into each parameter, after our last one
         own = {"penalty": penalty, "delta": delta, "joint": joint}
-        super().__init__(params, {"weight_decay": 0.0, **self._rule_options, **own})
+        super().__init__(params, {"weight_decay": 0.0, **self._rule.defaults, **own})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; refuses unknown keys, values out of range and parameters that the penalty doesn't fit."""
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
         try:
-            self._rules.append(self._make_rule(self.param_groups[-1]))
-        except Exception:
+            self._rule_type([{"params": list(group["params"]), **self._options(group)}], lr=group["lr"])
+        except Exception:  # the rule can't step such parameters
             self.param_groups.pop()
             raise
-        self._applied.append(_made_with(self.param_groups[-1]))
+        self._applied.append(_made_with(group))
 
     @torch.no_grad()
     def resync(self) -> None:
@@ -92,10 +95,8 @@ class Bregman(Penalised):
 
         Every step begins with it; a call of your own is needed only to look at the duals before.
         """
-        for index, group in enumerate(self.param_groups):
-            for members in unit_sets(group):
-                self._resync(members, index)
-            self._applied[index] = _made_with(group)
+        for index in range(len(self.param_groups)):
+            self._resync_group(index)
 
     @torch.no_grad()
     def reweight(self) -> None:
@@ -116,44 +117,41 @@ class Bregman(Penalised):
         that normalise the gradient, as Adam does. Needs a gradient where it depends on it."""
         return torch.ones_like(p, dtype=state_dtype(p))
 
-    def _make_rule(self, group: dict[str, Any]) -> Optimizer:
-        """The torch optimiser that steps the duals of one group."""
-        rule: Optimizer = self._rule([{"params": list(group["params"]), **self._options(group)}], lr=group["lr"])
-        return rule
-
     def _options(self, group: dict[str, Any]) -> dict[str, Any]:
         """The options of the rule; weight decay is ours, since the rule would decay the dual."""
-        options = {key: group[key] for key in self._rule_options}
+        options = {key: group[key] for key in self._rule.defaults}
         return {**options, "weight_decay": 0.0} if "weight_decay" in options else options
 
     def _restored(self) -> None:
-        self._rules = [self._make_rule(group) for group in self.param_groups]
+        self._rule = self._rule_type([torch.zeros(1, 1)], **self._rule_options)
         self._applied = [_made_with(group) for group in self.param_groups]
         self._versions = {}
-        for rule, group in zip(self._rules, self.param_groups, strict=True):
-            for p in group["params"]:
-                if "dual" in self.state.get(p, ()):
-                    self._hand_over(p, rule)
-
-    def _hand_over(self, p: Tensor, rule: Optimizer) -> None:
-        state = self.state[p]
-        if entries := {key: value for key, value in state.items() if key not in OURS}:
-            rule.state[state["dual"]] = entries
+        for state in self.state.values():
+            if "dual" in state and (entries := {key: value for key, value in state.items() if key not in OURS}):
+                self._rule.state[state["dual"]] = entries
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_rule": self._rule, "_rule_options": self._rule_options}
+        own = {"_rule_type": self._rule_type, "_rule_options": self._rule_options}
         return {**super().__getstate__(), **own}
 
-    def _step_group(self, index: int, moved: list[Tensor]) -> None:
+    def _step_groups(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+        for index, group in enumerate(self.param_groups):
+            if self._applied[index] != _made_with(group):
+                self._resync_group(index)
+        for group, moved in groups:
+            for members in unit_sets(group, moved):
+                self._resync(members, group, _made_with(group))
+                self._start(members, group)
+        for part in _parts(groups):
+            self._step_duals(part)
+            for group, members in part:
+                self._read_weights(members, group)
+
+    def _resync_group(self, index: int) -> None:
         group = self.param_groups[index]
-        for members in unit_sets(group, moved if self._applied[index] == _made_with(group) else None):
-            self._resync(members, index)
+        for members in unit_sets(group):
+            self._resync(members, group, self._applied[index])
         self._applied[index] = _made_with(group)
-        for members in unit_sets(group, moved):
-            self._start(members, group)
-        for part in [group["params"]] if group["joint"] else _parts(moved):
-            self._step_duals([p for p in part if p.grad is not None], index)
-            self._read_weights(part, group)
 
     def _start(self, members: Sequence[Tensor], group: dict[str, Any]) -> None:
         """dual = p / delta + subgradient of J at p, for tensors that have no dual yet."""
@@ -168,19 +166,29 @@ class Bregman(Penalised):
             state["dual"] = w / group["delta"] + factor * subgradient
             self._versions[p] = p._version
 
-    def _step_duals(self, params: Sequence[Tensor], index: int) -> None:
+    def _step_duals(self, part: Part) -> None:
         """dual <- dual - rule(gradient), in place."""
-        group, rule = self.param_groups[index], self._rules[index]
-        duals = [self.state[p]["dual"] for p in params]
-        for p, dual in zip(params, duals, strict=True):
-            if group["weight_decay"] != 0:
-                dual.add_(p, alpha=-group["lr"] * group["weight_decay"])
-            dual.grad = _laid_out_like(dual, gradient(p))
-        rule.param_groups = [{"params": duals, **self._options(group)}]
-        rule.step()
-        for p, dual in zip(params, duals, strict=True):
+        stepped = []
+        alike: dict[tuple[Any, ...], list[Tensor]] = {}  # duals by the options of their rule
+        for group, members in part:
+            options = tuple(tuple(v) if isinstance(v, list) else v for v in self._options(group).values())
+            duals = alike.setdefault(options, [])
+            for p in members:
+                if p.grad is not None:
+                    dual = self.state[p]["dual"]
+                    if group["weight_decay"] != 0:
+                        dual.add_(p, alpha=-group["lr"] * group["weight_decay"])
+                    dual.grad = _laid_out_like(dual, gradient(p))
+                    duals.append(dual)
+                    stepped.append((p, dual))
+        names = tuple(self._rule.defaults)
+        self._rule.param_groups = [
+            {"params": duals, **dict(zip(names, options, strict=True))} for options, duals in alike.items()
+        ]
+        self._rule.step()
+        for p, dual in stepped:
             dual.grad = None
-            self.state[p].update(rule.state[dual])
+            self.state[p].update(self._rule.state[dual])
 
     def _read_weights(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
         """p <- prox(delta * dual, delta), in place."""
@@ -201,11 +209,13 @@ class Bregman(Penalised):
         scaled = [state["dual"] if delta == 1 else delta * state["dual"] for state in states]
         write_prox(penalty, scaled, [delta * factor for factor in factors], out, joint)
 
-    def _resync(self, members: Sequence[Tensor], index: int) -> None:
-        """See `resync`; for the tensors that the penalty sees at once."""
-        group, (old_penalty, old_delta) = self.param_groups[index], self._applied[index]
+    def _resync(
+        self, members: Sequence[Tensor], group: dict[str, Any], applied: tuple[Penalty | LogSum, float]
+    ) -> None:
+        """See `resync`; for tensors that the penalty sees at once, whose duals were made with ``applied``."""
+        old_penalty, old_delta = applied
         started = all("dual" in self.state.get(p, ()) for p in members)
-        same = (old_penalty, old_delta) == _made_with(group)
+        same = applied == _made_with(group)
         if not started or (same and all(self._versions.get(p) == p._version for p in members)):
             return
         stood_for = [torch.empty_like(self.state[p]["dual"]) for p in members]
@@ -261,12 +271,13 @@ class LinBreg(Bregman):
     def _options(self, group: dict[str, Any]) -> dict[str, Any]:
         return {**super()._options(group), "dampening": group["momentum"]}
 
-    def _step_duals(self, params: Sequence[Tensor], index: int) -> None:
-        if self.param_groups[index]["momentum"] != 0:
-            for dual in (self.state[p]["dual"] for p in params):
-                if "momentum_buffer" not in self._rules[index].state[dual]:
-                    self._rules[index].state[dual]["momentum_buffer"] = torch.zeros_like(dual)
-        super()._step_duals(params, index)
+    def _step_duals(self, part: Part) -> None:
+        for group, members in part:
+            for p in members if group["momentum"] != 0 else ():
+                state = self._rule.state[self.state[p]["dual"]]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(self.state[p]["dual"])
+        super()._step_duals(part)
 
 
 class AdaBreg(Bregman):
@@ -305,15 +316,19 @@ def _laid_out_like(dual: Tensor, grad: Tensor) -> Tensor:
     return torch.empty_like(dual).copy_(grad)
 
 
-def _parts(params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Consecutive tensors that fit the cache together; a larger one is a part of its own."""
-    part: list[Tensor] = []
+def _parts(groups: Part) -> Iterator[Part]:
+    """The tensors in pieces that fit the cache; a larger tensor or joint group is a piece of its own."""
+    part: Part = []
     size = 0
-    for p in params:
-        part.append(p)
-        size += p.numel() * 4
-        if size >= CACHE:
-            yield part
-            part, size = [], 0
+    for group, moved in groups:
+        for members in [group["params"]] if group["joint"] else ([p] for p in moved):
+            if part and part[-1][0] is group:
+                part[-1][1].extend(members)
+            else:
+                part.append((group, list(members)))
+            size += 4 * sum(p.numel() for p in members)
+            if size >= CACHE:
+                yield part
+                part, size = [], 0
     if part:
         yield part

@@ -33,6 +33,7 @@ from nas.search.retrain import retrain
 from nas.search.run import COMPACT, DRAWINGS, PICTURES, RETRAINED, Run, Search
 from nas.search.tasks import Example, evaluate, restore, score
 from nas.search.use import beside, denoise_pixels
+from nas.steering import DeadTraining
 
 Result = dict[str, Any]
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{verb}: interrupted", file=sys.stderr)
         return 130
-    except (ArgumentError, ValueError, OSError, FloatingPointError) as problem:
+    except (ArgumentError, ValueError, OSError, FloatingPointError, DeadTraining) as problem:
         print(f"{verb}: {_sentence(problem)}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as problem:
@@ -91,8 +92,9 @@ def _run_to_the_end(engine: Search) -> Result:
     noisy = score(engine.validation, [example.observed for example in engine.validation])
     print(f"{run.folder}: {config.model} on {config.data}, sigma {config.sigma:g} of 255, seed {config.seed}")
     steps = config.epochs * config.steps
-    print(f"the first units can wake after about {config.entry_time:g} of {steps} steps (lam = {config.lam:g})")
-    if config.entry_time >= steps:
+    entry_time = engine.lam / config.lr
+    print(f"the first units can wake after about {entry_time:.0f} of {steps} steps (lam = {engine.lam:.3g})")
+    if entry_time >= steps:
         warnings.warn(
             "nothing can wake in so few steps: more epochs, or a shorter entry_time, would help", stacklevel=1
         )

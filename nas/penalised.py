@@ -3,12 +3,12 @@
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from nas.groups import ROWS, along, join_rows, split_rows, unit_norms
@@ -59,15 +59,13 @@ class Penalised(Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         self._check_gradients()
-        for index, group in enumerate(self.param_groups):
-            moved = [p for p in group["params"] if p.grad is not None]
-            if moved:
-                self._step_group(index, moved)
+        groups = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        self._step_groups([(group, moved) for group, moved in groups if moved])
         return loss
 
     @abstractmethod
-    def _step_group(self, index: int, moved: list[Tensor]) -> None:
-        """Update one parameter group in place; ``moved`` are its parameters that have a gradient."""
+    def _step_groups(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+        """Update parameter groups in place, each with its parameters that have a gradient."""
 
     def reweight(self) -> None:
         """Renew the weights of every `LogSum` penalty from the magnitudes of the parameters as they are now."""
@@ -164,13 +162,9 @@ class Penalised(Optimizer, ABC):
             yield from zip(names, group["params"], strict=True)
 
     def _check_gradients(self) -> None:
-        """Refuse a gradient that is not finite. One sum per tensor, read once per device; a sum that overflows is
-        looked at again, entry by entry."""
-        sums = defaultdict(list)
-        for _, p in self._named_parameters():
-            if p.grad is not None:
-                sums[p.device].append(p.grad.sum().float())
-        if all(bool(torch.stack(values).isfinite().all()) for values in sums.values()):
+        """Refuse a gradient that is not finite; looks at entries only where their norm is not."""
+        gradients = [gradient(p) for _, p in self._named_parameters() if p.grad is not None]
+        if get_total_norm(gradients).isfinite():
             return
         for name, p in self._named_parameters():
             if p.grad is not None and not gradient(p).isfinite().all():

@@ -30,16 +30,16 @@ class ProxSGD(Penalised):
     ) -> None:
         super().__init__(params, {"lr": lr, "penalty": penalty, "joint": joint})
 
-    def _step_group(self, index: int, moved: list[Tensor]) -> None:
-        group = self.param_groups[index]
-        for p in moved:
-            p.add_(gradient(p), alpha=-group["lr"])
-        members = group["params"] if group["joint"] else moved
-        states = [self.state[p] for p in members]
-        start_weights(group["penalty"], members, states)
-        penalty, factors = convex(group["penalty"], states)
-        steps = [group["lr"] * factor for factor in factors]
-        write_prox(penalty, members, steps, members, group["joint"])
+    def _step_groups(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+        for group, moved in groups:
+            for p in moved:
+                p.add_(gradient(p), alpha=-group["lr"])
+            members = group["params"] if group["joint"] else moved
+            states = [self.state[p] for p in members]
+            start_weights(group["penalty"], members, states)
+            penalty, factors = convex(group["penalty"], states)
+            steps = [group["lr"] * factor for factor in factors]
+            write_prox(penalty, members, steps, members, group["joint"])
 
 
 class XRDA(Penalised):
@@ -84,16 +84,14 @@ class XRDA(Penalised):
     def reweight(self) -> None:
         """Nothing to do: the weights are renewed at every step."""
 
-    def _step_group(self, index: int, moved: list[Tensor]) -> None:
-        group = self.param_groups[index]
-        members = group["params"] if group["joint"] else moved
-        for p in members:
-            self._step_dual(p, group)
-        states = [self.state[p] for p in members]
-        penalty, _ = convex(group["penalty"], [{"weights": None}] * len(states))
-        thresholds = [state["threshold"] for state in states]
-        duals = [state["dual"] for state in states]
-        write_prox(penalty, duals, thresholds, members, group["joint"])
+    def _step_groups(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+        for group, moved in groups:
+            members = group["params"] if group["joint"] else moved
+            for p in members:
+                self._step_dual(p, group)
+            penalty = group["penalty"].majoriser if isinstance(group["penalty"], LogSum) else group["penalty"]
+            thresholds = [self.state[p]["threshold"] for p in members]
+            write_prox(penalty, [self.state[p]["dual"] for p in members], thresholds, members, group["joint"])
 
     def _step_dual(self, p: Tensor, group: dict[str, Any]) -> None:
         lr, averaging, keep = group["lr"], group["averaging"], math.exp(-group["lr"] / group["time"])

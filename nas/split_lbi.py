@@ -64,28 +64,28 @@ class SplitLBI(Penalised):
         tie = {"kappa": kappa, "nu": nu, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
         super().__init__(params, {"lr": lr, "penalty": penalty, "joint": joint, **tie})
 
-    def _step_group(self, index: int, moved: list[Tensor]) -> None:
-        group = self.param_groups[index]
-        members = group["params"] if group["joint"] else moved
-        if isinstance(group["penalty"], Zero):
-            for p in moved:
-                p.add_(self._direction(p, group), alpha=-group["kappa"] * group["lr"])
-            return
-        for p in members:
-            state = self.state[p]
+    def _step_groups(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+        for group, moved in groups:
+            if isinstance(group["penalty"], Zero):
+                for p in moved:
+                    p.add_(self._direction(p, group), alpha=-group["kappa"] * group["lr"])
+            else:
+                self._step_tied(group["params"] if group["joint"] else moved, group)
+
+    def _step_tied(self, members: Sequence[Tensor], group: dict[str, Any]) -> None:
+        """One step of weights that have a companion."""
+        kappa, states = group["kappa"], [self.state[p] for p in members]
+        for p, state in zip(members, states, strict=True):
             if "dual" not in state:
                 wide = p.to(state_dtype(p))
                 state["dual"], state["companion"] = torch.zeros_like(wide), torch.zeros_like(wide)
             gap = (p - state["companion"]) / group["nu"]
             state["dual"].add_(gap, alpha=group["lr"])
-            p.add_(self._direction(p, group).add_(gap), alpha=-group["kappa"] * group["lr"])
-        states = [self.state[p] for p in members]
+            p.add_(self._direction(p, group).add_(gap), alpha=-kappa * group["lr"])
         start_weights(group["penalty"], members, states)
         penalty, factors = convex(group["penalty"], states)
-        duals = [group["kappa"] * state["dual"] for state in states]
-        steps = [group["kappa"] * factor for factor in factors]
-        companions = [state["companion"] for state in states]
-        write_prox(penalty, duals, steps, companions, group["joint"])
+        duals, companions = [kappa * state["dual"] for state in states], [state["companion"] for state in states]
+        write_prox(penalty, duals, [kappa * factor for factor in factors], companions, group["joint"])
 
     def _direction(self, p: Tensor, group: dict[str, Any]) -> Tensor:
         """The gradient of the loss with momentum and weight decay, as a new tensor."""

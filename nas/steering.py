@@ -142,7 +142,9 @@ class LamController:
 
     with gap = |number - target| / total. From the second change of sides on alpha shrinks by 5 % at each. The duals
     follow (`Bregman.resync`), so that no weight jumps: groups keep their relative progress, and what is awake stays
-    awake until the loss gives it up. Approach the target from below.
+    awake until the loss gives it up. So approach the target from below, with a lam at which groups enter one by one:
+    where all enter within a few steps (AdaBreg on a small net), control comes too late. A large lam also stiffens
+    groups, which then change their length more easily than their direction: keep ``lam_max`` moderate.
 
     Args:
         optimizer: its lam are multiplied by a common factor.
@@ -169,7 +171,7 @@ class LamController:
         every: int = 100,
         alpha: float = 1.0,
         lam_min: float = 1e-6,
-        lam_max: float = 1e3,
+        lam_max: float = 10.0,
     ) -> None:
         if not 0 <= target <= total < math.inf or total == 0:
             raise ValueError(f"LamController(target=...) must lie in [0, total={total}], got {target}")
@@ -211,6 +213,10 @@ class LamController:
         self.state = dict(state_dict)
 
 
+class DeadTraining(RuntimeError):
+    """Nothing will ever change again; the message says what to do."""
+
+
 class Watchdog:
     """Stops a training that is dead: call ``step`` with the loss, once per epoch or every few hundred steps.
 
@@ -230,7 +236,7 @@ class Watchdog:
         """Look at the gradients, the number of active groups and the loss.
 
         Raises:
-            RuntimeError: ``patience`` times in a row every gradient was below 1e-12 of its weight's size and no group
+            DeadTraining: ``patience`` times in a row every gradient was below 1e-12 of its weight's size and no group
                 woke or died; or the loss was within 1 % of ``chance``. It says what to change.
         """
         active = sum(int(mask.sum()) for mask in active_groups(self.optimizer).values())
@@ -241,9 +247,9 @@ class Watchdog:
         self._guessing = self._guessing + 1 if guessing else 0
         advice = "start with a larger density or a smaller lr (lam / lr of at least 70), and see nas.check_start"
         if self._still >= self.patience:
-            raise RuntimeError(f"training is dead: no gradient, and {active} active groups for ever; {advice}")
+            raise DeadTraining(f"training is dead: no gradient, and {active} active groups for ever; {advice}")
         if self._guessing >= self.patience:
-            raise RuntimeError(f"training is dead: the loss {loss:.4g} is that of guessing; {advice}")
+            raise DeadTraining(f"training is dead: the loss {loss:.4g} is that of guessing; {advice}")
 
     def _parameters(self) -> Iterator[Tensor]:
         for group in self.optimizer.param_groups:

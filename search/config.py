@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
@@ -10,6 +11,8 @@ from nas.models.dag import DagNet
 from nas.models.recipes import RECIPES
 from nas.search.data import SOURCES
 from nas.search.tasks import TASKS
+
+AUTO: Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class SearchConfig:
         crop: side of the training crops in pixels.
         density: part of each layer's units that is alive at the start, at least one unit.
         lr: learning rate of weights and biases (AdaBreg).
-        entry_time: steps until the first units can wake, lam / lr; larger keeps the network smaller.
+        entry_time: steps until the first units can wake, lam / lr; larger keeps the network smaller. auto chooses
+            it by a trial of 200 steps, so that a tenth of the units would wake within them.
         gate_scale: learning rate and strength of the skip gates, as multiples of those of the units.
         tolerance: the search picks its smallest network whose validation PSNR is within this many dB of its best.
         max_params: only networks with at most this part of the supernet's parameters are picked.
@@ -50,7 +54,7 @@ class SearchConfig:
     crop: int = 48
     density: float = 0.1
     lr: float = 0.002
-    entry_time: float = 175.0
+    entry_time: float | Literal["auto"] = 175.0
     gate_scale: float = 5.0
     tolerance: float = 0.1
     max_params: float = 0.5
@@ -71,15 +75,13 @@ class SearchConfig:
             raise ValueError(f"tolerance must be >= 0 dB, got {self.tolerance}")
         if not 0 < self.max_params <= 1:
             raise ValueError(f"max_params must lie in (0, 1], got {self.max_params}")
-        if not 20 <= self.entry_time < math.inf:
+        if isinstance(self.entry_time, str):
+            if self.entry_time != AUTO:
+                raise ValueError(f"entry_time must be a number of steps or {AUTO}, got {self.entry_time!r}")
+        elif not 20 <= self.entry_time < math.inf:
             raise ValueError(
                 f"entry_time must be at least 20 steps (below, everything wakes at once), got {self.entry_time:g}"
             )
-
-    @property
-    def lam(self) -> float:
-        """Strength of the penalty on the units."""
-        return self.entry_time * self.lr
 
     def to_yaml(self) -> str:
         """Text for ``nas search --config``."""

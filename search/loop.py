@@ -11,7 +11,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from nas.models.alive import find_alive
 from nas.models.dag import DagNet
+from nas.penalised import Penalised
 from nas.search.tasks import Batches
+from nas.steering import Watchdog
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -49,7 +51,7 @@ def snapshot(net: DagNet, epoch: int, loss: float | None = None) -> Snapshot:
 def search(
     net: DagNet,
     batches: Batches,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Penalised,
     loss_fn: LossFunction,
     *,
     scheduler: LRScheduler | None = None,
@@ -60,15 +62,18 @@ def search(
     Args:
         net: a sparsely started supernet.
         batches: function of the epoch that iterates over pairs (x, y) on the device of ``net``.
-        optimizer: a Bregman optimiser of ``nas.param_groups(net, ...)``.
+        optimizer: an optimiser of this package for ``nas.param_groups(net, ...)``.
         loss_fn: mean loss of ``(prediction, y)``.
         scheduler: stepped after every batch.
         first_epoch: number of the first epoch, for a search that is continued.
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
+        DeadTraining: for three epochs no gradient was left and nothing woke (`nas.steering.Watchdog`).
     """
+    watchdog = Watchdog(optimizer)
     for epoch, loss in train(net, batches, optimizer, loss_fn, scheduler=scheduler, first_epoch=first_epoch):
+        watchdog.step(loss)
         yield snapshot(net, epoch, loss)
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,19 @@ from nas import AdaBreg, param_groups, sparse_start
 from nas.files import replacing, write_json, write_text
 from nas.models.compact import compact
 from nas.models.dag import DagNet
-from nas.search.config import SearchConfig
+from nas.penalties import strengths
+from nas.search.config import AUTO, SearchConfig
 from nas.search.data import Pictures, load_data
 from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Point, load_sparse, pick, read_points, save_sparse
 from nas.search.tasks import TASKS, Batches, Denoise, Example, evaluate, held_out, random_crops
+from nas.steering import calibrate
 
 CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINT = "config.yaml", "metrics.jsonl", "path.json", "path", "checkpoint.pt"
 COMPACT, RETRAINED, PICTURES = "compact", "retrained", "pictures"  # folders that later steps add
 DRAWINGS = ("topology.svg", "topology.json", "growth.svg")
 VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
+TRIAL_STEPS, TRIAL_FRACTION = 200, 0.1  # of the trial that chooses lam
 
 
 @dataclass(frozen=True)
@@ -145,14 +149,12 @@ class Search:
         self.batches = run.batches(data, config.seed)
         self.net = copy.deepcopy(run.blank)
         sparse_start(self.net, config.density, seed=config.seed, batch=next(self.batches(0))[0])
-        groups = param_groups(
-            self.net,
-            lam=config.lam,
-            lr=config.lr,
-            gate_lam=config.lam * config.gate_scale,
-            gate_lr=config.lr * config.gate_scale,
-        )
+        entry_time = TRIAL_STEPS if isinstance(config.entry_time, str) else config.entry_time
+        lam, gate_lr = entry_time * config.lr, config.gate_scale * config.lr
+        groups = param_groups(self.net, lam=lam, lr=config.lr, gate_lam=config.gate_scale * lam, gate_lr=gate_lr)
         self.optimizer = AdaBreg(groups)
+        if config.entry_time == AUTO and not resume:
+            self._calibrate()
         self.scheduler = CosineAnnealingLR(self.optimizer, T_max=config.epochs * config.steps)
         self.points: list[Point] = []
         if resume:
@@ -161,6 +163,24 @@ class Search:
             start = self._measure(snapshot(self.net, 0), 0.0)
             _prepare_folder(run, force)
             self._record(start)
+
+    @property
+    def lam(self) -> float:
+        """Strength of the penalty on the units."""
+        return strengths(self.optimizer.param_groups[0]["penalty"])[0]
+
+    def _calibrate(self) -> None:
+        """Choose lam by a trial (`nas.steering.calibrate`)."""
+        pairs = chain.from_iterable(map(self.batches, count(1)))
+        task = self.run.task()
+
+        def train_step() -> None:
+            x, y = next(pairs)
+            self.optimizer.zero_grad()
+            task.loss(self.net(x), y).backward()
+            self.optimizer.step()
+
+        calibrate(self.net, self.optimizer, train_step, steps=TRIAL_STEPS, fraction=TRIAL_FRACTION)
 
     def __iter__(self) -> Iterator[Point]:
         """Search on to the last epoch; each point is on disk before it is yielded."""
@@ -213,7 +233,7 @@ class Search:
             "units": point.snapshot.num_units,
             "skips": len(point.snapshot.skips),
             "params": point.params,
-            "lam": self.run.config.lam,
+            "lam": self.lam,
             "lr": self.scheduler.get_last_lr()[0],
             "seconds": round(point.seconds, 3),
         }

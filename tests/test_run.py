@@ -14,6 +14,7 @@ from nas import AdaBreg, param_groups, sparse_start
 from nas.models import compact, conv_skip_autoencoder
 from nas.search import Denoise, Picture, Run, Search, SearchConfig, births, random_crops, retrain, search
 from nas.search.loop import train
+from nas.steering import DeadTraining
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,19 @@ def test_an_interrupted_run_is_valid_and_goes_on_bit_for_bit(tmp_path, config):
     assert list(Search(broken, resume=True)) == []  # nothing is left to do
 
 
+def test_lam_from_a_trial(tmp_path, config, monkeypatch):
+    """The trial leaves the start as it was, and a run with the lam that it chose goes on bit for bit."""
+    monkeypatch.setattr("nas.search.run.TRIAL_STEPS", 30)
+    auto = replace(config, entry_time="auto")
+    plain, engine = Search(Run(tmp_path / "plain", config)), Search(Run(tmp_path / "run", auto))
+    assert same(plain.net.state_dict(), engine.net.state_dict())
+    assert engine.lam != plain.lam == 20 * config.lr
+    next(iter(engine))
+    resumed = Search(Run.open(tmp_path / "run"), resume=True)
+    assert resumed.lam == engine.lam
+    assert [point.snapshot.epoch for point in resumed] == [2, 3, 4]
+
+
 def test_a_run_is_not_overwritten_unless_forced(tmp_path, config):
     run = Run(tmp_path / "run", replace(config, epochs=2))
     list(Search(run))
@@ -173,6 +187,7 @@ def test_bad_options_leave_nothing_behind(tmp_path, config, change, message):
         ({"data": "cats"}, "unknown data 'cats'; there are: folder, mnist, pictures"),
         ({"model": "unet"}, "unknown model 'unet'; there are: conv_skip_autoencoder, skip_autoencoder"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"entry_time": "soon"}, "entry_time must be a number of steps or auto, got 'soon'"),
         ({"entry_time": 10.0}, r"entry_time must be at least 20 steps \(below, everything wakes at once\), got 10"),
         ({"lr": 0.0}, "lr must be > 0, got 0"),
         ({"seed": -1}, "seed must lie between 0 and 4294967295, got -1"),
@@ -270,3 +285,15 @@ def test_divergence_is_said():
     batches = lambda epoch: iter([(torch.full((1, 1), float("inf")), torch.zeros(1, 1))])  # noqa: E731
     with pytest.raises(FloatingPointError, match="the loss of epoch 1 is inf: training diverged; use a smaller lr"):
         next(train(net, batches, torch.optim.SGD(net.parameters(), 0.1), torch.nn.functional.mse_loss))
+
+
+def test_a_dead_search_is_stopped():
+    """Without any gradient nothing will wake: said after three epochs, not after all."""
+    net = conv_skip_autoencoder(depth=2, width=4)
+    sparse_start(net, 0.5)
+    optimizer = AdaBreg(param_groups(net, lam=0.1, lr=0.001))
+    x = torch.rand(2, 1, 8, 8)
+    snapshots = search(net, lambda epoch: iter([(x, x)]), optimizer, lambda prediction, y: 0 * prediction.sum())
+    with pytest.raises(DeadTraining, match="training is dead: no gradient"):
+        for _ in range(10):
+            next(snapshots)
