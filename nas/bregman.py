@@ -1,5 +1,6 @@
 """Bregman iterations: any torch optimiser acts on a dual variable, and a proximal operator reads off the weights."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -65,12 +66,17 @@ class Bregman(Penalised):
     ) -> None:
         check_ranges(type(self).__name__, options)
         self._rule_type: Any = rule
+        decay = (
+            {}
+            if "weight_decay" in inspect.signature(rule).parameters
+            else {"weight_decay": options.pop("weight_decay", 0.0)}
+        )
         self._rule_options = options
         self._rule: Optimizer = rule([torch.zeros(1, 1)], **options)  # steps the duals, and keeps state for them
         self._applied: list[tuple[Penalty | LogSum, float]] = []  # what the duals of each group were made with
-        self._versions: dict[Tensor, int] = {}  # torch's count of writes into each parameter, after our last one
+        self._written: dict[Tensor, tuple[int, int]] = {}  # how each parameter was left, see `_mark`
         own = {"penalty": penalty, "delta": delta, "joint": joint}
-        super().__init__(params, {"weight_decay": 0.0, **self._rule.defaults, **own})
+        super().__init__(params, {**self._rule.defaults, **decay, **own})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; refuses unknown keys, values out of range and parameters that the penalty doesn't fit."""
@@ -83,6 +89,11 @@ class Bregman(Penalised):
             raise
         self._applied.append(_made_with(group))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data only: a penalty is stored as its name and numbers, so that `torch.load` accepts the file."""
+        self.resync()  # the stored duals belong to the stored penalties
+        return super().state_dict()
+
     @torch.no_grad()
     def resync(self) -> None:
         """Let the duals follow what was changed from outside, without moving the weights.
@@ -93,8 +104,10 @@ class Bregman(Penalised):
         * where they have changed, and under another kind of penalty, p starts afresh (zero on sleeping groups);
         * v = w' / delta' + p.
 
-        Every step begins with it; a call of your own is needed only to look at the duals before.
+        Every step does so where it sees a change. It can't see one made in place behind torch's back, as in
+        ``p.data.mul_(mask)``: call this method after it.
         """
+        self._written.clear()
         for index in range(len(self.param_groups)):
             self._resync_group(index)
 
@@ -103,14 +116,14 @@ class Bregman(Penalised):
         """Renew the weights of every `LogSum` penalty from the parameters as they are now; the duals follow."""
         self.resync()
         for group in self.param_groups:
-            started = [p for p in group["params"] if "dual" in self.state[p]]
             if isinstance(group["penalty"], LogSum):
+                started = [p for p in group["params"] if "dual" in self.state.get(p, ())]
                 for p in started:
                     state = self.state[p]
-                    old = state.pop("weights")
+                    old, w = state.pop("weights"), p / group["delta"]
                     start_weights(group["penalty"], [p], [state])
-                    remainder = state["dual"] - p / group["delta"]
-                    state["dual"].copy_(p / group["delta"] + remainder * (state["weights"] / old))
+                    state["dual"].copy_(w + (state["dual"] - w) * (state["weights"] / old))
+                self._read_weights(started, group)  # the same but for round-off
 
     def expected_direction(self, p: Tensor) -> Tensor:
         """What the rule is expected to move the dual of ``p`` by at first, divided by lr: entries of +-1 for rules
@@ -125,14 +138,18 @@ class Bregman(Penalised):
     def _restored(self) -> None:
         self._rule = self._rule_type([torch.zeros(1, 1)], **self._rule_options)
         self._applied = [_made_with(group) for group in self.param_groups]
-        self._versions = {}
+        self._written = {}
         for state in self.state.values():
             if "dual" in state and (entries := {key: value for key, value in state.items() if key not in OURS}):
                 self._rule.state[state["dual"]] = entries
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_rule_type": self._rule_type, "_rule_options": self._rule_options}
+        own = {"_rule_type": self._rule_type, "_rule_options": self._rule_options, "_applied": self._applied}
         return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._applied = state.get("_applied", self._applied)
 
     def _step_groups(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
         for index, group in enumerate(self.param_groups):
@@ -164,7 +181,9 @@ class Bregman(Penalised):
         fresh = unseen(penalty.subgradient(seen(wide, group["joint"])), wide, group["joint"])
         for p, w, state, factor, subgradient in zip(members, wide, states, factors, fresh, strict=True):
             state["dual"] = w / group["delta"] + factor * subgradient
-            self._versions[p] = p._version
+            self._written[p] = _mark(p)
+            prepared = self._rule_type([{"params": [state["dual"]], **self._options(group)}], lr=group["lr"])
+            self._rule.state.update(prepared.state)  # of rules that make their state at once
 
     def _step_duals(self, part: Part) -> None:
         """dual <- dual - rule(gradient), in place."""
@@ -193,8 +212,7 @@ class Bregman(Penalised):
     def _read_weights(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
         """p <- prox(delta * dual, delta), in place."""
         self._prox(params, params, group["penalty"], group["delta"], group["joint"])
-        for p in params:
-            self._versions[p] = p._version
+        self._written.update((p, _mark(p)) for p in params)
 
     def _prox(
         self,
@@ -214,28 +232,36 @@ class Bregman(Penalised):
     ) -> None:
         """See `resync`; for tensors that the penalty sees at once, whose duals were made with ``applied``."""
         old_penalty, old_delta = applied
-        started = all("dual" in self.state.get(p, ()) for p in members)
-        same = applied == _made_with(group)
-        if not started or (same and all(self._versions.get(p) == p._version for p in members)):
+        if not all("dual" in self.state.get(p, ()) for p in members):
             return
-        stood_for = [torch.empty_like(self.state[p]["dual"]) for p in members]
-        self._prox(members, stood_for, old_penalty, old_delta, group["joint"])
+        same, joint = applied == _made_with(group), group["joint"]
+        if same and all(self._written.get(p) == _mark(p) for p in members):
+            return
+        states = [self.state[p] for p in members]
+        stood_for = [torch.empty_like(state["dual"]) for state in states]
+        self._prox(members, stood_for, old_penalty, old_delta, joint)
         changed = [w.to(p.dtype) != p for w, p in zip(stood_for, members, strict=True)]
         if same and not any(bool(c.any()) for c in changed):
-            self._versions.update({p: p._version for p in members})
+            self._written.update((p, _mark(p)) for p in members)
             return
-        whole, groups, joint = seen(changed, group["joint"]), groups_of(group["penalty"]), group["joint"]
+        ratio = strength_ratio(old_penalty, group["penalty"])
+        if ratio is None:
+            for state in states:
+                state.pop("weights", None)  # of another kind of penalty
+        start_weights(group["penalty"], members, states)
+        penalty, factors = convex(group["penalty"], states)
+        groups, whole = groups_of(group["penalty"]), seen(changed, joint)
         changed = unseen(groups.spread(groups.active(whole), whole), changed, joint)
-        penalty, factors = convex(group["penalty"], [self.state[p] for p in members])
         wide = [p.to(w.dtype) for p, w in zip(members, stood_for, strict=True)]
         fresh = unseen(penalty.subgradient(seen(wide, joint)), wide, joint)
-        ratio = strength_ratio(old_penalty, group["penalty"])
-        for p, w, old, new, factor, moved in zip(members, stood_for, wide, fresh, factors, changed, strict=True):
-            dual = self.state[p]["dual"]
-            kept = factor * new if ratio is None else torch.where(moved, factor * new, ratio * (dual - w / old_delta))
-            unchanged = torch.where(moved, old, w)  # not rounded to the precision of the weights
-            dual.copy_(unchanged / group["delta"] + kept)
-            self._versions[p] = p._version
+        for state, old, new, factor, subgradient, moved in zip(
+            states, stood_for, wide, factors, fresh, changed, strict=True
+        ):
+            kept = factor * subgradient
+            if ratio is not None:
+                kept = torch.where(moved, kept, ratio * (state["dual"] - old / old_delta))
+            state["dual"].copy_(torch.where(moved, new, old) / group["delta"] + kept)
+        self._read_weights(members, group)  # the same but for round-off
 
 
 class LinBreg(Bregman):
@@ -306,6 +332,11 @@ class AdaBreg(Bregman):
 
 def _made_with(group: dict[str, Any]) -> tuple[Penalty | LogSum, float]:
     return group["penalty"], group["delta"]
+
+
+def _mark(p: Tensor) -> tuple[int, int]:
+    """Changes when torch writes into ``p``, and when ``p`` gets other storage."""
+    return p._version, p.data_ptr()
 
 
 def _laid_out_like(dual: Tensor, grad: Tensor) -> Tensor:

@@ -78,10 +78,11 @@ def sparse_start(
 
 def _densities(density: float | Mapping[str, float], groups: ParamGroups) -> list[float]:
     """The density of every group of parameters."""
+    if not isinstance(density, Mapping) and not 0 < density <= 1:
+        raise ValueError(f"sparse_start(density=...) must lie in (0, 1], got {density}")
     rules = density if isinstance(density, Mapping) else {"gates": 0.0, "*": density}
-    for name, value in rules.items():
-        if not 0 <= value <= 1 or (value == 0 and not isinstance(density, Mapping) and name == "*"):
-            raise ValueError(f"sparse_start(density=...) must lie in (0, 1], got {value}")
+    if outside := [value for value in rules.values() if not 0 <= value <= 1]:
+        raise ValueError(f"sparse_start(density=...): a density must lie in [0, 1], got {outside[0]}")
     names = [str(group.get("name", k)) for k, group in enumerate(groups)]
     if isinstance(density, Mapping) and (
         idle := [rule for rule in rules if not any(fnmatchcase(name, rule) for name in names)]

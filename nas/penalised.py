@@ -14,7 +14,10 @@ from torch.optim import Optimizer
 from nas.groups import ROWS, along, join_rows, split_rows, unit_norms
 from nas.penalties import GroupLasso, LogSum, Penalty, Step, groups_of, takes_out
 
-NOT_OPTIONS = {"params", "param_names", "name", "initial_lr", "swa_lr"}  # what torch and `param_groups` add
+NOT_OPTIONS = {  # what torch, its schedulers and `param_groups` add
+    *("params", "param_names", "name", "initial_lr", "swa_lr"),
+    *("max_lr", "min_lr", "max_momentum", "base_momentum"),
+}
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr": (lambda v: 0 < v < math.inf, "a finite number > 0"),
     "delta": (lambda v: 0 < v < math.inf, "a finite number > 0"),
@@ -91,7 +94,7 @@ class Penalised(Optimizer, ABC):
     def _check_parameters(self, params: Sequence[Any], options: dict[str, Any]) -> None:
         name = type(self).__name__
         seen = {id(p) for group in self.param_groups for p in group["params"]}
-        tensors = []
+        tensors = {}
         for index, item in enumerate(params):
             label, p = item if isinstance(item, tuple) else (f"{index} of its group", item)
             if not isinstance(p, Tensor):
@@ -101,20 +104,30 @@ class Penalised(Optimizer, ABC):
             if not p.is_floating_point():
                 raise ValueError(f"{name}: parameter {label} must be of real floating-point numbers, got {p.dtype}")
             seen.add(id(p))
-            tensors.append(p)
+            tensors[f"parameter {label}"] = p
         axes = axes_of(options["joint"], len(tensors))
-        if axes is None:
-            for p in tensors:
+        if axes is not None:
+            tensors = {"the joint units": self._joined(list(tensors.values()), axes, options["penalty"])}
+        for label, p in tensors.items():
+            try:
                 groups_of(options["penalty"]).check(p)
-        elif isinstance(options["penalty"], LogSum):
-            raise ValueError(f"{name}: LogSum weighs entries, and takes no joint units")
-        elif (
-            len(axes) != len(tensors)
-            or any(axis >= p.ndim for axis, p in zip(axes, tensors, strict=True))
-            or len({p.shape[axis] for axis, p in zip(axes, tensors, strict=True)}) > 1
-        ):
+            except ValueError as problem:
+                raise ValueError(f"{name}: the penalty does not fit {label}: {problem}") from None
+
+    def _joined(self, tensors: list[Tensor], axes: tuple[int, ...], penalty: Penalty | LogSum) -> Tensor:
+        """The matrix of joint units, without its numbers."""
+        if isinstance(penalty, LogSum):
+            raise ValueError(f"{type(self).__name__}: LogSum weighs entries, and takes no joint units")
+        fits = len(axes) == len(tensors) and all(
+            0 <= axis < p.ndim and p.shape[axis] == tensors[0].shape[axes[0]]
+            for axis, p in zip(axes, tensors, strict=True)
+        )
+        if not fits:
             shapes = [tuple(p.shape) for p in tensors]
-            raise ValueError(f"{name}: joint tensors need as many units along axes {axes}, got shapes {shapes}")
+            raise ValueError(
+                f"{type(self).__name__}: joint tensors need as many units along axes {axes}, got shapes {shapes}"
+            )
+        return join_rows([p.detach().to("meta") for p in tensors], axes)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data only: a penalty is stored as its name and numbers, so that `torch.load` accepts the file."""

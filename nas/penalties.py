@@ -204,6 +204,8 @@ class SparseGroup:
 class Nuclear(_Strength):
     """J(w) = lam * sum of the singular values of w as a matrix (rows, everything else): low rank.
 
+    A vector counts as one column, so that its J is lam times its norm.
+
     Raises:
         ValueError: ``lam`` is negative or not finite.
     """
@@ -213,7 +215,7 @@ class Nuclear(_Strength):
         return WHOLE
 
     def value(self, weight: Tensor) -> Tensor:
-        sigma: Tensor = torch.linalg.svdvals(weight.flatten(1))
+        sigma: Tensor = torch.linalg.svdvals(_matrix(weight))
         return self.lam * sigma.sum()
 
     def prox(self, z: Tensor, step: Step, out: Tensor | None = None) -> Tensor:
@@ -228,13 +230,17 @@ class Nuclear(_Strength):
         return self.lam * (u * in_rank @ vh).reshape(weight.shape)
 
     def gauge(self, p: Tensor) -> Tensor:
-        largest: Tensor = torch.linalg.svdvals(p.flatten(1))[0]
+        largest: Tensor = torch.linalg.svdvals(_matrix(p))[0]
         return largest.reshape((1,) * p.ndim) / self.lam
 
 
 def _svd(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    u, sigma, vh = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+    u, sigma, vh = torch.linalg.svd(_matrix(weight), full_matrices=False)
     return u, sigma, vh
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    return weight.flatten(1) if weight.ndim > 1 else weight.reshape(-1, 1)
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,11 @@ class ProxSGD(Penalised):
 
     def _step_groups(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
         for group, moved in groups:
-            for p in moved:
-                p.add_(gradient(p), alpha=-group["lr"])
             members = group["params"] if group["joint"] else moved
             states = [self.state[p] for p in members]
             start_weights(group["penalty"], members, states)
+            for p in moved:
+                p.add_(gradient(p), alpha=-group["lr"])
             penalty, factors = convex(group["penalty"], states)
             steps = [group["lr"] * factor for factor in factors]
             write_prox(penalty, members, steps, members, group["joint"])

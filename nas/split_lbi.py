@@ -75,6 +75,7 @@ class SplitLBI(Penalised):
     def _step_tied(self, members: Sequence[Tensor], group: dict[str, Any]) -> None:
         """One step of weights that have a companion."""
         kappa, states = group["kappa"], [self.state[p] for p in members]
+        start_weights(group["penalty"], members, states)
         for p, state in zip(members, states, strict=True):
             if "dual" not in state:
                 wide = p.to(state_dtype(p))
@@ -82,7 +83,6 @@ class SplitLBI(Penalised):
             gap = (p - state["companion"]) / group["nu"]
             state["dual"].add_(gap, alpha=group["lr"])
             p.add_(self._direction(p, group).add_(gap), alpha=-kappa * group["lr"])
-        start_weights(group["penalty"], members, states)
         penalty, factors = convex(group["penalty"], states)
         duals, companions = [kappa * state["dual"] for state in states], [state["companion"] for state in states]
         write_prox(penalty, duals, [kappa * factor for factor in factors], companions, group["joint"])
@@ -135,6 +135,7 @@ class SplitLBI(Penalised):
         """
         if not 0 <= percent <= 100:
             raise ValueError(f"SplitLBI: percent must lie in [0, 100], got {percent}")
+        pruned: list[tuple[Tensor, Tensor]] = []
         for layer in [layer_name] if isinstance(layer_name, str) else layer_name:
             found = [unit for unit in self._unit_sets() if {layer, f"{layer}.weight"} & set(unit.names)]
             if not found:
@@ -145,8 +146,9 @@ class SplitLBI(Penalised):
                 if first is None:
                     raise ValueError(f"SplitLBI: no order of {layer!r} yet; call update_prune_order(epoch) first")
                 kept = _largest(-first, unit.norms, int(first.numel() * percent / 100))
-                for p, mask in zip(unit.members, unit.spread(kept), strict=True):
-                    p.mul_(mask)
+                pruned += zip(unit.members, unit.spread(kept), strict=True)
+        for p, mask in pruned:
+            p.mul_(mask)
 
     def _unit_sets(self) -> Iterator["_UnitSet"]:
         """What the penalties see at once, where there are companions."""

@@ -31,7 +31,9 @@ def random_weight(seed, zero_rows=()):
 def assert_subgradient(penalty, subgradient, p):
     """J(y) >= J(p) + <subgradient, y - p> at points chosen to expose a wrong scale, direction or group."""
     probes = [torch.zeros_like(p), 2 * p, p + subgradient]
-    probes += [p + radius * random_weight(seed) for seed in range(5) for radius in (1e-3, 0.1, 1.0, 10.0)]
+    for seed in range(5):
+        direction = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+        probes += [p + radius * direction for radius in (1e-3, 0.1, 1.0, 10.0)]
     for y in probes:
         assert penalty.value(y) >= penalty.value(p) + (subgradient * (y - p)).sum() - 1e-10
 

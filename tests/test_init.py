@@ -1,0 +1,109 @@
+"""Sparse starts of any model: the density of each kind of group, variances, biases, and starts that cannot learn."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from nas import ENTRIES, KERNELS, L1, ROWS, GroupLasso, ProxSGD, check_start, param_groups, sparse_start
+from nas.models import conv_skip_autoencoder
+from nas.steering import active_groups
+
+
+def deep_convnet(depth=8, width=24, activation=nn.ReLU):
+    layers = [nn.Conv2d(1, width, 3, padding=1)]
+    for _ in range(depth - 1):
+        layers += [activation(), nn.Conv2d(width, width, 3, padding=1)]
+    return nn.Sequential(*layers, activation(), nn.Flatten(), nn.Linear(64 * width, 3))
+
+
+def num_active(groups):
+    return {name: int(active.sum()) for name, active in active_groups(ProxSGD(groups)).items()}
+
+
+def kernel_groups(net):
+    return param_groups(net, lr=0.1, rules={"0.weight": GroupLasso(0.1, KERNELS), nn.Conv2d: GroupLasso(0.1, KERNELS)})
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_deep_net_of_few_kernels_is_alive_from_end_to_end(seed):
+    """3 % of the kernels in 8 layers: many draws have no path at all, and without scaling the signals vanish."""
+    torch.manual_seed(seed)
+    net, x = deep_convnet(), torch.randn(16, 1, 8, 8)
+    groups = kernel_groups(net)
+    free = {name: p.clone() for name, p in groups[-1]["params"]}
+    sparse_start(net, {"0.weight": 0.5, "*": 0.03}, groups=groups, seed=seed, batch=x)
+    assert num_active(groups) == {"0.weight": 12, "Conv2d": 7 * int(0.03 * 24 * 24)}
+    assert all(torch.equal(p, free[name]) for name, p in groups[-1]["params"])
+    check_start(net, x, groups=groups)
+    assert all(p.grad is None for p in net.parameters())
+    assert (net(x) - net(x)[:1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("variance", "expected"), [("he", 2 / 400), ("xavier", 2 / (400 + 300))])
+@pytest.mark.parametrize("density", [1.0, 0.2])
+@pytest.mark.parametrize("rule", [GroupLasso(0.1, ROWS), L1(0.1), GroupLasso(0.1, ENTRIES)], ids=repr)
+def test_variance_of_a_layer_T22(variance, expected, density, rule):
+    """n Var(W) is that of the dense start, whatever the density and the groups (JMLR 23(192), section 4.1)."""
+    layer = nn.Linear(400, 300)
+    sparse_start(layer, density, groups=param_groups(layer, lr=0.1, rules={"weight": rule}), variance=variance)
+    assert layer.weight.ne(0).double().mean().item() == pytest.approx(density)
+    assert layer.weight.square().mean().item() == pytest.approx(expected, rel=0.03)
+
+
+def test_units_have_the_variance_of_their_fan_in():
+    net = nn.Sequential(nn.Linear(400, 300), nn.GELU(), nn.Linear(300, 2))
+    for variance, expected in (("he", 2 / 400), ("xavier", 2 / 700)):
+        sparse_start(net, 0.2, variance=variance)
+        assert net[0].weight.square().mean().item() == pytest.approx(expected, rel=0.03)
+
+
+def test_biases_keep_sleeping_units_apart():
+    """Free biases, drawn positive: units whose rows are zero differ, and ordinary rectifiers are open."""
+    net = nn.Sequential(nn.Linear(10, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 2))
+    groups = param_groups(net, lr=0.1, rules={nn.Linear: GroupLasso(0.1, ROWS)})
+    sparse_start(net, 0.1, groups=groups, bias=2.0, batch=torch.randn(32, 10))
+    for layer, fan_in in ((net[0], 10), (net[2], 30)):
+        assert layer.bias.min() > 0
+        assert layer.bias.max() <= 2 / math.sqrt(fan_in)
+        assert len(layer.bias.unique()) == len(layer.bias)
+    joint = nn.Sequential(nn.Linear(10, 30), nn.GELU(), nn.Linear(30, 2))
+    sparse_start(joint, 0.1, bias=1.0)
+    assert torch.equal(joint[0].bias > 0, joint[0].weight.ne(0).any(dim=1))
+
+
+def test_densities_by_kind():
+    net = conv_skip_autoencoder(depth=3, width=10)
+    sparse_start(net, {"n1": 0.5, "gates": 1.0, "*": 0.2})
+    groups = param_groups(net, lam=0.1, lr=0.1)
+    active = num_active(groups)
+    assert active["n1"] == 5
+    assert active["n2"] == active["n3"] == 2
+    assert active["gates"] == sum(p.numel() for _, p in next(g for g in groups if g["name"] == "gates")["params"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"density": {"nosuch": 0.1}}, "'nosuch' names no parameter group; there are: n1, n2, gates, free"),
+        ({"density": {"*": 1.5}}, r"must lie in \[0, 1\], got 1.5"),
+        ({"variance": "lecun"}, "must be 'he' or 'xavier', got 'lecun'"),
+        ({"bias": -1.0}, r"sparse_start\(bias=...\) must be a finite number >= 0, got -1.0"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        sparse_start(conv_skip_autoencoder(depth=2, width=4), **options)
+
+
+def test_signals_out_of_scale_are_refused():
+    """A layer that multiplies by 1e-3 behind the draw, as a start without the 1 / sqrt(density) would."""
+
+    class Damped(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (1e-3 if not self.weight.all() else 1.0)
+
+    net = nn.Sequential(nn.Linear(10, 30), nn.GELU(), Damped(30, 20), nn.GELU(), nn.Linear(20, 2))
+    with pytest.raises(ValueError, match="the signals of 2 are .* times those of the dense start"):
+        sparse_start(net, 0.3, batch=torch.randn(32, 10))
