@@ -1,7 +1,7 @@
 """Bregman iterations: any torch optimiser acts on a dual variable, and a proximal operator reads off the weights."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.optimizer import ParamsT
 
 from nas.penalised import (
+    MovedGroups,
     Penalised,
     check_ranges,
     convex,
@@ -24,9 +25,6 @@ from nas.penalised import (
 from nas.penalties import LogSum, Penalty, Zero, groups_of, strength_ratio
 
 OURS = {"dual", "weights"}  # entries of the state that are not the rule's
-CACHE = 4 << 20  # bytes of duals that are stepped and read off together, while they are in the processor's cache
-
-Part = list[tuple[dict[str, Any], list[Tensor]]]  # parameter groups, each with some of its parameters
 
 
 class Bregman(Penalised):
@@ -151,7 +149,7 @@ class Bregman(Penalised):
         super().__setstate__(state)
         self._applied = state.get("_applied", self._applied)
 
-    def _step_groups(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+    def _step_groups(self, groups: MovedGroups) -> None:
         for index, group in enumerate(self.param_groups):
             if self._applied[index] != _made_with(group):
                 self._resync_group(index)
@@ -159,10 +157,9 @@ class Bregman(Penalised):
             for members in unit_sets(group, moved):
                 self._resync(members, group, _made_with(group))
                 self._start(members, group)
-        for part in _parts(groups):
-            self._step_duals(part)
-            for group, members in part:
-                self._read_weights(members, group)
+        self._step_duals(groups)
+        for group, moved in groups:
+            self._read_weights(group["params"] if group["joint"] else moved, group)
 
     def _resync_group(self, index: int) -> None:
         group = self.param_groups[index]
@@ -185,21 +182,20 @@ class Bregman(Penalised):
             prepared = self._rule_type([{"params": [state["dual"]], **self._options(group)}], lr=group["lr"])
             self._rule.state.update(prepared.state)  # of rules that make their state at once
 
-    def _step_duals(self, part: Part) -> None:
-        """dual <- dual - rule(gradient), in place."""
+    def _step_duals(self, groups: MovedGroups) -> None:
+        """dual <- dual - rule(gradient), in place; one call of the rule for all groups of equal options."""
         stepped = []
         alike: dict[tuple[Any, ...], list[Tensor]] = {}  # duals by the options of their rule
-        for group, members in part:
+        for group, moved in groups:
             options = tuple(tuple(v) if isinstance(v, list) else v for v in self._options(group).values())
             duals = alike.setdefault(options, [])
-            for p in members:
-                if p.grad is not None:
-                    dual = self.state[p]["dual"]
-                    if group["weight_decay"] != 0:
-                        dual.add_(p, alpha=-group["lr"] * group["weight_decay"])
-                    dual.grad = _laid_out_like(dual, gradient(p))
-                    duals.append(dual)
-                    stepped.append((p, dual))
+            for p in moved:
+                dual = self.state[p]["dual"]
+                if group["weight_decay"] != 0:
+                    dual.add_(p, alpha=-group["lr"] * group["weight_decay"])
+                dual.grad = _laid_out_like(dual, gradient(p))
+                duals.append(dual)
+                stepped.append((p, dual))
         names = tuple(self._rule.defaults)
         self._rule.param_groups = [
             {"params": duals, **dict(zip(names, options, strict=True))} for options, duals in alike.items()
@@ -297,13 +293,13 @@ class LinBreg(Bregman):
     def _options(self, group: dict[str, Any]) -> dict[str, Any]:
         return {**super()._options(group), "dampening": group["momentum"]}
 
-    def _step_duals(self, part: Part) -> None:
-        for group, members in part:
-            for p in members if group["momentum"] != 0 else ():
+    def _step_duals(self, groups: MovedGroups) -> None:
+        for group, moved in groups:
+            for p in moved if group["momentum"] != 0 else ():
                 state = self._rule.state[self.state[p]["dual"]]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(self.state[p]["dual"])
-        super()._step_duals(part)
+        super()._step_duals(groups)
 
 
 class AdaBreg(Bregman):
@@ -345,21 +341,3 @@ def _laid_out_like(dual: Tensor, grad: Tensor) -> Tensor:
     if grad.dtype == dual.dtype and grad.stride() == dual.stride():
         return grad
     return torch.empty_like(dual).copy_(grad)
-
-
-def _parts(groups: Part) -> Iterator[Part]:
-    """The tensors in pieces that fit the cache; a larger tensor or joint group is a piece of its own."""
-    part: Part = []
-    size = 0
-    for group, moved in groups:
-        for members in [group["params"]] if group["joint"] else ([p] for p in moved):
-            if part and part[-1][0] is group:
-                part[-1][1].extend(members)
-            else:
-                part.append((group, list(members)))
-            size += 4 * sum(p.numel() for p in members)
-            if size >= CACHE:
-                yield part
-                part, size = [], 0
-    if part:
-        yield part

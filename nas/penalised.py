@@ -3,12 +3,12 @@
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from nas.groups import ROWS, along, join_rows, split_rows, unit_norms
@@ -32,6 +32,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "time": (lambda v: 0 < v < math.inf, "a finite number > 0"),
     "weight_time": (lambda v: 0 < v < math.inf, "a finite number > 0"),
 }
+
+MovedGroups = list[tuple[dict[str, Any], list[Tensor]]]  # parameter groups, with their parameters that have a gradient
 
 
 class Penalised(Optimizer, ABC):
@@ -67,7 +69,7 @@ class Penalised(Optimizer, ABC):
         return loss
 
     @abstractmethod
-    def _step_groups(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+    def _step_groups(self, groups: MovedGroups) -> None:
         """Update parameter groups in place, each with its parameters that have a gradient."""
 
     def reweight(self) -> None:
@@ -175,9 +177,13 @@ class Penalised(Optimizer, ABC):
             yield from zip(names, group["params"], strict=True)
 
     def _check_gradients(self) -> None:
-        """Refuse a gradient that is not finite; looks at entries only where their norm is not."""
-        gradients = [gradient(p) for _, p in self._named_parameters() if p.grad is not None]
-        if get_total_norm(gradients).isfinite():
+        """Refuse a gradient that is not finite; looks at entries only where their sum is not."""
+        sums = defaultdict(list)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    sums[p.device].append(p.grad.sum().float())
+        if all(bool(torch.stack(values).isfinite().all()) for values in sums.values()):
             return
         for name, p in self._named_parameters():
             if p.grad is not None and not gradient(p).isfinite().all():

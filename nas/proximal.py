@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from nas.penalised import Penalised, convex, gradient, start_weights, state_dtype, write_prox
+from nas.penalised import MovedGroups, Penalised, convex, gradient, start_weights, state_dtype, write_prox
 from nas.penalties import LogSum, Penalty, Zero
 
 
@@ -30,7 +30,7 @@ class ProxSGD(Penalised):
     ) -> None:
         super().__init__(params, {"lr": lr, "penalty": penalty, "joint": joint})
 
-    def _step_groups(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+    def _step_groups(self, groups: MovedGroups) -> None:
         for group, moved in groups:
             members = group["params"] if group["joint"] else moved
             states = [self.state[p] for p in members]
@@ -84,7 +84,7 @@ class XRDA(Penalised):
     def reweight(self) -> None:
         """Nothing to do: the weights are renewed at every step."""
 
-    def _step_groups(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+    def _step_groups(self, groups: MovedGroups) -> None:
         for group, moved in groups:
             members = group["params"] if group["joint"] else moved
             for p in members:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from nas.penalised import (
+    MovedGroups,
     Penalised,
     convex,
     gradient,
@@ -64,7 +65,7 @@ class SplitLBI(Penalised):
         tie = {"kappa": kappa, "nu": nu, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
         super().__init__(params, {"lr": lr, "penalty": penalty, "joint": joint, **tie})
 
-    def _step_groups(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+    def _step_groups(self, groups: MovedGroups) -> None:
         for group, moved in groups:
             if isinstance(group["penalty"], Zero):
                 for p in moved:
