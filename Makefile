@@ -26,7 +26,7 @@ check: .venv/.dev  ## formatting, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: .venv/.core  ## speed, side by side, as ratios
+bench: .venv/.dev  ## speed, side by side, as ratios
 	$(BIN)/python -m benchmarks.optimizers
 	$(BIN)/python -m benchmarks.inference
 

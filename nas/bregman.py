@@ -64,11 +64,8 @@ class Bregman(Penalised):
     ) -> None:
         check_ranges(type(self).__name__, options)
         self._rule_type: Any = rule
-        decay = (
-            {}
-            if "weight_decay" in inspect.signature(rule).parameters
-            else {"weight_decay": options.pop("weight_decay", 0.0)}
-        )
+        takes_decay = "weight_decay" in inspect.signature(rule).parameters
+        decay = {} if takes_decay else {"weight_decay": options.pop("weight_decay", 0.0)}
         self._rule_options = options
         self._rule: Optimizer = rule([torch.zeros(1, 1)], **options)  # steps the duals, and keeps state for them
         self._applied: list[tuple[Penalty | LogSum, float]] = []  # what the duals of each group were made with

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
-from nas.groups import Groups, along
+from nas.groups import Groups
 from nas.parameters import param_groups
 from nas.penalised import axes_of, seen, unit_sets
 from nas.penalties import Zero, groups_of
@@ -124,27 +124,33 @@ class _Draw:
                 bias.copy_(self._draw_bias(bias, fan_in, generator))
 
     def _draw_tensor(self, p: Tensor, groups: Groups, density: float, generator: torch.Generator) -> None:
-        live = _choose(groups.active(torch.ones_like(p, device="cpu")), density, generator)
-        std = self._std(p[0].numel() if p.ndim > 1 else 1, p.numel() // p.shape[1] if p.ndim > 1 else 1)
+        if density == 0:
+            p.zero_()
+            return
+        live = groups.active(torch.ones_like(p, device="cpu"))
+        chosen = _choose(live.numel(), density, generator)
+        live = torch.zeros_like(live).flatten().index_fill(0, chosen, True).reshape(live.shape)
+        fan_in, fan_out = (p[0].numel(), p.numel() // p.shape[1]) if p.ndim > 1 else (1, 1)
         drawn = torch.randn(p.shape, generator=generator, dtype=p.dtype)
-        p.copy_(drawn * std * groups.spread(live, drawn) / math.sqrt(max(live.double().mean().item(), 1e-30)))
+        scale = self._std(fan_in, fan_out) * math.sqrt(live.numel() / len(chosen))
+        p.copy_(drawn * groups.spread(live, drawn) * scale)
 
     def _draw_units(
         self, members: Sequence[Tensor], axes: Sequence[int], density: float, generator: torch.Generator
     ) -> None:
         num_units = members[0].shape[axes[0]]
-        live = _choose(torch.ones(num_units, dtype=torch.bool), density, generator)
-        num_live = max(1, int(live.sum()))
+        live = _choose(num_units, density, generator)
         weights = [(p, axis) for p, axis in zip(members, axes, strict=True) if p.ndim > 1]
         fan_in = sum(p.numel() // p.shape[axis] for p, axis in weights)
         fan_out = max((p.numel() // p.shape[1 - axis] for p, axis in weights if axis < 2), default=fan_in)
+        scale = self._std(fan_in, fan_out) * math.sqrt(num_units / max(1, len(live)))
         for p, axis in zip(members, axes, strict=True):
+            rows = torch.zeros(p.movedim(axis, 0).shape, dtype=p.dtype)
             if p.ndim > 1:
-                drawn = torch.randn(p.shape, generator=generator, dtype=p.dtype)
-                drawn = drawn * self._std(fan_in, fan_out) * math.sqrt(num_units / num_live)
-            else:
-                drawn = self._draw_bias(p, fan_in, generator)
-            p.copy_(drawn * along(live, p, axis))
+                rows[live] = torch.randn(len(live), *rows.shape[1:], generator=generator, dtype=p.dtype) * scale
+            elif self.bias:
+                rows[live] = self._draw_bias(p[: len(live)], fan_in, generator)
+            p.copy_(rows.movedim(0, axis))
 
     def _draw_bias(self, bias: Tensor, fan_in: int, generator: torch.Generator) -> Tensor:
         return torch.rand(bias.shape, generator=generator, dtype=bias.dtype) * self.bias / math.sqrt(max(1, fan_in))
@@ -153,12 +159,10 @@ class _Draw:
         return math.sqrt(2 / max(1, fan_in if self.variance == "he" else fan_in + fan_out))
 
 
-def _choose(candidates: Tensor, density: float, generator: torch.Generator) -> Tensor:
-    """True for a random part of the candidates, at least one unless the density is 0."""
-    number = max(1, int(density * candidates.numel())) if density > 0 else 0
-    chosen = torch.zeros(candidates.numel(), dtype=torch.bool)
-    chosen[torch.randperm(candidates.numel(), generator=generator)[:number]] = True
-    return chosen.reshape(candidates.shape)
+def _choose(count: int, density: float, generator: torch.Generator) -> Tensor:
+    """The indices of a random part of ``count`` groups, at least one unless the density is 0."""
+    number = max(1, int(density * count)) if density > 0 else 0
+    return torch.randperm(count, generator=generator)[:number]
 
 
 def _unit_sets(groups: ParamGroups) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:

@@ -12,9 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from nas import L1, AdaBreg, GroupLasso, Groups, LinBreg, NonNegativeL1, ProxSGD, Zero, param_groups, sparse_start
+from nas import (
+    L1,
+    AdaBreg,
+    Bregman,
+    GroupLasso,
+    Groups,
+    LinBreg,
+    NonNegativeL1,
+    ProxSGD,
+    Zero,
+    param_groups,
+    sparse_start,
+)
 from nas.groups import ROWS, join_rows
 from nas.models import conv_skip_autoencoder
+from tests.test_penalties import PENALTIES, SHAPE, assert_subgradient
 
 pytestmark = pytest.mark.usefixtures("float64")
 FAMILY = [LinBreg, AdaBreg, partial(LinBreg, momentum=0.9)]
@@ -176,6 +189,31 @@ def test_dual_stays_in_the_subdifferential_T10(kind, seed, delta, joint):
         directions = threshold * theta[active] / theta[active].norm(dim=1, keepdim=True)
         torch.testing.assert_close(p[active], directions, rtol=0, atol=1e-10)
         assert (p[~active].norm(dim=1) <= threshold + 1e-12).all()
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        partial(LinBreg, lr=0.2),
+        partial(LinBreg, lr=0.2, momentum=0.8),
+        partial(AdaBreg, lr=0.1),
+        partial(Bregman, rule=torch.optim.RMSprop, lr=0.05),
+    ],
+    ids=["LinBreg", "momentum", "AdaBreg", "RMSprop"],
+)
+def test_every_dual_is_a_subgradient_after_every_step_T10(kind, penalty):
+    """v - theta / delta in dJ(theta), for every penalty on every layout of groups and every optimiser."""
+    generator = torch.Generator().manual_seed(0)
+    theta = nn.Parameter(torch.randn(SHAPE, generator=generator) * torch.rand(SHAPE, generator=generator).gt(0.5))
+    with torch.no_grad():
+        theta[0] = 0
+        theta.copy_(theta.abs() if isinstance(penalty, NonNegativeL1) else theta)
+    optimizer = kind([theta], penalty=penalty, delta=2.0)
+    for _ in range(6):
+        theta.grad = torch.randn(SHAPE, generator=generator)
+        optimizer.step()
+        assert_subgradient(penalty, optimizer.state[theta]["dual"] - theta.detach() / 2, theta.detach())
 
 
 @pytest.mark.parametrize(
@@ -397,3 +435,25 @@ def test_param_groups_are_a_partition():
 def test_param_groups_refuse_a_model_without_units():
     with pytest.raises(ValueError, match="Tanh has no linear or convolution layer"):
         param_groups(nn.Tanh(), lam=0.1, lr=0.01)
+
+
+@pytest.mark.parametrize("kind", [partial(LinBreg, lr=0.1, momentum=0.9), partial(AdaBreg, lr=0.1)])
+@pytest.mark.parametrize(
+    ("penalty", "joint"), [(L1(0.1), False), (GroupLasso(0.1, ROWS), False), (GroupLasso(0.1, ROWS), True)]
+)
+def test_memory_is_that_of_the_rule_and_one_dual(kind, penalty, joint):
+    """And no step allocates anything of the size of the weights."""
+    p = nn.Parameter(torch.randn(512, 512))
+    optimizer = kind([p], penalty=penalty, joint=joint)
+    p.grad = torch.randn(512, 512)
+    optimizer.step()
+    rule = torch.optim.SGD([p], momentum=0.9) if kind.func is LinBreg else torch.optim.Adam([p])
+    rule.step()
+    sizes = [
+        sum(value.numel() for value in each.state[p].values() if isinstance(value, torch.Tensor))
+        for each in (optimizer, rule)
+    ]
+    assert sizes[0] == sizes[1] + p.numel()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        optimizer.step()
+    assert max(event.cpu_memory_usage for event in profile.events()) < p.numel() * p.element_size() / 8

@@ -5,16 +5,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas import L1, GroupLasso, Groups, LogSum, NonNegativeL1, Nuclear, SparseGroup, Zero
+from nas import FILTERS, L1, GroupLasso, Groups, LogSum, NonNegativeL1, Nuclear, SparseGroup, Zero
 from nas.groups import ROWS, join_rows, split_rows
 
 SHAPE = (4, 3, 2, 2)
-LAYOUTS = [Groups(over=axes) for axes in ((2, 3), (1, 2, 3), (0, 2, 3), (0, 1, 2, 3), (1,))]
+LAYOUTS = [
+    *(Groups(over=axes) for axes in ((2, 3), (1, 2, 3), (0, 2, 3), (0, 1, 2, 3), (1,), (0,), (), None)),
+    *(Groups(over=(0, 1), block=block) for block in ((2, 3), (4, 1))),
+    Groups(over=(3, 0), block=(1, 2)),
+]
 PENALTIES = [
     Zero(),
     L1(0.3),
     *(GroupLasso(0.3, groups) for groups in LAYOUTS),
-    *(SparseGroup(L1(0.2), GroupLasso(0.3, groups)) for groups in LAYOUTS[:2]),
+    GroupLasso(0.3, FILTERS, rms=False),
+    *(SparseGroup(L1(0.2), GroupLasso(0.3, groups)) for groups in (*LAYOUTS[:2], LAYOUTS[-1])),
     Nuclear(0.3),
     NonNegativeL1(0.3),
 ]
@@ -117,6 +122,29 @@ def test_rows_of_units_round_trip(rows, columns, seed):
     joined = join_rows(tensors)
     assert joined.shape == (rows, 9 * columns + 3)
     assert all(torch.equal(a, b) for a, b in zip(split_rows(joined, tensors), tensors, strict=True))
+
+
+@pytest.mark.parametrize("groups", LAYOUTS, ids=repr)
+@given(seed=st.integers(0, 10**6))
+def test_groups_are_a_partition(groups, seed):
+    """Every entry is in one group; norms, means, activity and size agree with the entries of each group."""
+    weight = random_weight(seed) * random_weight(seed + 1).gt(0)
+    shape = groups.norms(weight).shape
+    number = torch.arange(float(shape.numel())).reshape(shape)
+    belongs = groups.spread(number, weight)  # the number of its group, for every entry
+    for index, norm, mean, active in zip(
+        number.flatten(),
+        groups.norms(weight).flatten(),
+        groups.means(weight).flatten(),
+        groups.active(weight).flatten(),
+        strict=True,
+    ):
+        entries = weight[belongs == index]
+        assert len(entries) == groups.size(weight)
+        torch.testing.assert_close(norm, entries.norm())
+        torch.testing.assert_close(mean, entries.abs().mean())
+        assert active == entries.any()
+    assert sum(int((belongs == index).sum()) for index in number.flatten()) == weight.numel()
 
 
 def test_activity_is_exact():
