@@ -1,0 +1,288 @@
+"""Any module zeroed by anybody: the smaller copy computes the same function, and says what it did."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import prune
+
+from nas.analysis.shrink import shrink
+
+
+class Residual(nn.Module):
+    """Two branches summed with an identity skip, then a projection."""
+
+    def __init__(self, width=6, norm=True, padding=1):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=padding)
+        self.one = nn.Conv2d(width, width + 2, 3, padding=1, bias=not norm)
+        self.norm = nn.BatchNorm2d(width + 2) if norm else nn.Identity()
+        self.two = nn.Conv2d(width + 2, width, 3, padding=1)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = x + self.two(torch.relu(self.norm(self.one(x))))
+        return self.head(x.mean((2, 3)))
+
+
+class Dense(nn.Module):
+    """Every layer reads the concatenation of the raw input and all layers before."""
+
+    def __init__(self, widths=(5, 4, 3)):
+        super().__init__()
+        self.layers = nn.ModuleList()
+        total = 6
+        for width in widths:
+            self.layers.append(nn.Linear(total, width))
+            total += width
+        self.head = nn.Linear(total, 2)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.cat([x, layer(x).tanh()], dim=1)
+        return self.head(x)
+
+
+class ScalarSkip(nn.Module):
+    """Skips with learned scalar gates."""
+
+    def __init__(self, width=7):
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(5, width), nn.Linear(width, width), nn.Linear(width, 2)
+        self.gates = nn.Parameter(torch.tensor([0.5, -0.3]))
+
+    def forward(self, x):
+        a = torch.relu(self.one(x))
+        b = torch.relu(self.two(a)) + self.gates[0] * a
+        return self.head(b + 2.0 * a)
+
+
+class Separable(nn.Module):
+    """Depthwise and pointwise convolutions, pooling, a flatten before the classifier."""
+
+    def __init__(self, padding=1):
+        super().__init__()
+        self.depth = nn.Conv2d(4, 4, 3, padding=padding, groups=4)
+        self.point = nn.Conv2d(4, 6, 1)
+        self.norm = nn.BatchNorm2d(6)
+        self.again = nn.Conv2d(6, 6, 3, padding=padding, groups=6, bias=False)
+        self.pool = nn.MaxPool2d(2)
+        side = (8 - 2 * 2 * (1 - padding)) // 2
+        self.head = nn.Sequential(nn.Linear(6 * side * side, 10), nn.LeakyReLU(), nn.Dropout(), nn.Linear(10, 3))
+
+    def forward(self, x):
+        x = self.norm(self.point(torch.nn.functional.silu(self.depth(x))))
+        x = self.pool(self.again(x.relu()))
+        return self.head(x.view(x.size(0), -1))
+
+
+def vgg(padding=1, norm=True, pool=nn.AvgPool2d):
+    layers, width = [], 3
+    for out in (6, 8):
+        layers += [nn.Conv2d(width, out, 3, padding=padding), nn.BatchNorm2d(out) if norm else nn.Identity()]
+        layers += [nn.ReLU(inplace=True), pool(2)]
+        width = out
+    side = {1: 2, 0: 1}[padding]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * side * side, 9), nn.ReLU(), nn.Linear(9, 4))
+
+
+MODELS = {
+    "mlp": (lambda: nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 8), nn.Sigmoid(), nn.Linear(8, 3)), (6,)),
+    "vgg": (vgg, (3, 8, 8)),
+    "vgg without padding": (lambda: vgg(0), (3, 10, 10)),
+    "vgg without norm": (lambda: vgg(1, False, nn.MaxPool2d), (3, 8, 8)),
+    "residual": (Residual, (3, 6, 6)),
+    "residual without norm": (lambda: Residual(norm=False, padding=0), (3, 6, 6)),
+    "dense": (Dense, (6,)),
+    "scalar skips": (ScalarSkip, (5,)),
+    "separable": (Separable, (4, 8, 8)),
+    "separable without padding": (lambda: Separable(0), (4, 8, 8)),
+}
+
+
+@torch.no_grad()
+def zero_at_random(model, part, bias, generator):
+    """Dead rows, dead columns, dead entries; biases and shifts of dead rows zeroed or left alone."""
+
+    def some(n):
+        return torch.rand(n, generator=generator) < part
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            rows = some(len(module.weight))
+            module.weight[rows] = 0
+            module.weight[:, some(module.weight.shape[1])] = 0
+            if module.bias is not None and bias:
+                module.bias[rows] = 0
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.running_var, module.weight, module.bias):
+                tensor.copy_(torch.rand(len(tensor), generator=generator) + 0.5)
+            module.weight[some(len(module.weight))] = 0
+            module.bias[some(len(module.bias))] = 0
+
+
+def differences(model, shape):
+    """Largest relative difference to the smaller copy, in double and in single precision."""
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        full = copy.deepcopy(model).eval().to(dtype)
+        small, _ = shrink(full, torch.randn(2, *shape, dtype=dtype))
+        x = torch.randn(5, *shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        with torch.no_grad():
+            y, z = full(x), small(x)
+        found.append(((y - z).abs().max() / max(1, y.abs().max())).item())
+    return found
+
+
+def assert_same_function(model, shape):
+    double, single = differences(model, shape)
+    assert double <= 1e-10
+    assert single <= 1e-5
+
+
+def size(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("make", "shape"), MODELS.values(), ids=MODELS)
+@given(seed=st.integers(0, 10**6), part=st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0]), bias=st.booleans())
+@settings(max_examples=25)
+def test_the_smaller_copy_computes_the_same(make, shape, seed, part, bias):
+    torch.manual_seed(seed)
+    model = make()
+    zero_at_random(model, part, bias, torch.Generator().manual_seed(seed))
+    before = copy.deepcopy(model.state_dict())
+    small, report = shrink(model, torch.randn(2, *shape))
+    assert_same_function(model, shape)
+    assert size(small) <= size(model) + sum(map(len, report.folded))
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    assert model.training
+    again, _ = shrink(small, torch.randn(2, *shape))
+    assert size(again) == size(small)  # nothing is left to remove
+
+
+def zero(model, name, *channels):
+    with torch.no_grad():
+        module = model.get_submodule(name)
+        module.weight[list(channels)] = 0
+        if module.bias is not None:
+            module.bias[list(channels)] = 0
+
+
+def test_a_dead_neuron_goes_with_its_column():
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    zero(model, "0", 1, 3)
+    small, report = shrink(model, torch.randn(2, 4))
+    assert report.layers == {"0": ((4, 5), (4, 3)), "2": ((5, 2), (3, 2))}
+    assert small[0].out_features == small[2].in_features == 3
+    assert (report.folded, report.kept) == ({}, [])
+
+
+def test_a_free_bias_is_folded_T26():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    values = [[[0.0, 0], [1, -1]], [0.5, 0], [[2.0, 1]], [-1.0]]
+    with torch.no_grad():
+        for p, value in zip(model.parameters(), values, strict=True):
+            p.copy_(torch.tensor(value))
+    small, report = shrink(model, torch.randn(2, 2))
+    assert small(torch.tensor([[0.3, 0.1]])).item() == pytest.approx(0.2)
+    assert report.folded == {"2": 1}
+    assert small[0].weight.tolist() == [[1, -1]]
+
+
+def test_what_nobody_reads_goes_to_the_fixpoint():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2))
+    with torch.no_grad():
+        model[4].weight[:, 2:] = 0  # four units of the second layer are read by nobody
+        model[2].weight[:2, 1:] = 0  # and then four of the first
+    _, report = shrink(model, torch.randn(2, 4))
+    assert report.layers == {"0": ((4, 5), (4, 1)), "2": ((5, 6), (1, 2)), "4": ((6, 2), (2, 2))}
+
+
+def test_a_constant_into_a_padded_convolution_stays_and_is_named():
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1))
+    with torch.no_grad():
+        model[0].weight[0] = 0
+        model[0].bias[0] = 1.0
+    small, report = shrink(model, torch.randn(1, 1, 5, 5))
+    assert size(small) == size(model)
+    assert report.kept == ["1 constant channels into the zero-padded convolution 2"]
+    model[2].padding = (0, 0)
+    small, report = shrink(model, torch.randn(1, 1, 5, 5))
+    assert small[0].out_channels == 2
+    assert report.folded == {"2": 1}
+
+
+def test_a_sum_keeps_what_any_summand_needs():
+    model = Residual(norm=False)
+    zero(model, "stem", 0, 1)
+    zero(model, "two", 1, 2)
+    _, report = shrink(model, torch.randn(1, 3, 6, 6))
+    assert report.layers["stem"] == ((3, 6), (3, 5))  # only channel 1 is dead in both
+    assert report.layers["two"] == ((8, 6), (8, 5))
+
+
+def test_an_unknown_operation_keeps_what_it_sees_and_is_named():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.two(torch.cumsum(self.one(x), dim=1))
+
+    model = Odd()
+    zero(model, "one", 1)
+    small, report = shrink(model, torch.randn(2, 4))
+    assert size(small) == size(model)
+    assert report.kept == ["all channels that cumsum sees: it is not known how it treats them"]
+    assert_same_function(model, (4,))
+
+
+def test_a_layer_that_dies_altogether_keeps_one_channel():
+    model = vgg(norm=False)
+    zero(model, "4", *range(8))
+    small, report = shrink(model, torch.randn(1, 3, 8, 8))
+    assert report.layers["4"][1][1] == 1
+    assert_same_function(model, (3, 8, 8))
+
+
+def test_weights_zeroed_by_torch_pruning():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    prune.ln_structured(model[0], "weight", amount=0.5, n=2, dim=0)
+    prune.remove(model[0], "weight")
+    small, report = shrink(model, torch.randn(2, 6))
+    assert small[0].out_features == 4
+    assert report.folded == {"2": 4} or report.folded["2"] <= 4  # the biases of the pruned rows, where positive
+    assert_same_function(model, (6,))
+
+
+def test_reused_modules_and_changes_in_place():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.relu = nn.Linear(4, 4), nn.Linear(4, 2), nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            x = self.one(self.one(x))
+            y = self.relu(x)
+            return self.two(y + x)
+
+    model = Twice()
+    zero(model, "one", 2)
+    with torch.no_grad():
+        model.one.bias[2] = -1.0
+    assert_same_function(model, (4,))
+
+
+def test_a_model_that_cannot_be_traced_is_refused():
+    class Branch(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ValueError, match="torch.fx cannot trace Branch: symbolically traced variables cannot be used"):
+        shrink(Branch(), torch.randn(2, 2))
