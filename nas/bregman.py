@@ -1,7 +1,7 @@
 """Bregman iterations: any torch optimiser acts on a dual variable, and a proximal operator reads off the weights."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,10 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.optimizer import ParamsT
 
 from nas.penalised import (
+    RANGES,
     MovedGroups,
     Penalised,
+    Range,
     check_ranges,
     convex,
     gradient,
@@ -49,7 +51,10 @@ class Bregman(Penalised):
     Args:
         params: as in torch.
         rule: a class of torch optimisers whose step needs no closure. With ``Zero()`` and ``delta=1`` the result is
-            this optimiser.
+            this optimiser (with weight decay if its own is decoupled, as AdamW's is).
+
+    Raises:
+        ValueError: as `Penalised`, or ``rule`` is not a class of torch optimisers.
     """
 
     def __init__(
@@ -62,7 +67,9 @@ class Bregman(Penalised):
         joint: bool | Sequence[int] = False,
         **options: Any,
     ) -> None:
-        check_ranges(type(self).__name__, options)
+        check_ranges(type(self).__name__, options, self._ranges())
+        if not isinstance(rule, type) or not issubclass(rule, Optimizer):
+            raise ValueError(f"{type(self).__name__}(rule=...) must be a class of torch optimisers, got {rule!r:.80}")
         self._rule_type: Any = rule
         takes_decay = "weight_decay" in inspect.signature(rule).parameters
         decay = {} if takes_decay else {"weight_decay": options.pop("weight_decay", 0.0)}
@@ -73,12 +80,20 @@ class Bregman(Penalised):
         own = {"penalty": penalty, "delta": delta, "joint": joint}
         super().__init__(params, {**self._rule.defaults, **decay, **own})
 
+    def _ranges(self) -> dict[str, Range]:
+        """The options that we judge; those of a rule are its own matter."""
+        return {key: RANGES[key] for key in ("lr", "delta", "weight_decay")}
+
+    def _check_options(self, options: Mapping[str, Any]) -> None:
+        check_ranges(type(self).__name__, options, self._ranges())
+        super()._check_options({key: value for key, value in options.items() if key in ("penalty", "joint")})
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; refuses unknown keys, values out of range and parameters that the penalty doesn't fit."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            self._rule_type([{"params": list(group["params"]), **self._options(group)}], lr=group["lr"])
+            self._rule_type([{"params": list(group["params"]), **self._options(group)}], **self._rule_options)
         except Exception:  # the rule can't step such parameters
             self.param_groups.pop()
             raise
@@ -105,6 +120,18 @@ class Bregman(Penalised):
         self._written.clear()
         for index in range(len(self.param_groups)):
             self._resync_group(index)
+
+    @torch.no_grad()
+    def reread(self) -> None:
+        """The other way round: keep the duals, and let the weights follow a changed penalty or delta.
+
+        A larger lam then shrinks what is awake, and the weakest groups fall asleep.
+        """
+        for index, group in enumerate(self.param_groups):
+            self._applied[index] = _made_with(group)
+            for members in unit_sets(group):
+                if all("dual" in self.state.get(p, ()) for p in members):
+                    self._read_weights(members, group)
 
     @torch.no_grad()
     def reweight(self) -> None:
@@ -160,6 +187,10 @@ class Bregman(Penalised):
 
     def _resync_group(self, index: int) -> None:
         group = self.param_groups[index]
+        if self._applied[index] != _made_with(group):
+            self._check_options(group)
+            for tensor in (seen(members, group["joint"]) for members in unit_sets(group)):
+                groups_of(group["penalty"]).check(tensor)
         for members in unit_sets(group):
             self._resync(members, group, self._applied[index])
         self._applied[index] = _made_with(group)
@@ -171,12 +202,18 @@ class Bregman(Penalised):
             return
         wide = [p.to(state_dtype(p)) for p in members]
         start_weights(group["penalty"], members, states)
+        if not group["penalty"].value(seen(wide, group["joint"])).isfinite():
+            raise ValueError(
+                f"{type(self).__name__}: {group['penalty']} is infinite at the weights of parameter group "
+                f"{group.get('name', self.param_groups.index(group))!r}; start where it is finite"
+            )
         penalty, factors = convex(group["penalty"], states)
         fresh = unseen(penalty.subgradient(seen(wide, group["joint"])), wide, group["joint"])
         for p, w, state, factor, subgradient in zip(members, wide, states, factors, fresh, strict=True):
             state["dual"] = w / group["delta"] + factor * subgradient
             self._written[p] = _mark(p)
-            prepared = self._rule_type([{"params": [state["dual"]], **self._options(group)}], lr=group["lr"])
+            alone = {"params": [state["dual"]], **self._options(group)}
+            prepared = self._rule_type([alone], **self._rule_options)
             self._rule.state.update(prepared.state)  # of rules that make their state at once
 
     def _step_duals(self, groups: MovedGroups) -> None:
@@ -283,6 +320,9 @@ class LinBreg(Bregman):
         options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "fused": fused}
         super().__init__(params, SGD, penalty=penalty, delta=delta, joint=joint, **options)
 
+    def _ranges(self) -> dict[str, Range]:
+        return RANGES
+
     def expected_direction(self, p: Tensor) -> Tensor:
         """The gradient."""
         return torch.zeros_like(p) if p.grad is None else gradient(p).to(state_dtype(p))
@@ -321,6 +361,9 @@ class AdaBreg(Bregman):
     ) -> None:
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": fused}
         super().__init__(params, Adam, penalty=penalty, delta=delta, joint=joint, **options)
+
+    def _ranges(self) -> dict[str, Range]:
+        return RANGES
 
 
 def _made_with(group: dict[str, Any]) -> tuple[Penalty | LogSum, float]:

@@ -36,8 +36,11 @@ class Groups:
 
     def __post_init__(self) -> None:
         for name in ("over", "block"):  # lists, as read from a file, are welcome
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+            elif not (value is None or (isinstance(value, tuple) and all(isinstance(i, int) for i in value))):
+                raise ValueError(f"Groups({name}=...) must be a tuple of integers, got {value!r}")
         if self.over is not None and (min(self.over, default=0) < 0 or len(set(self.over)) < len(self.over)):
             raise ValueError(f"Groups(over={self.over}) must name each axis once, counted from 0")
         if self.block is not None and (len(self.block) != len(self.over or ()) or min(self.block, default=1) < 1):
@@ -45,13 +48,13 @@ class Groups:
 
     def cut(self, weight: Tensor) -> Tensor:
         """A view of ``weight`` in which every group runs along whole axes: blocks get axes of their own."""
-        self.check(weight)
         for axis, size in sorted(zip(self.over or (), self.block or (), strict=False), reverse=True):
             weight = weight.unflatten(axis, (-1, size))
         return weight
 
     def norms(self, weight: Tensor) -> Tensor:
         """Euclidean norm of each group, broadcastable to ``cut(weight)``."""
+        self.check(weight)
         if self.over == ():
             return weight.abs()
         view = self.cut(weight)
@@ -60,6 +63,7 @@ class Groups:
 
     def means(self, weight: Tensor) -> Tensor:
         """Mean magnitude of each group, broadcastable to ``cut(weight)``."""
+        self.check(weight)
         if self.over == ():
             return weight.abs()
         view = self.cut(weight)
@@ -67,6 +71,7 @@ class Groups:
 
     def active(self, weight: Tensor) -> Tensor:
         """True where a group has a non-zero entry (exact: no threshold), broadcastable to ``cut(weight)``."""
+        self.check(weight)
         nonzero = self.cut(weight.ne(0))
         return nonzero if self.over == () else nonzero.any(dim=self._axes(nonzero), keepdim=True)
 
@@ -76,7 +81,6 @@ class Groups:
 
     def size(self, weight: Tensor) -> int:
         """Number of entries in one group."""
-        self.check(weight)
         if self.over is None:
             return weight.numel()
         return math.prod(self.block or (weight.shape[axis] for axis in self.over))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -10,10 +11,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
-from nas.groups import Groups
 from nas.parameters import param_groups
-from nas.penalised import axes_of, seen, unit_sets
-from nas.penalties import Zero, groups_of
+from nas.penalised import axes_of, penalised_sets, seen
+from nas.penalties import NonNegativeL1, groups_of
 
 DRAWS = 20
 SCALES = 0.1, 10.0  # how far the signals of a sparse start may be from those of the dense one
@@ -60,7 +60,7 @@ def sparse_start(
     draw = _Draw(model, groups, variance, bias)
     dense = None
     if batch is not None:
-        draw([1.0 if d else 0.0 for d in densities], torch.Generator().manual_seed(seed))
+        draw({name: 1.0 if d else 0.0 for name, d in densities.items()}, torch.Generator().manual_seed(seed))
         dense = _scales(model, batch, groups)
     generator = torch.Generator().manual_seed(seed)
     for left in reversed(range(DRAWS)):
@@ -76,8 +76,8 @@ def sparse_start(
                 raise
 
 
-def _densities(density: float | Mapping[str, float], groups: ParamGroups) -> list[float]:
-    """The density of every group of parameters."""
+def _densities(density: float | Mapping[str, float], groups: ParamGroups) -> dict[str, float]:
+    """The density of every group of parameters, by name."""
     if not isinstance(density, Mapping) and not 0 < density <= 1:
         raise ValueError(f"sparse_start(density=...) must lie in (0, 1], got {density}")
     rules = density if isinstance(density, Mapping) else {"gates": 0.0, "*": density}
@@ -90,7 +90,7 @@ def _densities(density: float | Mapping[str, float], groups: ParamGroups) -> lis
         raise ValueError(
             f"sparse_start(density=...): {idle[0]!r} names no parameter group; there are: {', '.join(names)}"
         )
-    return [next((value for rule, value in rules.items() if fnmatchcase(name, rule)), 1.0) for name in names]
+    return {name: next((value for rule, value in rules.items() if fnmatchcase(name, rule)), 1.0) for name in names}
 
 
 class _Draw:
@@ -102,52 +102,60 @@ class _Draw:
         if not 0 <= bias < math.inf:
             raise ValueError(f"sparse_start(bias=...) must be a finite number >= 0, got {bias}")
         self.groups, self.variance, self.bias = groups, variance, bias
-        penalised = {id(p) for _, members, _ in _unit_sets(groups) for p in members}
+        penalised = {id(p) for _, _, members in penalised_sets(groups) for p in members}
         pairs = [(getattr(module, "weight", None), getattr(module, "bias", None)) for module in model.modules()]
+        self.scales = {id(weight) for weight, _ in pairs if isinstance(weight, Parameter) and weight.ndim == 1}
+        self.sums_edges = hasattr(model, "unit_parameters")  # all weights of a node add up to one signal
         self.free_biases = [
             (bias, weight[0].numel())
             for weight, bias in pairs
-            if isinstance(weight, Parameter) and id(weight) in penalised
+            if isinstance(weight, Parameter) and weight.ndim > 1 and id(weight) in penalised
             if isinstance(bias, Parameter) and id(bias) not in penalised
         ]
 
     @torch.no_grad()
-    def __call__(self, densities: Sequence[float], generator: torch.Generator) -> None:
-        for index, members, group in _unit_sets(self.groups):
+    def __call__(self, densities: Mapping[str, float], generator: torch.Generator) -> None:
+        for name, group, members in penalised_sets(self.groups):
             axes = axes_of(group.get("joint", False), len(members))
             if axes is None:
-                self._draw_tensor(members[0], groups_of(group["penalty"]), densities[index], generator)
+                self._draw_tensor(members[0], group["penalty"], densities[name], generator)
             else:
-                self._draw_units(members, axes, densities[index], generator)
+                self._draw_units(members, axes, densities[name], generator)
         if self.bias:
             for bias, fan_in in self.free_biases:
                 bias.copy_(self._draw_bias(bias, fan_in, generator))
 
-    def _draw_tensor(self, p: Tensor, groups: Groups, density: float, generator: torch.Generator) -> None:
-        if density == 0:
+    def _draw_tensor(self, p: Tensor, penalty: Any, density: float, generator: torch.Generator) -> None:
+        if density == 0 or p.numel() == 0:
             p.zero_()
             return
+        groups = groups_of(penalty)
         live = groups.active(torch.ones_like(p, device="cpu"))
         chosen = _choose(live.numel(), density, generator)
         live = torch.zeros_like(live).flatten().index_fill(0, chosen, True).reshape(live.shape)
         fan_in, fan_out = (p[0].numel(), p.numel() // p.shape[1]) if p.ndim > 1 else (1, 1)
+        mask = groups.spread(live, p)
+        if id(p) in self.scales:
+            p.mul_(mask.to(p.device))
+            return
         drawn = torch.randn(p.shape, generator=generator, dtype=p.dtype)
-        scale = self._std(fan_in, fan_out) * math.sqrt(live.numel() / len(chosen))
-        p.copy_(drawn * groups.spread(live, drawn) * scale)
+        drawn = drawn.abs() if isinstance(penalty, NonNegativeL1) else drawn
+        p.copy_(drawn * mask * self._std(fan_in, fan_out) * math.sqrt(live.numel() / len(chosen)))
 
     def _draw_units(
         self, members: Sequence[Tensor], axes: Sequence[int], density: float, generator: torch.Generator
     ) -> None:
         num_units = members[0].shape[axes[0]]
         live = _choose(num_units, density, generator)
-        weights = [(p, axis) for p, axis in zip(members, axes, strict=True) if p.ndim > 1]
-        fan_in = sum(p.numel() // p.shape[axis] for p, axis in weights)
-        fan_out = max((p.numel() // p.shape[1 - axis] for p, axis in weights if axis < 2), default=fan_in)
-        scale = self._std(fan_in, fan_out) * math.sqrt(num_units / max(1, len(live)))
+        together = sum(p[0].numel() for p in members if p.ndim > 1)
         for p, axis in zip(members, axes, strict=True):
             rows = torch.zeros(p.movedim(axis, 0).shape, dtype=p.dtype)
+            fan_in = p[0].numel() if p.ndim > 1 and not self.sums_edges else together
             if p.ndim > 1:
+                scale = self._std(fan_in, p.numel() // p.shape[1]) * math.sqrt(num_units / max(1, len(live)))
                 rows[live] = torch.randn(len(live), *rows.shape[1:], generator=generator, dtype=p.dtype) * scale
+            elif id(p) in self.scales:
+                rows[live] = p.cpu()[live]
             elif self.bias:
                 rows[live] = self._draw_bias(p[: len(live)], fan_in, generator)
             p.copy_(rows.movedim(0, axis))
@@ -165,18 +173,22 @@ def _choose(count: int, density: float, generator: torch.Generator) -> Tensor:
     return torch.randperm(count, generator=generator)[:number]
 
 
-def _unit_sets(groups: ParamGroups) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
-    """What a penalty sees at once: index of the group, tensors and group; only where there is a penalty."""
-    for index, group in enumerate(groups):
-        if not isinstance(group.get("penalty", Zero()), Zero):
-            for members in unit_sets(group):
-                yield index, members, group
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Running statistics are as before afterwards: those of a start that is only tried are no data."""
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(kept[name])
 
 
 @torch.no_grad()
 def _scales(model: nn.Module, x: Tensor, groups: ParamGroups) -> dict[str, float]:
     """For every module that holds penalised parameters how strongly its live outputs vary over the batch."""
-    penalised = {id(p) for _, members, _ in _unit_sets(groups) for p in members}
+    penalised = {id(p) for _, _, members in penalised_sets(groups) for p in members}
     scales: dict[str, float] = {}
 
     def watch(name: str, module: nn.Module) -> RemovableHandle:
@@ -193,7 +205,8 @@ def _scales(model: nn.Module, x: Tensor, groups: ParamGroups) -> dict[str, float
         if any(id(p) in penalised for p in module.parameters())
     ]
     try:
-        model(x)
+        with _buffers_kept(model):
+            model(x)
     finally:
         for handle in handles:
             handle.remove()
@@ -227,17 +240,20 @@ def check_start(model: nn.Module, x: Tensor, *, groups: ParamGroups | None = Non
     """
     groups = param_groups(model, lam=1.0, lr=1.0) if groups is None else groups
     advice = "start with a larger density or another seed"
-    y = model(x)
-    if not y.isfinite().all():
-        raise ValueError(f"the start is unstable: the output on one batch is not finite; {advice}")
-    if not (y - y[:1]).any():
-        raise ValueError(f"the start is dead: the output does not depend on the input; {advice}")
-    probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=y.dtype)
-    (y * probe.to(y.device)).sum().backward()  # a direction in which no gradient vanishes by chance
+    with _buffers_kept(model):
+        y = model(x)
+        if not isinstance(y, Tensor):
+            raise ValueError(f"check_start: {type(model).__name__} must return one tensor, got {type(y).__name__}")
+        if not y.isfinite().all():
+            raise ValueError(f"the start is unstable: the output on one batch is not finite; {advice}")
+        if not (y - y[:1]).any():
+            raise ValueError(f"the start is dead: the output does not depend on the input; {advice}")
+        probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=y.dtype)
+        (y * probe.to(y.device)).sum().backward()  # a direction in which no gradient vanishes by chance
     names = {id(p): name for name, p in model.named_parameters()}
     dead, asleep = [], []
-    for index, members, group in _unit_sets(groups):
-        name = str(group.get("name", index)) if group.get("joint", False) else names[id(members[0])]
+    for name, group, members in penalised_sets(groups):
+        name = name if group.get("joint", False) else names[id(members[0])]
         if not any(p.grad is not None and bool(p.grad.any()) for p in members):
             dead.append(name)
         elif not _can_wake(members, group):

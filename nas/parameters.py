@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.groups import ROWS
-from nas.penalised import axes_of
+from nas.penalised import seen, unit_sets
 from nas.penalties import L1, GroupLasso, LogSum, Penalty, Zero, groups_of, strengths
 
 ROW_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -75,7 +76,8 @@ def param_groups(
             ("conv1.weight", "conv2.weight"): GroupLasso(0.1, ROWS),    one unit: slice i of all these tensors
         })
 
-    Norms, biases and the last linear or convolution layer are free unless a name selects them.
+    Norms, biases and the last linear or convolution layer are free unless a name selects them. A weight that several
+    layers share belongs to the first.
 
     Args:
         model: a supernet of `nas.models` or any other module.
@@ -92,9 +94,9 @@ def param_groups(
 
     Raises:
         ValueError: neither ``lam`` nor ``rules``, no units, a rule that selects nothing (or only what rules before it
-            have), an unknown name.
+            have), a unit of which a rule before it has a part, an unknown name.
     """
-    if lam is None and rules is None:
+    if lam is None and not rules:
         raise ValueError("param_groups needs lam=... or rules=..., else nothing is penalised")
     names = {id(p): name for name, p in model.named_parameters()}
     taken: set[int] = set()
@@ -105,15 +107,19 @@ def param_groups(
         groups.append({"params": [(names[id(p)], p) for p in members], "name": name, "lr": lr, **options})
 
     for selector, rule in (rules or {}).items():
-        selected = [p for p in _select(model, selector) if id(p) not in taken]
+        found = _select(model, selector)
+        selected = [p for p in found if id(p) not in taken]
+        if isinstance(selector, tuple) and len(selected) < len(found):
+            raise ValueError(f"param_groups: a rule before {_label(selector)!r} has a part of this unit")
         if not selected:
             raise ValueError(f"param_groups: the rule {_label(selector)!r} selects no parameter that is still free")
         options = rule if isinstance(rule, Mapping) else {"penalty": rule}
         add(_label(selector), selected, {"joint": isinstance(selector, tuple), **options})
     if lam is not None:
         for name, members in unit_parameters(model).items():
-            if not taken.intersection(map(id, members)):
-                add(name, members, {"penalty": GroupLasso(lam, ROWS), "joint": True})
+            left = [p for p in members if id(p) not in taken]  # a rule, or a layer with the same weight, may have some
+            if any(p.ndim > 1 for p in left):
+                add(name, left, {"penalty": GroupLasso(lam, ROWS), "joint": True})
         if not groups:
             raise ValueError(
                 f"param_groups: {type(model).__name__} has no linear or convolution layer besides its last one, "
@@ -135,10 +141,14 @@ def _select(model: nn.Module, selector: Selector) -> list[Parameter]:
         return [named[name] for name in selector]
     if isinstance(selector, str):
         return [p for name, p in named.items() if fnmatchcase(name, selector)]
-    last = next((m for m in reversed(list(model.modules())) if isinstance(m, ROW_MODULES)), None)
-    modules = [m for m in model.modules() if isinstance(m, selector) and m is not last]
-    weights = [getattr(m, "weight", None) for m in modules]
-    return list({id(p): p for p in weights if isinstance(p, Parameter)}.values())  # a tied weight counts once
+    if not isinstance(selector, type):
+        raise ValueError(
+            f"param_groups: a rule selects by name, by a class of modules or by a tuple of names, got {selector!r}"
+        )
+    last = next((m.weight for m in reversed(list(model.modules())) if isinstance(m, ROW_MODULES)), None)
+    weights = [getattr(m, "weight", None) for m in model.modules() if isinstance(m, selector)]
+    chosen = [p for p in weights if isinstance(p, Parameter) and p.ndim > 1 and p is not last]
+    return list({id(p): p for p in chosen}.values())  # a tied weight counts once
 
 
 def _label(selector: Selector) -> str:
@@ -155,29 +165,33 @@ def describe(groups: Sequence[Mapping[str, Any]]) -> str:
 
     Returns:
         One line per group: name, penalty, number of groups of the penalty x entries of one, lam, lr, and the entry
-        time lam / lr: the steps after which the first sleeping groups can wake under AdaBreg.
+        time: the number of steps after which the first sleeping groups can wake under AdaBreg.
     """
-    lines = [("name", "penalty", "groups x entries", "lam", "lr", "lam / lr")]
+    lines = [("name", "penalty", "groups x entries", "lam", "lr", "entry time")]
     for k, group in enumerate(groups):
-        params = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
-        penalty, axes = group.get("penalty", Zero()), axes_of(group.get("joint", False), len(params))
-        if axes is not None:
-            layout = [(params[0].shape[axes[0]], sum(p.numel() for p in params) // params[0].shape[axes[0]])]
-        else:
-            layout = [(p.numel() // groups_of(penalty).size(p), groups_of(penalty).size(p)) for p in params]
-        sizes = sorted({size for _, size in layout})
-        lams, lr = strengths(penalty), group.get("lr")
+        penalty, joint, lr = group.get("penalty", Zero()), group.get("joint", False), group.get("lr")
+        tensors = [seen([p.detach() for p in members], joint) for members in unit_sets(group)]
+        sizes = sorted({groups_of(penalty).size(tensor) for tensor in tensors} or {0})
+        count = sum(groups_of(penalty).active(tensor).numel() for tensor in tensors)
+        times = [1 / (lr * gauge) for gauge in _gauges_of_ones(penalty, tensors) if lr and gauge > 0]
         lines.append(
             (
                 str(group.get("name", k)),
-                "free" if isinstance(penalty, Zero) else type(penalty).__name__ + (" on units" if axes else ""),
-                f"{sum(count for count, _ in layout)} x {sizes[0]}" + (f"..{sizes[-1]}" if len(sizes) > 1 else ""),
-                ", ".join(f"{lam:g}" for lam in lams),
+                "free" if isinstance(penalty, Zero) else type(penalty).__name__ + (" on units" if joint else ""),
+                f"{count} x {sizes[0]}" + (f"..{sizes[-1]}" if len(sizes) > 1 else ""),
+                ", ".join(f"{lam:g}" for lam in strengths(penalty)),
                 "" if lr is None else f"{lr:g}",
-                ", ".join(f"{lam / lr:.0f}" for lam in lams) if lr else "",
+                f"{min(times):.0f}" if times else "",
             )
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
+
+
+def _gauges_of_ones(penalty: Any, tensors: Sequence[Tensor]) -> list[float]:
+    """How much nearer to waking the fastest group of each tensor comes if every entry of its dual moves by 1."""
+    if not hasattr(penalty, "gauge"):
+        return []
+    return [penalty.gauge(torch.ones_like(tensor)).max().item() for tensor in tensors if tensor.numel()]

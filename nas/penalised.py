@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from nas.groups import ROWS, along, join_rows, split_rows, unit_norms
-from nas.penalties import GroupLasso, LogSum, Penalty, Step, groups_of, takes_out
+from nas.penalties import GroupLasso, LogSum, Penalty, Step, Zero, groups_of, takes_out
 
 NOT_OPTIONS = {  # what torch, its schedulers and `param_groups` add
     *("params", "param_names", "name", "initial_lr", "swa_lr"),
     *("max_lr", "min_lr", "max_momentum", "base_momentum"),
 }
-RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+Range = tuple[Callable[[Any], bool], str]
+RANGES: dict[str, Range] = {
     "lr": (lambda v: 0 < v < math.inf, "a finite number > 0"),
     "delta": (lambda v: 0 < v < math.inf, "a finite number > 0"),
     "kappa": (lambda v: 0 < v < math.inf, "a finite number > 0"),
@@ -46,8 +47,9 @@ class Penalised(Optimizer, ABC):
             with one row per unit (`nas.groups.join_rows`): a filter and its bias live and die together. True if the
             units lie along the first axis of every tensor, else the axis of each tensor, as in ``(0, 1)``.
 
-    Parameters are written in place and keep their storage. Those without gradient are left alone, a sparse gradient
-    counts as the dense one it stands for. Weights in half precision have a state in single precision.
+    Parameters are written in place and keep their storage. Those without gradient are left alone, unless they belong
+    to a joint unit, which vanishes and wakes as a whole. A sparse gradient counts as the dense one it stands for.
+    Weights in half precision have a state in single precision.
 
     Raises:
         ValueError: an option unknown or out of range, a parameter given twice or not of real numbers, groups that
@@ -85,13 +87,27 @@ class Penalised(Optimizer, ABC):
         if unknown := set(param_group) - set(self.defaults) - NOT_OPTIONS:
             raise ValueError(f"{name} has no option {sorted(unknown)}; its options are {sorted(self.defaults)}")
         options = {**self.defaults, **param_group}
-        check_ranges(name, options)
+        self._check_options(options)
         if isinstance(param_group["params"], set):
             raise TypeError(f"{name}: a set has no order; give the parameters as a list")
         params = param_group["params"]
         param_group = {**param_group, "params": [params] if isinstance(params, Tensor) else list(params)}
         self._check_parameters(param_group["params"], options)
         super().add_param_group(param_group)
+
+    def _check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise ValueError for an option out of range."""
+        check_ranges(type(self).__name__, options, RANGES)
+        penalty = options["penalty"]
+        if not dataclasses.is_dataclass(penalty) or isinstance(penalty, type) or not hasattr(penalty, "value"):
+            raise ValueError(
+                f"{type(self).__name__}(penalty=...) must be a penalty, a dataclass such as L1(0.1), got {penalty!r}"
+            )
+        joint = options["joint"]
+        if not isinstance(joint, bool) and not (isinstance(joint, tuple | list) and all(map(_is_int, joint))):
+            raise ValueError(
+                f"{type(self).__name__}(joint=...) must be True, False or one axis per tensor, got {joint!r}"
+            )
 
     def _check_parameters(self, params: Sequence[Any], options: dict[str, Any]) -> None:
         name = type(self).__name__
@@ -108,7 +124,7 @@ class Penalised(Optimizer, ABC):
             seen.add(id(p))
             tensors[f"parameter {label}"] = p
         axes = axes_of(options["joint"], len(tensors))
-        if axes is not None:
+        if axes is not None and tensors:
             tensors = {"the joint units": self._joined(list(tensors.values()), axes, options["penalty"])}
         for label, p in tensors.items():
             try:
@@ -150,6 +166,8 @@ class Penalised(Optimizer, ABC):
             raise ValueError(
                 f"the stored state has {len(stored)} parameter groups, the optimiser {len(self.param_groups)}"
             )
+        if not all("penalty" in old for old in stored):
+            raise ValueError(f"the stored state is of an optimiser without penalty, not of {type(self).__name__}")
         groups = [
             {**old, "penalty": _from_data(old["penalty"], group["penalty"])}
             for old, group in zip(stored, self.param_groups, strict=True)
@@ -193,11 +211,19 @@ class Penalised(Optimizer, ABC):
                 )
 
 
-def check_ranges(name: str, options: Mapping[str, Any]) -> None:
+def check_ranges(name: str, options: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
     """Raise ValueError for an option of the optimiser ``name`` that is out of range."""
-    for key, (accepts, accepted) in RANGES.items():
-        if key in options and not accepts(options[key]):
-            raise ValueError(f"{name}({key}=...) must be {accepted}, got {options[key]}")
+    for key, (accepts, accepted) in ranges.items():
+        try:
+            fits = key not in options or accepts(options[key])
+        except TypeError:  # not even a number
+            fits = False
+        if not fits:
+            raise ValueError(f"{name}({key}=...) must be {accepted}, got {options[key]!r}")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def gradient(p: Tensor) -> Tensor:
@@ -262,6 +288,14 @@ def unit_sets(group: Mapping[str, Any], params: Sequence[Tensor] | None = None) 
     """
     members = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
     return [members] if group.get("joint", False) else [[p] for p in (members if params is None else params)]
+
+
+def penalised_sets(groups: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any], list[Tensor]]]:
+    """Name of the parameter group, the group and its tensors, for everything that a penalty sees at once."""
+    for index, group in enumerate(groups):
+        if not isinstance(group.get("penalty", Zero()), Zero):
+            for members in unit_sets(group):
+                yield str(group.get("name", index)), group, members
 
 
 def seen(members: Sequence[Tensor], joint: bool | Sequence[int]) -> Tensor:

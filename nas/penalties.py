@@ -8,6 +8,7 @@ import inspect
 import math
 from dataclasses import dataclass
 from functools import cache
+from numbers import Real
 from typing import Any, Protocol
 
 import torch
@@ -58,9 +59,6 @@ class Zero:
     def subgradient(self, weight: Tensor) -> Tensor:
         return torch.zeros_like(weight)
 
-    def gauge(self, p: Tensor) -> Tensor:
-        return torch.where(p.abs() > 0, math.inf, 0.0)
-
 
 @dataclass(frozen=True)
 class _Strength:
@@ -69,8 +67,9 @@ class _Strength:
     lam: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.lam < math.inf:
-            raise ValueError(f"{type(self).__name__}(lam=...) must be a finite number >= 0, got {self.lam}")
+        if not isinstance(self.lam, Real) or not 0 <= self.lam < math.inf:
+            raise ValueError(f"{type(self).__name__}(lam=...) must be a finite number >= 0, got {self.lam!r}")
+        object.__setattr__(self, "lam", float(self.lam))  # plain data, whatever kind of number it was
 
 
 @dataclass(frozen=True)
@@ -114,11 +113,17 @@ class GroupLasso(_Strength):
     groups: Groups
     rms: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_groups(self)
+
     def value(self, weight: Tensor) -> Tensor:
-        return self.threshold(self.groups.size(weight)) * self.groups.norms(weight).sum()
+        norms = self.groups.norms(weight)
+        return self.threshold(self.groups.size(weight)) * norms.sum()
 
     def prox(self, z: Tensor, step: Step, out: Tensor | None = None) -> Tensor:
-        factor = self.shrinkage(self.groups.norms(z), self.groups.size(z), step)
+        norms = self.groups.norms(z)
+        factor = self.shrinkage(norms, self.groups.size(z), step)
         result = torch.empty_like(z) if out is None else out
         torch.mul(self.groups.cut(z), factor, out=self.groups.cut(result))
         return result
@@ -129,7 +134,8 @@ class GroupLasso(_Strength):
         return (self.threshold(self.groups.size(weight)) * unit).reshape(weight.shape)
 
     def gauge(self, p: Tensor) -> Tensor:
-        return self.groups.norms(p) / self.threshold(self.groups.size(p))
+        norms = self.groups.norms(p)
+        return norms / self.threshold(self.groups.size(p))
 
     def shrinkage(self, norms: Tensor, size: int, step: Step) -> Tensor:
         """What the prox multiplies groups of these norms and this size by: max(1 - threshold / norm, 0)."""
@@ -175,6 +181,10 @@ class SparseGroup:
     l1: L1
     group: GroupLasso
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.l1, L1) or not isinstance(self.group, GroupLasso):
+            raise ValueError(f"SparseGroup(l1, group) takes an L1 and a GroupLasso, got {self.l1!r} and {self.group!r}")
+
     @property
     def groups(self) -> Groups:
         return self.group.groups
@@ -190,12 +200,12 @@ class SparseGroup:
 
     def gauge(self, p: Tensor) -> Tensor:
         """The root s of |soft(p_g, s lam_1)| = s lam_2 sqrt(n), by bisection."""
-        threshold = self.group.threshold(self.groups.size(p))
-        low, high = torch.zeros_like(self.groups.norms(p)), self.groups.norms(p) / threshold
+        high = self.group.gauge(p)
+        low, threshold = torch.zeros_like(high), self.group.threshold(self.groups.size(p))
         for _ in range(60):
             middle = (low + high) / 2
-            soft = (self.groups.cut(p).abs() - middle * self.l1.lam).clamp(min=0)
-            outside = Groups(self.groups._axes(soft)).norms(soft) > middle * threshold
+            soft = (self.groups.cut(p).abs() - middle * self.l1.lam).clamp(min=0).reshape(p.shape)
+            outside = self.groups.norms(soft) > middle * threshold
             low, high = torch.where(outside, middle, low), torch.where(outside, high, middle)
         return high
 
@@ -235,7 +245,8 @@ class Nuclear(_Strength):
 
 
 def _svd(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    u, sigma, vh = torch.linalg.svd(_matrix(weight), full_matrices=False)
+    wide = _matrix(weight).to(torch.promote_types(weight.dtype, torch.float32))
+    u, sigma, vh = (part.to(weight.dtype) for part in torch.linalg.svd(wide, full_matrices=False))
     return u, sigma, vh
 
 
@@ -270,6 +281,7 @@ class LogSum(_Strength):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_groups(self)
         if not 1 < self.contrast < math.inf:
             raise ValueError(f"LogSum(contrast=...) must be a finite number > 1, got {self.contrast}")
         if self.groups.block is not None:
@@ -282,17 +294,23 @@ class LogSum(_Strength):
 
     def value(self, weight: Tensor) -> Tensor:
         means, size = self.groups.means(weight), self.groups.size(weight)
-        eps = means.max() / (self.contrast - 1)
+        eps = (means.max() if means.numel() else means.sum()) / (self.contrast - 1)
         logs = torch.where(eps > 0, means / eps, 0.0).log1p()
         total: Tensor = self.lam * size**1.5 * self.contrast * eps * logs.sum()
         return total
 
     def weights(self, magnitudes: Tensor, size: int) -> Tensor:
         """The weights c for these magnitudes m of groups of this size, shaped like ``magnitudes``."""
-        largest = magnitudes.max()
+        largest = magnitudes.max() if magnitudes.numel() else magnitudes.new_zeros(())
         relative = torch.where(largest > 0, magnitudes / largest, 0.0)
         weights: Tensor = math.sqrt(size) * self.contrast / (1 + (self.contrast - 1) * relative)
         return weights
+
+
+def _check_groups(penalty: "GroupLasso | LogSum") -> None:
+    if not isinstance(penalty.groups, Groups):
+        name = type(penalty).__name__
+        raise ValueError(f"{name}(groups=...) must be Groups such as nas.ROWS, got {penalty.groups!r}")
 
 
 def takes_out(penalty: Penalty) -> bool:
@@ -332,9 +350,12 @@ def strength_ratio(old: Any, new: Any) -> float | None:
     if old == new:
         return 1.0
     before, after = strengths(old), strengths(new)
-    if not before or scaled(old, 0) != scaled(new, 0) or min(before) == 0:
+    if not before or scaled(old, 0) != scaled(new, 0):
         return None
-    ratios = [b / a for a, b in zip(before, after, strict=True)]
+    pairs = [(a, b) for a, b in zip(before, after, strict=True) if a > 0 or b > 0]
+    if min(a for a, _ in pairs) == 0:
+        return None
+    ratios = [b / a for a, b in pairs]
     return ratios[0] if math.isclose(min(ratios), max(ratios), rel_tol=1e-9) else None
 
 

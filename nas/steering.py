@@ -2,15 +2,15 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nas.bregman import Bregman, LinBreg
-from nas.penalised import Penalised, seen, unit_sets
-from nas.penalties import Zero, groups_of, scaled, strengths
+from nas.penalised import Penalised, gradient, penalised_sets, seen
+from nas.penalties import groups_of, scaled, strengths
 
 EARLIEST = 20  # steps; sleeping groups that can wake sooner all wake at once
 EARLIEST_LINBREG = 3  # gradients differ, so that groups do not wake together
@@ -20,15 +20,17 @@ ATTEMPTS = 12  # of a calibration, each with 4 times the lam of the one before
 def active_groups(optimizer: Penalised) -> dict[str, Tensor]:
     """For every parameter group with a penalty: which groups (units) are not zero, a boolean vector."""
     active: dict[str, list[Tensor]] = {}
-    for name, group, members in _unit_sets(optimizer):
+    for name, group, members in penalised_sets(optimizer.param_groups):
         active.setdefault(name, []).append(_active(members, group))
     return {name: torch.cat(parts) for name, parts in active.items()}
 
 
 def density(optimizer: Penalised) -> float:
     """Part of the penalised groups (units) that is not zero, in [0, 1]."""
-    active = torch.cat(list(active_groups(optimizer).values()))
-    return active.double().mean().item()
+    active = list(active_groups(optimizer).values())
+    if not active:
+        raise ValueError("density: no parameter group of the optimiser has a penalty")
+    return torch.cat(active).double().mean().item()
 
 
 @torch.no_grad()
@@ -42,9 +44,13 @@ def entry_times(optimizer: Bregman) -> dict[str, Tensor]:
 
     Returns:
         By the name of the parameter group a vector of steps, one entry per sleeping group; inf where nothing moves.
+
+    Raises:
+        ValueError: an optimiser without duals, a penalty without gauge, or one with lam = 0.
     """
+    _check_steerable(optimizer)
     times: dict[str, list[Tensor]] = {}
-    for name, group, members in _unit_sets(optimizer):
+    for name, group, members in penalised_sets(optimizer.param_groups):
         asleep = ~_active(members, group)
         direction = seen([optimizer.expected_direction(p) for p in members], group["joint"])
         left = 1 - _gauge(optimizer, members, group).flatten()
@@ -62,14 +68,16 @@ def check_entry_times(optimizer: Bregman, steps: int) -> None:
 
     Raises:
         ValueError: half of the sleeping groups of a parameter group are expected to wake within 20 steps (3 under
-            LinBreg), or 99 % of them only after ``steps`` steps. It says which lam would do.
+            LinBreg), or 99 % of them only after ``steps`` steps, or never. It says which lam would do.
     """
     earliest = EARLIEST_LINBREG if isinstance(optimizer, LinBreg) else EARLIEST
-    penalties = {str(group.get("name", k)): group["penalty"] for k, group in enumerate(optimizer.param_groups)}
+    lams = {name: max(strengths(group["penalty"])) for name, group, _ in penalised_sets(optimizer.param_groups)}
     for name, times in entry_times(optimizer).items():
         if len(times) == 0:
             continue
-        lam, median, first = max(strengths(penalties[name])), times.median().item(), times.quantile(0.01).item()
+        lam, median, first = lams[name], times.median().item(), _smallest(times, 0.01)
+        if first == math.inf:
+            raise ValueError(f"parameter group {name!r}: no gradient reaches its sleeping groups; see nas.check_start")
         if median < earliest:
             raise ValueError(
                 f"parameter group {name!r}: half of its groups would wake within {median:.3g} steps, all at once; use "
@@ -111,26 +119,28 @@ def calibrate(
     """
     if steps < 1 or not 0 < fraction < 1:
         raise ValueError(f"calibrate needs steps >= 1 and 0 < fraction < 1, got steps={steps}, fraction={fraction}")
-    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    _check_steerable(optimizer)
     asleep = _asleep(optimizer)
     if not asleep.any():
         raise ValueError("calibrate: no group is asleep, so that lam decides nothing; start sparsely")
-    factor = 1.0
+    before, start, factor = copy.deepcopy((model.state_dict(), optimizer.state_dict())), _gauges(optimizer)[asleep], 1.0
     for _ in range(ATTEMPTS):
-        _scale(optimizer, factor)
-        for _ in range(steps):
-            train_step()
-        gauges = torch.where(_asleep(optimizer), _gauges(optimizer), math.inf)[asleep]
-        _restore(model, optimizer, before)
-        quantile = gauges.kthvalue(math.ceil((1 - fraction) * len(gauges))).values.item()
-        if quantile == 0:
+        try:
+            _scale(optimizer, factor)
+            for _ in range(steps):
+                train_step()
+            gauges = torch.where(_asleep(optimizer), _gauges(optimizer), math.inf)[asleep]
+        finally:
+            _restore(model, optimizer, before)
+        progress = _smallest((gauges - start) / (1 - start), 1 - fraction)  # of the way that was left
+        if progress <= 0:
             raise ValueError(f"calibrate: no gradient reaches {1 - fraction:.0%} of the sleeping groups")
-        if quantile < 1:
-            _scale(optimizer, factor * quantile)
-            return factor * quantile
+        if progress < 1:
+            _scale(optimizer, factor * progress)
+            return factor * progress
         factor *= 4
     raise ValueError(
-        f"calibrate: groups wake within {steps} steps even with {factor:g} times the lam; use a smaller lr"
+        f"calibrate: groups wake within {steps} steps with even {factor:g} times the lam; use a smaller lr"
     )
 
 
@@ -142,9 +152,10 @@ class LamController:
 
     with gap = |number - target| / total. From the second change of sides on alpha shrinks by 5 % at each. The duals
     follow (`Bregman.resync`), so that no weight jumps: groups keep their relative progress, and what is awake stays
-    awake until the loss gives it up. So approach the target from below, with a lam at which groups enter one by one:
-    where all enter within a few steps (AdaBreg on a small net), control comes too late. A large lam also stiffens
-    groups, which then change their length more easily than their direction: keep ``lam_max`` moderate.
+    awake until the loss gives it up. That holds growth back but takes nothing away; where groups enter in bursts, as
+    under AdaBreg, the number stays above the target, and lam rises in vain. With ``shrink`` a rising lam acts on the
+    weights (`Bregman.reread`): they shrink a little, the weakest groups fall asleep, and the target is reached from
+    both sides.
 
     Args:
         optimizer: its lam are multiplied by a common factor.
@@ -156,6 +167,7 @@ class LamController:
         alpha: strength of the control, > 0.
         lam_min: lower bound of every lam.
         lam_max: upper bound.
+        shrink: whether a rising lam may take groups away.
 
     Raises:
         ValueError: an argument out of range.
@@ -172,6 +184,7 @@ class LamController:
         alpha: float = 1.0,
         lam_min: float = 1e-6,
         lam_max: float = 10.0,
+        shrink: bool = False,
     ) -> None:
         if not 0 <= target <= total < math.inf or total == 0:
             raise ValueError(f"LamController(target=...) must lie in [0, total={total}], got {target}")
@@ -180,9 +193,11 @@ class LamController:
                 "LamController needs every >= 1, alpha > 0 and 0 < lam_min <= lam_max, got "
                 f"every={every}, alpha={alpha}, lam_min={lam_min}, lam_max={lam_max}"
             )
+        if not any(lam > 0 for group in optimizer.param_groups for lam in strengths(group["penalty"])):
+            raise ValueError("LamController: no parameter group of the optimiser has a penalty with lam > 0")
         self.optimizer, self.target, self.total, self.every = optimizer, target, total, every
         self.measure = measure or (lambda: density(optimizer))
-        self.lam_min, self.lam_max = lam_min, lam_max
+        self.lam_min, self.lam_max, self.shrink = lam_min, lam_max, shrink
         self.state: dict[str, float] = {"count": 0, "alpha": alpha, "side": 0, "changes": 0}
 
     def step(self) -> None:
@@ -197,13 +212,16 @@ class LamController:
             self.state["alpha"] *= 0.95 if self.state["changes"] > 1 else 1
         self.state["side"] = side or self.state["side"]
         growth = 1 + self.state["alpha"] * abs(gap)
+        lams = [lam for group in self.optimizer.param_groups for lam in strengths(group["penalty"]) if lam > 0]
+        factor = growth if side > 0 else 1 / growth
+        factor = min(max(factor, self.lam_min / min(lams)), self.lam_max / max(lams))
         for group in self.optimizer.param_groups:
-            if lams := [lam for lam in strengths(group["penalty"]) if lam > 0]:
-                factor = growth if side > 0 else 1 / growth
-                factor = min(max(factor, self.lam_min / min(lams)), self.lam_max / max(lams))
-                group["penalty"] = scaled(group["penalty"], factor)
+            group["penalty"] = scaled(group["penalty"], factor)
         if isinstance(self.optimizer, Bregman):
-            self.optimizer.resync()
+            if self.shrink and side > 0:
+                self.optimizer.reread()
+            else:
+                self.optimizer.resync()
 
     def state_dict(self) -> dict[str, float]:
         """Plain numbers; lam itself is in the state of the optimiser."""
@@ -230,19 +248,19 @@ class Watchdog:
         if patience < 1:
             raise ValueError(f"Watchdog(patience=...) must be at least 1, got {patience}")
         self.optimizer, self.patience, self.chance = optimizer, patience, chance
-        self._still, self._guessing, self._last = 0, 0, -1
+        self._still, self._guessing, self._first, self._last = 0, 0, -1, -1
 
     def step(self, loss: float) -> None:
         """Look at the gradients, the number of active groups and the loss.
 
         Raises:
             DeadTraining: ``patience`` times in a row every gradient was below 1e-12 of its weight's size and no group
-                woke or died; or the loss was within 1 % of ``chance``. It says what to change.
+                woke or died; or the loss was within 1 % of ``chance`` although groups have woken.
         """
         active = sum(int(mask.sum()) for mask in active_groups(self.optimizer).values())
         still = active == self._last and not any(map(_moves, self._parameters()))
-        guessing = self.chance is not None and abs(loss - self.chance) <= 0.01 * self.chance
-        self._last = active
+        guessing = self.chance is not None and abs(loss - self.chance) <= 0.01 * self.chance and active != self._first
+        self._first, self._last = active if self._last < 0 else self._first, active
         self._still = self._still + 1 if still else 0
         self._guessing = self._guessing + 1 if guessing else 0
         advice = "start with a larger density or a smaller lr (lam / lr of at least 70), and see nas.check_start"
@@ -257,24 +275,33 @@ class Watchdog:
 
 
 def _moves(p: Tensor) -> bool:
-    if p.grad is None:
+    if p.grad is None or p.numel() == 0:
         return False
-    return bool(p.grad.abs().max() > 1e-12 * p.detach().abs().max().clamp(min=torch.finfo(p.dtype).tiny))
+    return bool(gradient(p).abs().max() > 1e-12 * p.detach().abs().max().clamp(min=torch.finfo(p.dtype).tiny))
 
 
-def _unit_sets(optimizer: Penalised) -> Iterator[tuple[str, dict[str, Any], list[Tensor]]]:
-    """What a penalty sees at once: name of the parameter group, the group and the tensors."""
-    for k, group in enumerate(optimizer.param_groups):
-        if not isinstance(group["penalty"], Zero):
-            for members in unit_sets(group):
-                yield str(group.get("name", k)), group, members
+def _smallest(values: Tensor, part: float) -> float:
+    """The value below which the given part of the values lies."""
+    return values.kthvalue(max(1, math.ceil(part * len(values)))).values.item()
 
 
-def _active(members: list[Tensor], group: dict[str, Any]) -> Tensor:
+def _check_steerable(optimizer: Penalised) -> None:
+    """Raise ValueError unless every sleeping group has a dual whose way to waking is known."""
+    if not isinstance(optimizer, Bregman):
+        raise ValueError(f"{type(optimizer).__name__} has no duals; entry times are those of LinBreg, AdaBreg, Bregman")
+    for name, group, _ in penalised_sets(optimizer.param_groups):
+        penalty = group["penalty"]
+        if not hasattr(penalty, "gauge"):
+            raise ValueError(f"parameter group {name!r}: {type(penalty).__name__} has no gauge, so no entry times")
+        if not any(strengths(penalty)):
+            raise ValueError(f"parameter group {name!r}: with lam = 0 nothing sleeps")
+
+
+def _active(members: list[Tensor], group: Mapping[str, Any]) -> Tensor:
     return groups_of(group["penalty"]).active(seen(members, group["joint"])).flatten()
 
 
-def _gauge(optimizer: Bregman, members: list[Tensor], group: dict[str, Any]) -> Tensor:
+def _gauge(optimizer: Bregman, members: list[Tensor], group: Mapping[str, Any]) -> Tensor:
     """The gauge of the subgradients dual - p / delta; 0 before the first step."""
     states = [optimizer.state.get(p, {}) for p in members]
     subgradients = [
@@ -287,11 +314,13 @@ def _gauge(optimizer: Bregman, members: list[Tensor], group: dict[str, Any]) -> 
 
 @torch.no_grad()
 def _gauges(optimizer: Bregman) -> Tensor:
-    return torch.cat([_gauge(optimizer, members, group).flatten() for _, group, members in _unit_sets(optimizer)])
+    return torch.cat(
+        [_gauge(optimizer, members, group).flatten() for _, group, members in penalised_sets(optimizer.param_groups)]
+    )
 
 
 def _asleep(optimizer: Penalised) -> Tensor:
-    return ~torch.cat([_active(members, group) for _, group, members in _unit_sets(optimizer)])
+    return ~torch.cat([_active(members, group) for _, group, members in penalised_sets(optimizer.param_groups)])
 
 
 def _scale(optimizer: Bregman, factor: float) -> None:

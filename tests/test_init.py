@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas import ENTRIES, KERNELS, L1, ROWS, GroupLasso, ProxSGD, check_start, param_groups, sparse_start
+from nas import ENTRIES, KERNELS, L1, ROWS, GroupLasso, NonNegativeL1, ProxSGD, check_start, param_groups, sparse_start
 from nas.models import conv_skip_autoencoder
 from nas.steering import active_groups
 
@@ -107,3 +107,57 @@ def test_signals_out_of_scale_are_refused():
     net = nn.Sequential(nn.Linear(10, 30), nn.GELU(), Damped(30, 20), nn.GELU(), nn.Linear(20, 2))
     with pytest.raises(ValueError, match="the signals of 2 are .* times those of the dense start"):
         sparse_start(net, 0.3, batch=torch.randn(32, 10))
+
+
+def test_scales_of_norms_are_kept_where_they_live():
+    """The unit filter + bias + scale + shift of a normalised layer: a scale of 0 would let nothing through."""
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.GELU(), nn.Flatten(), nn.Linear(8 * 36, 2))
+    unit = ("0.weight", "0.bias", "1.weight", "1.bias")
+    groups = param_groups(net, lr=0.1, rules={unit: GroupLasso(0.1, ROWS)})
+    sparse_start(net, 0.25, groups=groups)
+    alive = net[0].weight.flatten(1).any(dim=1)
+    assert int(alive.sum()) == 2
+    assert torch.equal(net[1].weight, alive.float())
+    slimming = param_groups(net, lr=0.1, rules={"1.weight": L1(0.1)})
+    nn.init.constant_(net[1].weight, 0.7)
+    sparse_start(net, 0.5, groups=slimming)
+    assert sorted(net[1].weight.tolist()) == pytest.approx([0] * 4 + [0.7] * 4)
+
+
+def test_running_statistics_are_not_touched_by_a_trial():
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.GELU(), nn.Flatten(), nn.Linear(8 * 36, 2))
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    x = torch.randn(16, 1, 8, 8)
+    for mode in (True, False):
+        net.train(mode)
+        sparse_start(net, 0.25, batch=x)
+        check_start(net, x)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
+
+
+def test_weights_that_may_not_be_negative_are_drawn_so():
+    layer = nn.Linear(20, 10)
+    groups = param_groups(layer, lr=0.1, rules={"weight": NonNegativeL1(0.1)})
+    sparse_start(layer, 0.3, groups=groups)
+    assert (layer.weight >= 0).all()
+    assert layer.weight.count_nonzero() == 60
+
+
+def test_units_along_columns_have_the_variance_of_their_layer():
+    first, second = nn.Linear(100, 300), nn.Linear(300, 200)
+    net = nn.Sequential(first, nn.GELU(), second)
+    rule = {"penalty": GroupLasso(0.1, ROWS), "joint": (0, 0, 1)}
+    groups = param_groups(net, lr=0.1, rules={("0.weight", "0.bias", "2.weight"): rule})
+    sparse_start(net, 0.2, groups=groups)
+    assert 100 * first.weight.square().mean().item() == pytest.approx(2, rel=0.05)
+    assert 300 * second.weight.square().mean().item() == pytest.approx(2, rel=0.05)
+    assert torch.equal(first.weight.any(dim=1), second.weight.any(dim=0))
+
+
+def test_a_model_that_returns_no_tensor_is_named():
+    class Pair(nn.Linear):
+        def forward(self, x):
+            return super().forward(x), x
+
+    with pytest.raises(ValueError, match="Pair must return one tensor, got tuple"):
+        check_start(Pair(2, 2), torch.randn(3, 2), groups=[])

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nas import (
+    FILTERS,
     L1,
     AdaBreg,
     Bregman,
@@ -21,6 +23,7 @@ from nas import (
     LinBreg,
     NonNegativeL1,
     ProxSGD,
+    SparseGroup,
     Zero,
     param_groups,
     sparse_start,
@@ -292,6 +295,8 @@ def test_a_state_of_another_penalty_is_refused():
     state = LinBreg([scalar()], penalty=L1(1.0)).state_dict()
     with pytest.raises(ValueError, match="the stored penalty is L1, the optimiser was built with Zero"):
         LinBreg([scalar()]).load_state_dict(state)
+    with pytest.raises(ValueError, match="of an optimiser without penalty, not of LinBreg"):
+        LinBreg([scalar()]).load_state_dict(torch.optim.SGD([scalar()]).state_dict())
     with pytest.raises(ValueError, match="1 parameter groups, the optimiser 2"):
         LinBreg([{"params": [scalar()]}, {"params": [scalar()]}]).load_state_dict(state)
 
@@ -411,6 +416,21 @@ def test_schedulers_steer_the_step():
         (lambda p: ProxSGD([{"params": [p], "delta": 1.0}]), r"ProxSGD has no option \['delta'\]"),
         (lambda p: LinBreg([{"params": [p], "penalti": Zero()}]), r"LinBreg has no option \['penalti'\]"),
         (lambda p: LinBreg([p, nn.Parameter(torch.zeros(3))], joint=True), r"got shapes \[\(1,\), \(3,\)\]"),
+        (lambda p: LinBreg([p], lr="fast"), r"LinBreg\(lr=...\) must be a finite number > 0, got 'fast'"),
+        (
+            lambda p: LinBreg([p], penalty=0.1),
+            r"LinBreg\(penalty=...\) must be a penalty, .* such as L1\(0.1\), got 0.1",
+        ),
+        (lambda p: ProxSGD([p], penalty=L1), r"ProxSGD\(penalty=...\) must be a penalty"),
+        (lambda p: LinBreg([p], joint=3), r"LinBreg\(joint=...\) must be True, False or one axis per tensor, got 3"),
+        (
+            lambda p: Bregman([p], "adam", lr=0.1),
+            r"Bregman\(rule=...\) must be a class of torch optimisers, got 'adam'",
+        ),
+        (lambda p: GroupLasso(0.1, (1,)), r"GroupLasso\(groups=...\) must be Groups such as nas.ROWS, got \(1,\)"),
+        (lambda p: L1("0.1"), r"L1\(lam=...\) must be a finite number >= 0, got '0.1'"),
+        (lambda p: Groups(over=1), r"Groups\(over=...\) must be a tuple of integers, got 1"),
+        (lambda p: SparseGroup(0.1, 0.2), r"SparseGroup\(l1, group\) takes an L1 and a GroupLasso, got 0.1 and 0.2"),
     ],
 )
 def test_bad_options_are_named(make, message):
@@ -447,13 +467,76 @@ def test_memory_is_that_of_the_rule_and_one_dual(kind, penalty, joint):
     optimizer = kind([p], penalty=penalty, joint=joint)
     p.grad = torch.randn(512, 512)
     optimizer.step()
-    rule = torch.optim.SGD([p], momentum=0.9) if kind.func is LinBreg else torch.optim.Adam([p])
+    q = nn.Parameter(p.detach().clone())
+    q.grad = p.grad
+    rule = torch.optim.SGD([q], momentum=0.9) if kind.func is LinBreg else torch.optim.Adam([q])
     rule.step()
     sizes = [
-        sum(value.numel() for value in each.state[p].values() if isinstance(value, torch.Tensor))
-        for each in (optimizer, rule)
+        sum(value.numel() for value in each.values() if isinstance(value, torch.Tensor))
+        for each in (optimizer.state[p], rule.state[q])
     ]
     assert sizes[0] == sizes[1] + p.numel()
     with torch.profiler.profile(profile_memory=True) as profile:
         optimizer.step()
     assert max(event.cpu_memory_usage for event in profile.events()) < p.numel() * p.element_size() / 8
+
+
+def test_a_strength_set_on_the_way_is_checked_before_anything_moves():
+    theta = nn.Parameter(torch.ones(2, 3))
+    optimizer = LinBreg([theta], lr=0.1, penalty=L1(0.1))
+    theta.grad = torch.ones(2, 3)
+    optimizer.step()
+    before = theta.detach().clone()
+    for change, message in (
+        ({"delta": 0.0}, "must be a finite"),
+        ({"penalty": GroupLasso(0.1, FILTERS)}, "does not fit"),
+    ):
+        saved = dict(optimizer.param_groups[0])
+        optimizer.param_groups[0].update(change)
+        with pytest.raises(ValueError, match=message):
+            optimizer.step()
+        assert torch.equal(theta.detach(), before)
+        optimizer.param_groups[0].update(saved)
+    optimizer.step()
+
+
+def test_a_start_outside_the_domain_of_the_penalty_is_refused():
+    theta = scalar(-1.0)
+    theta.grad = torch.ones(1)
+    with pytest.raises(ValueError, match=r"NonNegativeL1\(lam=0.1\) is infinite at the weights of parameter group 0"):
+        LinBreg([theta], penalty=NonNegativeL1(0.1)).step()
+    assert theta.item() == -1.0
+
+
+def test_a_number_of_numpy_is_stored_as_a_number():
+    theta = scalar()
+    theta.grad = torch.ones(1)
+    optimizer = LinBreg([theta], penalty=L1(np.float64(0.1)))
+    optimizer.step()
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    assert torch.load(file)["param_groups"][0]["penalty"] == {"name": "L1", "lam": 0.1}
+
+
+def test_options_of_the_constructor_of_a_rule_count():
+    theirs, ours = scalar(), scalar()
+    options = {"lr": 0.1, "initial_accumulator_value": 0.5}
+    optimizers = [torch.optim.Adagrad([theirs], **options), Bregman([ours], torch.optim.Adagrad, **options)]
+    for p, optimizer in zip((theirs, ours), optimizers, strict=True):
+        for _ in range(3):
+            p.grad = torch.ones(1)
+            optimizer.step()
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-15)
+
+
+def test_reread_lets_a_larger_lam_shrink_the_weights():
+    theta = nn.Parameter(torch.tensor([1.0, 0.2, 0.0]))
+    optimizer = LinBreg([theta], lr=0.1, penalty=L1(0.3))
+    theta.grad = torch.zeros(3)
+    optimizer.step()
+    optimizer.param_groups[0]["penalty"] = L1(0.6)
+    optimizer.reread()
+    assert theta.tolist() == pytest.approx([0.7, 0.0, 0.0])
+    optimizer.step()
+    assert theta.tolist() == pytest.approx([0.7, 0.0, 0.0])

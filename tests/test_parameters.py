@@ -1,10 +1,12 @@
 """Parameter groups: every parameter once, what a rule selects, what stays free."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
-from nas import KERNELS, L1, ROWS, AdaBreg, GroupLasso, LinBreg, Nuclear, Zero, describe, param_groups
+from nas import KERNELS, L1, ROWS, AdaBreg, GroupLasso, LinBreg, Nuclear, SparseGroup, Zero, describe, param_groups
 from nas.models import conv_skip_autoencoder
 
 
@@ -150,10 +152,16 @@ def test_a_tied_weight_counts_once():
         ({"rules": {nn.Conv3d: L1(0.1)}}, "the rule 'Conv3d' selects no parameter"),
         ({"rules": {"*": L1(0.1), nn.Linear: L1(0.1)}}, "the rule 'Linear' selects no parameter that is still free"),
         ({"rules": {("4.weight", "4.bais"): L1(0.1)}}, "Sequential has no parameter '4.bais'"),
+        ({"rules": {}}, "needs lam=... or rules=..."),
+        ({"rules": {5: L1(0.1)}}, "selects by name, by a class of modules or by a tuple of names, got 5"),
+        (
+            {"rules": {"*.bias": Zero(), ("4.weight", "4.bias"): GroupLasso(0.1, ROWS)}},
+            "a rule before '4.weight + 4.bias' has a part of this unit",
+        ),
     ],
 )
 def test_rules_that_do_nothing_are_refused(options, message):
-    with pytest.raises(ValueError, match=message.replace("*", r"\*")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         param_groups(convnet(), lr=0.1, **options)
 
 
@@ -161,7 +169,7 @@ def test_the_table_says_what_is_regularised_and_how():
     rules = {nn.Conv2d: GroupLasso(0.1, KERNELS), nn.Linear: L1(0.02), ("5.weight", "5.bias"): GroupLasso(0.4, ROWS)}
     lines = describe(param_groups(convnet(), lr=0.01, rules=rules)).splitlines()
     assert [line.split() for line in lines] == [
-        ["name", "penalty", "groups", "x", "entries", "lam", "lr", "lam", "/", "lr"],
+        ["name", "penalty", "groups", "x", "entries", "lam", "lr", "entry", "time"],
         ["Conv2d", "GroupLasso", "28", "x", "9", "0.1", "0.01", "10"],
         ["Linear", "L1", "120", "x", "1", "0.02", "0.01", "2"],
         ["5.weight", "+", "5.bias", "GroupLasso", "on", "units", "2", "x", "6", "0.4", "0.01", "40"],
@@ -169,3 +177,35 @@ def test_the_table_says_what_is_regularised_and_how():
     ]
     optimizer = AdaBreg(param_groups(convnet(), lr=0.01, rules=rules))
     assert describe(optimizer.param_groups).splitlines() == lines
+
+
+def test_what_rules_leave_of_a_unit_is_still_penalised():
+    net = convnet()
+    groups = param_groups(net, lam=0.1, lr=0.01, rules={"0.0.bias": Zero()})
+    assert_partition(groups, net)
+    assert names(groups)["0.0"] == ["0.0.weight", "0.1.bias"]
+
+
+def test_kinds_of_modules_select_weights_but_no_norms_and_not_the_last_layer():
+    net = convnet()
+    assert names(param_groups(net, lr=0.1, rules={nn.Module: L1(0.1)}))["Module"] == [
+        "0.0.weight",
+        "1.weight",
+        "4.weight",
+    ]
+    embedding = nn.Embedding(7, 5)
+    head = nn.Linear(5, 7)
+    head.weight = embedding.weight
+    with pytest.raises(ValueError, match="the rule 'Embedding' selects no parameter"):
+        param_groups(nn.Sequential(embedding, head), lr=0.1, rules={nn.Embedding: L1(0.1)})
+
+
+def test_the_table_knows_entry_times_and_odd_tensors():
+    layer = nn.Linear(100, 3)
+    table = {
+        describe(param_groups(layer, lr=0.01, rules={"weight": penalty})).splitlines()[1].split()[-1]
+        for penalty in (GroupLasso(1.0, ROWS, rms=False), SparseGroup(L1(0.05), GroupLasso(0.05, ROWS)))
+    }
+    assert table == {"10"}
+    empty = nn.ParameterDict({"weight": nn.Parameter(torch.zeros(0, 3))})
+    assert "0 x 1" in describe(param_groups(empty, lr=0.01, rules={"weight": L1(0.1)}))
