@@ -149,7 +149,9 @@ def along(per_unit: Tensor, tensor: Tensor, axis: int) -> Tensor:
 
 def _by_unit(tensor: Tensor, axis: int) -> Tensor:
     """Shape (units, entries of a unit in this tensor)."""
-    return tensor.unsqueeze(1) if tensor.ndim == 1 else tensor.movedim(axis, 0).flatten(1)
+    if tensor.ndim == 1:
+        return tensor.unsqueeze(1)
+    return (tensor.movedim(axis, 0) if axis else tensor).flatten(1)
 
 
 def _pairs(tensors: Sequence[Tensor], axes: Sequence[int] | None) -> list[tuple[Tensor, int]]:

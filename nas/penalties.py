@@ -139,8 +139,10 @@ class GroupLasso(_Strength):
 
     def shrinkage(self, norms: Tensor, size: int, step: Step) -> Tensor:
         """What the prox multiplies groups of these norms and this size by: max(1 - threshold / norm, 0)."""
-        threshold = step * self.threshold(size)
-        return torch.where(norms > threshold, 1 - threshold / norms, 0.0)
+        threshold: Any = step * self.threshold(size)
+        if threshold == 0:
+            return torch.ones_like(norms)
+        return norms.reciprocal().mul_(-threshold).add_(1).clamp_(min=0)  # 1 / 0 is infinite, and 0 remains
 
     def threshold(self, size: int) -> float:
         """The norm up to which the dual of a group of this size sleeps."""

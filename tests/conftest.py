@@ -17,3 +17,10 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def denormal_numbers():
+    """The command line flushes them, and says so to the whole process; hypothesis draws them."""
+    yield
+    torch.set_flush_denormal(False)
