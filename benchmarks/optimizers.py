@@ -11,10 +11,10 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from benchmarks.timing import medians, print_table
-from nas import ROWS, AdaBreg, GroupLasso, LinBreg, param_groups
+from nas import CHANNELS, ENTRIES, FILTERS, KERNELS, L1, ROWS, AdaBreg, GroupLasso, LinBreg, param_groups
 from nas.models import conv_skip_autoencoder
 
-RESNET18 = [  # the weights of ResNet-18, as matrices of (filters, entries of a filter)
+RESNET18: list[tuple[int, ...]] = [  # the weights of ResNet-18, as matrices of (filters, entries of a filter)
     *[(64, 147)],
     *[(64, 576)] * 4,
     *[(128, 576), (128, 64), *[(128, 1152)] * 3],
@@ -22,10 +22,11 @@ RESNET18 = [  # the weights of ResNet-18, as matrices of (filters, entries of a 
     *[(512, 2304), (512, 256), *[(512, 4608)] * 3],
     *[(1000, 512)],
 ]
-SHAPES = {
+SHAPES: dict[str, list[tuple[int, ...]]] = {
     "six weights of 784 x 784": [(784, 784)] * 6,
     "two weights of 4096 x 4096": [(4096, 4096)] * 2,
     "the 21 weights of ResNet-18": RESNET18,
+    "sixty weights of 64 x 32": [(64, 32)] * 60,
 }
 LAM = 0.1
 
@@ -35,37 +36,42 @@ Maker = Callable[[list[Parameter]], Optimizer]
 def main() -> None:
     torch.set_flush_denormal(True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = GroupLasso(LAM, ROWS)
-    makers: dict[str, Maker] = {
-        "torch Adam(fused=True)": partial(torch.optim.Adam, fused=True),
-        "torch Adam": torch.optim.Adam,
-        "AdaBreg, row groups": partial(AdaBreg, penalty=rows),
-        **_bregman_learning(),
-    }
+    adam, rows = partial(torch.optim.Adam, fused=True), GroupLasso(LAM, ROWS)
+    ours: dict[str, Maker] = {"AdaBreg, row groups": partial(AdaBreg, penalty=rows), **_bregman_learning()}
     for title, shapes in SHAPES.items():
-        _race(f"{title}, {device}", makers, shapes, device, "torch Adam(fused=True)")
+        _race(title, {"torch Adam(fused=True)": adam, "torch Adam": torch.optim.Adam, **ours}, shapes, device)
+    layouts = {"filters": FILTERS, "kernels": KERNELS, "input channels": CHANNELS, "entries": ENTRIES}
+    makers: dict[str, Maker] = {
+        "torch Adam(fused=True)": adam,
+        **{f"AdaBreg, {name}": partial(AdaBreg, penalty=GroupLasso(LAM, groups)) for name, groups in layouts.items()},
+        "AdaBreg, l1": partial(AdaBreg, penalty=L1(LAM)),
+    }
+    _race("six convolutions of 256 x 128 x 3 x 3", makers, [(256, 128, 3, 3)] * 6, device)
     for momentum in (0.9, 0.0):
         makers = {
             "torch SGD(fused=True)": partial(torch.optim.SGD, lr=0.1, momentum=momentum, fused=True),
             "LinBreg, row groups": partial(LinBreg, penalty=rows, momentum=momentum),
         }
         for title, shapes in SHAPES.items():
-            _race(f"{title}, momentum {momentum:g}, {device}", makers, shapes, device, "torch SGD(fused=True)")
+            _race(f"{title}, momentum {momentum:g}", makers, shapes, device)
     net = conv_skip_autoencoder()
-    groups = param_groups(net, lam=LAM, lr=1e-3)
     for p in net.parameters():
         p.grad = 1e-3 * torch.randn_like(p)
-    optimizers = {"torch Adam(fused=True)": torch.optim.Adam(net.parameters(), fused=True), "AdaBreg": AdaBreg(groups)}
+    optimizers = {
+        "torch Adam(fused=True)": adam(net.parameters()),
+        "AdaBreg": AdaBreg(param_groups(net, lam=LAM, lr=1e-3)),
+    }
     times = medians({name: optimizer.step for name, optimizer in optimizers.items()})
     print_table("the supernet of make demo: filters with biases, gates, cpu", times, "torch Adam(fused=True)")
 
 
-def _race(title: str, makers: dict[str, Maker], shapes: Sequence[tuple[int, int]], device: str, reference: str) -> None:
+def _race(title: str, makers: dict[str, Maker], shapes: Sequence[tuple[int, ...]], device: str) -> None:
+    """One step of each; the first is the reference."""
     optimizers = {name: make(_parameters(shapes, device)) for name, make in makers.items()}
     times = medians({name: partial(_step, optimizer, device) for name, optimizer in optimizers.items()})
-    print_table(title, times, reference)
+    print_table(f"{title}, {device}", times, next(iter(makers)))
     for name, optimizer in optimizers.items():
-        print(f"{'state per weight: ' + name:<48}{_state_size(optimizer):>10.2f}")
+        print(f"{'state per weight: ' + name:<56}{_state_size(optimizer):>10.2f}")
 
 
 def _step(optimizer: Optimizer, device: str) -> None:
@@ -74,7 +80,7 @@ def _step(optimizer: Optimizer, device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _parameters(shapes: Sequence[tuple[int, int]], device: str) -> list[Parameter]:
+def _parameters(shapes: Sequence[tuple[int, ...]], device: str) -> list[Parameter]:
     torch.manual_seed(0)
     parameters = [Parameter(0.03 * torch.randn(shape, device=device)) for shape in shapes]
     for p in parameters:
