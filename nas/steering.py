@@ -59,12 +59,12 @@ def entry_times(optimizer: Bregman) -> dict[str, Tensor]:
     return {name: torch.cat(parts) for name, parts in times.items()}
 
 
-def check_entry_times(optimizer: Bregman, steps: int) -> None:
+def check_entry_times(optimizer: Bregman, steps: float) -> None:
     """Refuse a lam with which everything wakes at once, or nothing within the run.
 
     Args:
         optimizer: before its first step; for LinBreg after a backward pass.
-        steps: length of the run.
+        steps: length of the run; infinite if it is not known.
 
     Raises:
         ValueError: half of the sleeping groups of a parameter group are expected to wake within 20 steps (3 under

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from nas.bregman import AdaBreg
 from nas.models.alive import find_alive
 from nas.models.dag import DagNet
 from nas.penalised import Penalised
 from nas.search.tasks import Batches
-from nas.steering import Watchdog
+from nas.steering import Watchdog, check_entry_times
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -69,8 +70,11 @@ def search(
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
+        ValueError: lam is so small that half of the units would wake within 20 steps of AdaBreg.
         DeadTraining: for three epochs no gradient was left and nothing woke (`nas.steering.Watchdog`).
     """
+    if isinstance(optimizer, AdaBreg) and not optimizer.state:
+        check_entry_times(optimizer, math.inf)
     watchdog = Watchdog(optimizer)
     for epoch, loss in train(net, batches, optimizer, loss_fn, scheduler=scheduler, first_epoch=first_epoch):
         watchdog.step(loss)

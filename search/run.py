@@ -25,13 +25,13 @@ from nas import AdaBreg, param_groups, sparse_start
 from nas.files import replacing, write_json, write_text
 from nas.models.compact import compact
 from nas.models.dag import DagNet
-from nas.penalties import strengths
+from nas.penalties import scaled, strengths
 from nas.search.config import AUTO, SearchConfig
 from nas.search.data import Pictures, load_data
 from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Point, load_sparse, pick, read_points, save_sparse
 from nas.search.tasks import TASKS, Batches, Denoise, Example, evaluate, held_out, random_crops
-from nas.steering import calibrate
+from nas.steering import EARLIEST, calibrate
 
 CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINT = "config.yaml", "metrics.jsonl", "path.json", "path", "checkpoint.pt"
 COMPACT, RETRAINED, PICTURES = "compact", "retrained", "pictures"  # folders that later steps add
@@ -181,6 +181,10 @@ class Search:
             self.optimizer.step()
 
         calibrate(self.net, self.optimizer, train_step, steps=TRIAL_STEPS, fraction=TRIAL_FRACTION)
+        too_early = EARLIEST * self.run.config.lr / self.lam
+        if too_early > 1:
+            for group in self.optimizer.param_groups:
+                group["penalty"] = scaled(group["penalty"], too_early)
 
     def __iter__(self) -> Iterator[Point]:
         """Search on to the last epoch; each point is on disk before it is yielded."""

@@ -297,3 +297,11 @@ def test_a_dead_search_is_stopped():
     with pytest.raises(DeadTraining, match="training is dead: no gradient"):
         for _ in range(10):
             next(snapshots)
+
+
+def test_a_search_in_which_everything_would_wake_at_once_is_refused():
+    net = conv_skip_autoencoder(depth=2, width=4)
+    sparse_start(net, 0.5)
+    optimizer = AdaBreg(param_groups(net, lam=0.01, lr=0.01))
+    with pytest.raises(ValueError, match="'n1': half of its groups would wake within 1 steps, .* lam of at least 0.2"):
+        next(search(net, lambda epoch: iter(()), optimizer, torch.nn.functional.mse_loss))
