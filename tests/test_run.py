@@ -108,7 +108,7 @@ def test_an_interrupted_run_is_valid_and_goes_on_bit_for_bit(tmp_path, config):
 
 def test_lam_from_a_trial(tmp_path, config, monkeypatch):
     """The trial leaves the start as it was, and a run with the lam that it chose goes on bit for bit."""
-    monkeypatch.setattr("nas.search.run.TRIAL_STEPS", 30)
+    monkeypatch.setattr("nas.search.run.TRIAL_STEPS", 80)
     auto = replace(config, entry_time="auto")
     plain, engine = Search(Run(tmp_path / "plain", config)), Search(Run(tmp_path / "run", auto))
     assert same(plain.net.state_dict(), engine.net.state_dict())
