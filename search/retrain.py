@@ -1,5 +1,8 @@
-"""Retraining: a compact network, trained with an ordinary optimiser."""
+"""Retraining: a compact network, trained with an ordinary optimiser, and the networks to compare it with."""
 
+import copy
+import dataclasses
+import math
 from collections.abc import Callable
 from itertools import islice
 
@@ -7,6 +10,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
+from nas.models.dag import DagNet
+from nas.models.plan import OUTPUT
 from nas.search.loop import LossFunction, train
 from nas.search.tasks import Batches
 
@@ -20,6 +25,9 @@ def retrain(
     steps: int,
     lr: float = 5e-3,
     on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+    validate: Callable[[], float] | None = None,
+    every: int = 5,
+    patience: int | None = None,
 ) -> None:
     """Train ``net`` in place with Adam under a one-cycle schedule.
 
@@ -31,16 +39,58 @@ def retrain(
         steps: batches per epoch.
         lr: highest learning rate, > 0.
         on_epoch: called after every epoch with its number and its mean loss.
+        validate: how good ``net`` is now, the higher the better; it ends with the weights of its best score.
+        every: epochs between two validations, >= 1; the last epoch is always validated.
+        patience: stop after so many validations in a row without a new best, >= 1; never by default.
 
     Raises:
-        ValueError: ``epochs`` or ``lr`` out of range.
+        ValueError: an argument out of range.
         FloatingPointError: the loss of an epoch is not finite.
     """
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
     if not lr > 0:
         raise ValueError(f"lr must be > 0, got {lr}")
+    if every < 1 or (patience is not None and patience < 1):
+        raise ValueError(f"every and patience must be at least 1, got every={every}, patience={patience}")
     optimizer = torch.optim.Adam(net.parameters(), lr)
     scheduler = OneCycleLR(optimizer, lr, epochs=epochs, steps_per_epoch=steps, pct_start=0.1)
+    best, best_weights, behind = -math.inf, None, 0
     for epoch, loss in islice(train(net, batches, optimizer, loss_fn, scheduler=scheduler), epochs):
         on_epoch(epoch, loss)
+        if validate is not None and (epoch % every == 0 or epoch == epochs):
+            score = validate()
+            behind += 1
+            if score > best:
+                best, best_weights, behind = score, copy.deepcopy(net.state_dict()), 0
+            if patience is not None and behind >= patience:
+                break
+    if best_weights is not None:
+        net.load_state_dict(best_weights)
+
+
+def same_size(net: DagNet, supernet: DagNet) -> DagNet:
+    """What one would build by hand with the budget of ``net``: the chain of ``supernet`` without skips, all layers of
+    equal width, with at most as many parameters as ``net``. Fresh weights.
+
+    Raises:
+        ValueError: not even one unit per layer fits.
+    """
+    budget, best = sum(p.numel() for p in net.parameters()), None
+    for width in range(1, max(supernet.plan.units.values()) + 1):
+        nodes = tuple(
+            dataclasses.replace(
+                node,
+                units=node.units if node.name == OUTPUT else width,
+                skips=(),
+                activation="relu" if node.activation == "right_relu" else node.activation,
+            )
+            for node in supernet.plan.nodes
+        )
+        candidate = DagNet(dataclasses.replace(supernet.plan, nodes=nodes))
+        if sum(p.numel() for p in candidate.parameters()) > budget:
+            break
+        best = candidate
+    if best is None:
+        raise ValueError(f"{budget} parameters do not suffice for one unit per layer")
+    return best

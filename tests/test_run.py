@@ -11,9 +11,10 @@ import yaml
 from PIL import Image
 
 from nas import AdaBreg, param_groups, sparse_start
-from nas.models import compact, conv_skip_autoencoder
+from nas.models import compact, conv_skip_autoencoder, skip_autoencoder
 from nas.search import Denoise, Picture, Run, Search, SearchConfig, births, random_crops, retrain, search
 from nas.search.loop import train
+from nas.search.retrain import same_size
 from nas.steering import DeadTraining
 
 
@@ -273,11 +274,70 @@ def test_search_grows_from_almost_nothing_and_retraining_improves():
     assert losses[-1] < snapshots[-1].loss
 
 
-@pytest.mark.parametrize(("options", "message"), [({"epochs": 0}, "epochs must be"), ({"lr": -1.0}, "lr must be > 0")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs must be"),
+        ({"lr": -1.0}, "lr must be > 0"),
+        ({"patience": 0}, "every and patience must be at least 1, got every=5, patience=0"),
+    ],
+)
 def test_retrain_refuses_bad_options(options, message):
     net = torch.nn.Linear(1, 1)
     with pytest.raises(ValueError, match=message):
         retrain(net, lambda epoch: iter(()), torch.nn.functional.mse_loss, **{"epochs": 1, "steps": 1, **options})
+
+
+def test_retraining_ends_with_its_best_weights_and_stops_early():
+    """Scores 1, 3, 2, 2, 2: the weights of the second look are kept, the fifth epoch is the last."""
+    torch.manual_seed(0)
+    net = torch.nn.Linear(2, 1)
+    batches = lambda epoch: iter([(torch.ones(4, 2), torch.ones(4, 1))])  # noqa: E731
+    scores, seen = iter([1.0, 3.0, 2.0, 2.0, 2.0, 9.0]), []
+
+    def validate():
+        seen.append(net.weight.detach().clone())
+        return next(scores)
+
+    retrain(net, batches, torch.nn.functional.mse_loss, epochs=9, steps=1, validate=validate, every=1, patience=3)
+    assert len(seen) == 5
+    assert torch.equal(net.weight, seen[1])
+
+
+def test_the_last_epoch_is_always_validated():
+    epochs = []
+    net = torch.nn.Linear(1, 1)
+    batches = lambda epoch: iter([(torch.ones(1, 1), torch.ones(1, 1))])  # noqa: E731
+    retrain(
+        net,
+        batches,
+        torch.nn.functional.mse_loss,
+        epochs=7,
+        steps=1,
+        on_epoch=lambda epoch, loss: epochs.append(epoch),
+        validate=lambda: float(len(epochs)),
+        every=5,
+    )
+    assert epochs == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("make", [conv_skip_autoencoder, skip_autoencoder])
+def test_the_network_built_by_hand_uses_the_budget(make):
+    supernet = make(depth=3, **({"width": 16} if make is conv_skip_autoencoder else {"patch": 8}))
+    for density in (0.2, 0.6):
+        sparse_start(supernet, density)
+        small = compact(supernet)
+        hand = same_size(small, supernet)
+        params, budget = (sum(p.numel() for p in net.parameters()) for net in (hand, small))
+        widths = {hand.plan.units[f"n{k}"] for k in (1, 2, 3)}
+        assert params <= budget
+        assert len(widths) == 1
+        assert not any(node.plan.skips for node in hand.nodes.values())
+        assert hand(torch.rand(1, 1, 8, 8)).shape == (1, 1, 8, 8)
+    tiny = torch.nn.Module()
+    tiny.weight = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(ValueError, match="1 parameters do not suffice for one unit per layer"):
+        same_size(tiny, supernet)
 
 
 def test_divergence_is_said():
