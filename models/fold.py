@@ -48,7 +48,7 @@ def _fold_into(node: DagNode, constant: Masks, value: dict[str, Tensor]) -> Tens
     for source, weight in node.edges.items():
         foldable = constant[source]
         if node.plan.edges[source] in (None, 1):
-            node.bias += weight.reshape(weight.shape[:2]) @ value[source]
+            node.bias.add_(weight.reshape(weight.shape[:2]) @ value[source])
         else:
             foldable = foldable & value[source].eq(0)
         weight[:, foldable] = 0
