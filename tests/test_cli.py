@@ -13,6 +13,7 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -285,7 +286,7 @@ def copied(place, search_result):
     """A copy of the run that may be spoilt."""
     folder = place / "copied"
     shutil.copytree(place / "run", folder)
-    assert nas("extract", "copied", "--no-latency", cwd=place).returncode == 0
+    assert main(["extract", str(folder), "--no-latency"]) == 0
     yield folder
     shutil.rmtree(folder)
 
@@ -318,6 +319,17 @@ def test_a_compact_network_of_another_architecture_does_not_verify(copied, insid
     code, error = inside("verify", "copied", "--json")
     assert code == 1
     assert "has not the nodes and units that are alive in the searched one" in error
+
+
+def test_a_network_that_became_constant_is_said_to_be_so(copied, place):
+    file = copied / "path" / "0001.safetensors"
+    tensors = load_file(file)
+    save_file({name: t if name.endswith(".rows") else torch.zeros_like(t) for name, t in tensors.items()}, file)
+    for verb in ("show", "extract"):
+        done = nas(verb, "copied", "--epoch=1", cwd=place)
+        assert done.returncode == 0, done.stderr
+        assert "the network is constant: no path from input to output" in done.stdout
+    assert nas("verify", "copied", cwd=place).returncode == 0
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"epoch": "1", "certificate": {"hashes": {}}}', "\0garbage"])
