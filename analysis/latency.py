@@ -49,7 +49,7 @@ class Latency:
 def latency(
     net: DagNet, small: DagNet, *, batches: Sequence[int] = BATCHES, side: int = SIDE, seconds: float = 2.0
 ) -> tuple[Latency, ...]:
-    """Time two networks on batches of random pictures of ``side`` x ``side`` pixels (or vectors).
+    """Time two networks, on the CPU, on batches of random pictures of ``side`` x ``side`` pixels (or vectors).
 
     Args:
         net: the searched network.

@@ -345,7 +345,6 @@ def _parser() -> ArgumentParser:
 
     extracted = _make("Write the compact network and the certificate that it computes the same function.")
     extracted.add_argument("--epoch", type=int, help="epoch to extract (default: the one that the search picked)")
-
     extracted.add_argument("--no_latency", action="store_true", help="leave out measuring the time of both networks")
 
     verified = _make("Recompute the certificate from the stored networks; exit with 1 if it does not hold any more.")

@@ -325,8 +325,8 @@ def test_a_network_that_became_constant_is_said_to_be_so(copied, place):
     file = copied / "path" / "0001.safetensors"
     tensors = load_file(file)
     save_file({name: t if name.endswith(".rows") else torch.zeros_like(t) for name, t in tensors.items()}, file)
-    for verb in ("show", "extract"):
-        done = nas(verb, "copied", "--epoch=1", cwd=place)
+    for words in (("show", "copied"), ("extract", "copied", "--no-latency")):
+        done = nas(*words, "--epoch=1", cwd=place)
         assert done.returncode == 0, done.stderr
         assert "the network is constant: no path from input to output" in done.stdout
     assert nas("verify", "copied", cwd=place).returncode == 0

@@ -192,3 +192,34 @@ def test_constants_cascade():
     assert [node.name for node in small.plan.nodes] == ["out"]
     x = torch.rand(2, 1, 5, 5)
     torch.testing.assert_close(small(x), net(x))
+
+
+def mlp(skips=(), dense=False):
+    """5 inputs, two hidden layers of 8; with the edges of a dense MLP, each layer also reads the raw input."""
+    edges = [{"in": None}, {"n1": None}, {"n2": None}]
+    if dense:
+        edges = [{"in": None}, {"in": None, "n1": None}, {"in": None, "n1": None, "n2": None}]
+    nodes = (Node("n1", 8, edges[0]), Node("n2", 8, edges[1], skips), Node("out", 5, edges[2], activation="identity"))
+    return DagNet(Plan(5, nodes)).double()
+
+
+@pytest.mark.parametrize(
+    ("net", "units"),
+    [
+        (mlp(), {"in": 5, "n1": 4, "n2": 8, "out": 5}),
+        (mlp(dense=True), {"in": 5, "n1": 4, "n2": 8, "out": 5}),
+        (mlp((Skip("n1"),)), {"in": 5, "n1": 8, "n2": 8, "out": 5}),  # constants that the skip carries
+    ],
+    ids=["bias left", "dense, raw input beside hidden units", "scalar skip"],
+)
+def test_cases_on_which_other_pruners_fail(net, units):
+    """Every second row of n1 is zero, its bias is not."""
+    with torch.no_grad():
+        for node in net.named_nodes().values():
+            node.bias.uniform_(0.1, 1)
+            node.gates.fill_(0.5)
+        net.nodes["n1"].edges["in"][::2] = 0
+    small = compact(net)
+    assert small.plan.units == units
+    x = torch.randn(64, 5, dtype=torch.float64)
+    torch.testing.assert_close(small(x), net(x), rtol=1e-13, atol=1e-13)
