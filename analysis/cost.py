@@ -12,10 +12,17 @@ SIDE = 256
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, and FLOPs (two per multiply-add) for one picture of 256 x 256 pixels or one vector."""
+    """What a network costs.
+
+    Attributes:
+        params: number of parameters.
+        flops: floating point operations, two per multiply-add, for one picture of 256 x 256 pixels or one vector.
+        bytes: of the parameters in memory.
+    """
 
     params: int
     flops: int
+    bytes: int
 
 
 @torch.no_grad()
@@ -26,4 +33,6 @@ def cost(net: DagNet) -> Cost:
     counter = FlopCounterMode(display=False)
     with counter:
         net(torch.zeros(1, net.plan.channels, *size, dtype=parameter.dtype, device=parameter.device))
-    return Cost(sum(p.numel() for p in net.parameters()), counter.get_total_flops())
+    parameters = list(net.parameters())
+    num_bytes = sum(p.numel() * p.element_size() for p in parameters)
+    return Cost(sum(p.numel() for p in parameters), counter.get_total_flops(), num_bytes)

@@ -42,8 +42,8 @@ def draw(graph: nx.DiGraph, path: Path | str, *, engine: str | None = None) -> N
 def _label(name: str, vertex: dict[str, Any]) -> str:
     """What stands in a box: "n1", "9 of 32", "epochs 0-31"."""
     lines = [name, f"{vertex['alive']} of {vertex['total']}"]
-    if "born_first" in vertex:
-        lines.append(f"born {vertex['born_first']}-{vertex['born_last']}")
+    if "born" in vertex:
+        lines.append(f"born {vertex['born']}-{vertex['born_last']}")
     return "\n".join(lines)
 
 

@@ -11,72 +11,88 @@ from nas.models.alive import find_alive, reads
 from nas.models.dag import DagNet
 from nas.models.plan import INPUT, OUTPUT
 
-Births = Mapping[str, Mapping[int, int]]
+Epochs = Mapping[str, Mapping[int, int]]
 LEVELS = ("node", "unit")
 
 
-def topology(net: DagNet, level: str = "node", *, births: Births | None = None) -> nx.DiGraph:
+def topology(
+    net: DagNet, level: str = "node", *, births: Epochs | None = None, deaths: Epochs | None = None
+) -> nx.DiGraph:
     """The alive part of a network; plain Python attributes, so that it can be written as JSON or GraphML.
 
     Args:
         net: a supernet or a compact network.
         level: "node" (a vertex per node of the plan) or "unit" (a vertex per alive unit, named "n1.5").
         births: for nodes of the plan the epoch since which each unit has been alive (`nas.search.births`).
+        deaths: likewise the epoch at which each unit died that was alive once (`nas.search.deaths`).
 
     Returns:
-        A graph whose attribute "level" is ``level``. Vertices have: kind ("input", "hidden", "output"), layer
-        (position in the plan), and
+        A graph whose attribute "level" is ``level``. All vertices have
 
-        * at node level alive, total (units), and where births are given born_first, born_last;
-        * at unit level node, index, and where births are given born.
+        * kind: "input", "hidden" or "output",
+        * layer: the position in the plan,
+        * alive, total: numbers of units (1 and 1 at unit level),
+        * norm: Euclidean norm of the biases and of the weights that read alive units; 0 for the input,
+        * born: the epoch since which it has been alive, at node level the earliest of its units; if births are given,
 
-        Arcs have norm (Euclidean norm of the weights on alive units, 0 for a pure skip), gate (of a skip, 0 for none).
+        those at node level born_last, the latest birth, and where units died num_died and died, their number and the
+        latest epoch at which one did; those at unit level node and index. Arcs have
+
+        * norm: Euclidean norm of the weights on alive units, 0 for a pure skip,
+        * gate: of a skip, 0 for none,
+        * shape: of the weights on alive units, as "rows x columns x height x width" without blanks (at unit level of
+          one kernel, or "1"), "" for a pure skip.
 
     Raises:
         ValueError: an unknown level.
     """
     if level not in LEVELS:
         raise ValueError(f"topology(level=...) must be 'node' or 'unit', got {level!r}")
-    return _node_graph(net, births or {}) if level == "node" else _unit_graph(net, births or {})
+    return _node_graph(net, births or {}, deaths or {}) if level == "node" else _unit_graph(net, births or {})
 
 
 @torch.no_grad()
-def _node_graph(net: DagNet, births: Births) -> nx.DiGraph:
+def _node_graph(net: DagNet, births: Epochs, deaths: Epochs) -> nx.DiGraph:
     alive = find_alive(net)
+    norms = _unit_norms(net, alive.units)
     graph = nx.DiGraph(level="node")
     for layer, (name, mask) in enumerate(alive.units.items()):
         if mask.any() or name in (INPUT, OUTPUT):
             born = [births[name][unit] for unit in _indices(mask) if unit in births.get(name, {})]
-            ages = {"born_first": min(born), "born_last": max(born)} if born else {}
-            graph.add_node(name, kind=_kind(name), layer=layer, alive=int(mask.sum()), total=len(mask), **ages)
+            died = deaths.get(name, {}).values()
+            ages = {"born": min(born), "born_last": max(born)} if born else {}
+            losses = {"num_died": len(died), "died": max(died)} if died else {}
+            size = {"alive": int(mask.sum()), "total": len(mask), "norm": float(norms[name][mask].norm())}
+            graph.add_node(name, kind=_kind(name), layer=layer, **size, **ages, **losses)
     for name, node in net.named_nodes().items():
         for source, weight in node.edges.items():
-            norm = float(_alive_rows(net, name, weight, alive.units)[:, alive.units[source]].norm())
-            if norm > 0:
-                graph.add_edge(source, name, norm=norm, gate=0.0)
+            block = _alive_rows(net, name, weight, alive.units)[:, alive.units[source]]
+            if block.any():
+                graph.add_edge(source, name, norm=float(block.norm()), gate=0.0, shape=_shape(block))
     for (source, target), gate in alive.skips.items():
-        norm = graph.edges[source, target]["norm"] if graph.has_edge(source, target) else 0.0
-        graph.add_edge(source, target, norm=norm, gate=gate)
+        weights = graph.get_edge_data(source, target, {"norm": 0.0, "shape": ""})
+        graph.add_edge(source, target, **{**weights, "gate": gate})
     return graph
 
 
 @torch.no_grad()
-def _unit_graph(net: DagNet, births: Births) -> nx.DiGraph:
+def _unit_graph(net: DagNet, births: Epochs) -> nx.DiGraph:
     alive = find_alive(net)
+    norms = _unit_norms(net, alive.units)
     graph = nx.DiGraph(level="unit")
     for layer, (name, mask) in enumerate(alive.units.items()):
         for unit in _indices(mask):
             age = {"born": births[name][unit]} if unit in births.get(name, {}) else {}
-            graph.add_node(f"{name}.{unit}", kind=_kind(name), layer=layer, node=name, index=unit, **age)
+            size = {"alive": 1, "total": 1, "norm": float(norms[name][unit])}
+            graph.add_node(f"{name}.{unit}", kind=_kind(name), layer=layer, **size, node=name, index=unit, **age)
     for name, node in net.named_nodes().items():
         rows = range(net.plan.units[name]) if node.plan.rows is None else node.plan.rows
         for source, weight in node.edges.items():
-            norms = weight.reshape(*weight.shape[:2], math.prod(weight.shape[2:])).norm(dim=2)
+            kernels = weight.reshape(*weight.shape[:2], math.prod(weight.shape[2:])).norm(dim=2)
             for row, column in reads(weight).nonzero().tolist():
                 if alive.units[name][rows[row]] and alive.units[source][column]:
-                    graph.add_edge(
-                        f"{source}.{column}", f"{name}.{rows[row]}", norm=float(norms[row, column]), gate=0.0
-                    )
+                    look = {"norm": float(kernels[row, column]), "gate": 0.0, "shape": _shape(weight[row, column])}
+                    graph.add_edge(f"{source}.{column}", f"{name}.{rows[row]}", **look)
         for skip in node.plan.skips:
             if gate := alive.skips.get((skip.source, name)):
                 take = range(net.plan.units[skip.source]) if skip.take is None else skip.take
@@ -84,9 +100,24 @@ def _unit_graph(net: DagNet, births: Births) -> nx.DiGraph:
                 for start, end in zip(take, put, strict=True):
                     if alive.units[skip.source][start] and alive.units[name][end]:
                         arc = (f"{skip.source}.{start}", f"{name}.{end}")
-                        norm = graph.edges[arc]["norm"] if graph.has_edge(*arc) else 0.0
-                        graph.add_edge(*arc, norm=norm, gate=gate)
+                        weights = graph.get_edge_data(*arc, {"norm": 0.0, "shape": ""})
+                        graph.add_edge(*arc, **{**weights, "gate": gate})
     return graph
+
+
+def _unit_norms(net: DagNet, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For every node the norm of what belongs to each unit: its bias and its weights on alive units; shape (units,)."""
+    norms = {INPUT: torch.zeros(net.plan.units[INPUT])}
+    for name, node in net.named_nodes().items():
+        blocks = [weight[:, alive[source]].flatten(1) for source, weight in node.edges.items()]
+        rows = torch.cat([node.bias[:, None], *blocks], dim=1).norm(dim=1).cpu()
+        norms[name] = torch.zeros(net.plan.units[name], dtype=rows.dtype)
+        norms[name][slice(None) if node.plan.rows is None else list(node.plan.rows)] = rows
+    return norms
+
+
+def _shape(weight: Tensor) -> str:
+    return "x".join(map(str, weight.shape)) or "1"
 
 
 def _alive_rows(net: DagNet, name: str, weight: Tensor, units: Mapping[str, Tensor]) -> Tensor:

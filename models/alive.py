@@ -20,10 +20,12 @@ class Alive:
     Attributes:
         units: for every node, "in" and "out" included, a boolean mask of shape (units,).
         skips: the gate of every skip, by (source, target), that carries something to the output.
+        emits: masks like ``units``: what puts out something, whether or not the output reads it.
     """
 
     units: dict[str, Tensor]
     skips: dict[tuple[str, str], float]
+    emits: dict[str, Tensor]
 
 
 @torch.no_grad()
@@ -38,7 +40,7 @@ def find_alive(net: DagNet) -> Alive:
     emits = {INPUT: torch.ones(units[INPUT], dtype=torch.bool)}
     for name, node in net.named_nodes().items():
         emits[name] = spread(active_rows(node, emits), node.plan.rows, units[name])
-        for skip, _ in _open_gates(node):
+        for skip, _ in open_gates(node):
             emits[name] |= spread(pick(emits[skip.source], skip.take), skip.put, units[name])
 
     read = {name: torch.full((n,), name == OUTPUT) for name, n in units.items()}
@@ -48,12 +50,12 @@ def find_alive(net: DagNet) -> Alive:
         rows = pick(wanted, node.plan.rows)
         for source, weight in node.edges.items():
             read[source] |= reads(weight)[rows].any(dim=0)
-        for skip, gate in _open_gates(node):
+        for skip, gate in open_gates(node):
             carried = pick(wanted, skip.put) & pick(emits[skip.source], skip.take)
             read[skip.source] |= spread(carried, skip.take, units[skip.source])
             if carried.any():
                 skips[skip.source, name] = gate
-    return Alive({name: emits[name] & read[name] for name in units}, dict(reversed(skips.items())))
+    return Alive({name: emits[name] & read[name] for name in units}, dict(reversed(skips.items())), emits)
 
 
 def active_rows(node: DagNode, sources: Mapping[str, Tensor]) -> Tensor:
@@ -81,5 +83,6 @@ def spread(mask: Tensor, put: Indices, units: int) -> Tensor:
     return whole
 
 
-def _open_gates(node: DagNode) -> Iterator[tuple[Skip, float]]:
+def open_gates(node: DagNode) -> Iterator[tuple[Skip, float]]:
+    """The skips that arrive at a node and are not shut, with their gates."""
     return ((skip, gate) for skip, gate in zip(node.plan.skips, node.gates.tolist(), strict=True) if gate != 0)

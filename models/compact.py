@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nas.models.alive import active_rows, find_alive, pick, reads
 from nas.models.dag import DagNet, DagNode
+from nas.models.fold import fold_constants
 from nas.models.plan import INPUT, OUTPUT, Node, Skip
 
 Tensors = dict[str, Tensor]
@@ -16,10 +17,12 @@ Tensors = dict[str, Tensor]
 def compact(net: DagNet) -> DagNet:
     """A new network of the same class with the alive units, edges and skips of ``net``, which is left as it is.
 
-    Exact: what is left out contributes exactly 0 (`DagNode`). Only the order of floating point sums may change.
+    Exact: what is left out contributes exactly 0 (`DagNode`), or a constant that the biases of its readers take up
+    where that is the same (`fold_constants`). Only the order of floating point sums may change.
     A node whose units are all dead is left out; the input and the output keep their width. Where skips bring units
     that no row computes, the node keeps them as pure skips (`Node.rows`).
     """
+    net, _ = fold_constants(net)
     alive = find_alive(net).units
     kept = {**alive, INPUT: torch.ones_like(alive[INPUT]), OUTPUT: torch.ones_like(alive[OUTPUT])}
     pieces = {name: _restrict(node, alive[name], kept) for name, node in net.named_nodes().items() if kept[name].any()}

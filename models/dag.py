@@ -120,10 +120,14 @@ class DagNet(nn.Module):
         return {name: node for name, node in self.nodes.items() if isinstance(node, DagNode)}
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._leave(self.states(x)[OUTPUT], x)
+
+    def states(self, x: Tensor) -> dict[str, Tensor]:
+        """The state of every node for the input ``x``, "in" first; `unit_axis` is the axis of their units."""
         states = {INPUT: self._enter(x)}
         for name, node in self.nodes.items():
             states[name] = node(states)
-        return self._leave(states[OUTPUT], x)
+        return states
 
     def _enter(self, x: Tensor) -> Tensor:
         x = x - self.plan.offset

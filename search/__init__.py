@@ -4,7 +4,7 @@ from nas.search.baselines import baselines
 from nas.search.config import SearchConfig
 from nas.search.data import Picture, Pictures, folder, load_data, mnist, pictures
 from nas.search.loop import Snapshot, search, snapshot
-from nas.search.path import Point, births, pick
+from nas.search.path import Point, births, deaths, pick
 from nas.search.retrain import retrain
 from nas.search.run import Run, Search
 from nas.search.tasks import Denoise, Example, Score, evaluate, held_out, random_crops, restore
@@ -22,6 +22,7 @@ __all__ = [
     "Snapshot",
     "baselines",
     "births",
+    "deaths",
     "evaluate",
     "folder",
     "held_out",

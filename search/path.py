@@ -76,6 +76,19 @@ def births(points: Iterable[Point]) -> dict[str, dict[int, int]]:
     return born
 
 
+def deaths(points: Iterable[Point]) -> dict[str, dict[int, int]]:
+    """For every unit that was alive once and is dead at the last point the epoch at which it died (the last time)."""
+    died: dict[str, dict[int, int]] = {}
+    before: dict[str, set[int]] = {}
+    for point in points:
+        for name, units in point.snapshot.units.items():
+            alive = set(units)
+            gone = dict.fromkeys(sorted(before.get(name, set()) - alive), point.snapshot.epoch)
+            died[name] = {unit: epoch for unit, epoch in died.get(name, {}).items() if unit not in alive} | gone
+            before[name] = alive
+    return died
+
+
 def save_sparse(net: nn.Module, file: Path) -> None:
     """Write the non-zero rows (slices along the first axis) of every tensor of ``net``; lossless."""
     tensors = {}

@@ -35,7 +35,7 @@ from nas.steering import EARLIEST, calibrate
 
 CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINT = "config.yaml", "metrics.jsonl", "path.json", "path", "checkpoint.pt"
 COMPACT, RETRAINED, PICTURES = "compact", "retrained", "pictures"  # folders that later steps add
-DRAWINGS = ("topology.svg", "topology.json", "growth.svg")
+DRAWINGS = ("topology.svg", "topology.json", "topology.graphml", "growth.svg")
 VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
 TRIAL_STEPS, TRIAL_FRACTION = 200, 0.1  # of the trial that chooses lam
 

@@ -1,5 +1,7 @@
 """Random networks with random units, rows, weights and gates set to zero."""
 
+from random import Random
+
 import torch
 from hypothesis import strategies as st
 
@@ -8,13 +10,14 @@ from nas.models import DagNet, Node, Plan, Skip, conv_skip_autoencoder, skip_aut
 
 @st.composite
 def sparse_nets(draw):
-    """A recipe or a random plan in which much is dead, in double precision; with a seed for its inputs."""
+    """A recipe or a random plan in which much is dead, biases grouped or free, in double precision; with inputs."""
     seed = draw(st.integers(0, 2**31))
     make = draw(st.sampled_from([_conv, _fully_connected, _vectors, _dense]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = make(draw).double()
-        _kill(net, *(draw(st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0])) for _ in range(3)))
+        shares = [draw(st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0])) for _ in range(3)]
+        _kill(net, *shares, free_bias=draw(st.booleans()))
         inputs = torch.randn(_input_shape(net), dtype=torch.float64)
     return net, inputs
 
@@ -46,14 +49,14 @@ def _dense(draw):
 
 
 @torch.no_grad()
-def _kill(net, units, weights, gates):
+def _kill(net, units, weights, gates, free_bias=False):
     for members in net.unit_parameters().values():
         members[-1].normal_()
         dead = torch.rand(len(members[-1])) < units
-        for p in members:
+        for p in members[:-1] if free_bias else members:
             p[dead] = 0
-            if p.ndim > 1:
-                p[torch.rand(p.shape[:2]) < weights] = 0
+        for p in members[:-1]:
+            p[torch.rand(p.shape[:2]) < weights] = 0
     for vector in net.gate_parameters().values():
         vector.normal_()
         vector[torch.rand(len(vector)) < gates] = 0
@@ -61,3 +64,52 @@ def _kill(net, units, weights, gates):
 
 def _input_shape(net):
     return (3, net.plan.channels, 5, 6) if net.plan.patch is not None else (3, net.plan.channels)
+
+
+def random_net(seed):
+    """A sparse network of any recipe, or a dense one of mixed kernels, with biases grouped or free; and three inputs.
+
+    A free bias stays when its row dies, so that the unit puts out a constant.
+    """
+    choose = Random(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = choose.choice([*RANDOM_RECIPES.values(), _random_dense])(choose)
+        share = [choose.choice([0.0, 0.3, 0.6, 0.9, 1.0]) for _ in range(3)]
+        _kill(net, *share, free_bias=choose.random() < 0.5)
+        for vector in net.gate_parameters().values():
+            vector.data.mul_(0.5)
+        x = torch.rand(_input_shape(net))
+    return net, x
+
+
+def _random_conv(choose):
+    sizes = {"depth": choose.randint(1, 5), "width": choose.randint(1, 12), "patch": choose.randint(1, 3)}
+    variants = {
+        "kernel": choose.choice([1, 3, 5]),
+        "residual": choose.random() < 0.5,
+        "offset": choose.choice([0, 0.5]),
+    }
+    return conv_skip_autoencoder(choose.choice([1, 3]), **sizes, **variants)
+
+
+def _random_fully_connected(choose):
+    patch = choose.choice([None, 1, 2, 4])
+    channels = choose.randint(1, 12) if patch is None else choose.choice([1, 3])
+    return skip_autoencoder(channels, depth=choose.randint(0, 5), patch=patch, offset=choose.choice([0.0, 0.5]))
+
+
+def _random_dense(choose):
+    """Every earlier node may feed every later one; widths, kernels and activations differ."""
+    kernels = choose.choice([(None,), (1,), (1, 3), (3,), (1, 3, 5)])
+    units, nodes = {"in": 4}, []
+    for name in [*(f"n{k}" for k in range(choose.randint(0, 5))), "out"]:
+        width = 4 if name == "out" else choose.choice([1, 3, 4, 4, 7])
+        edges = {source: choose.choice(kernels) for source in units if choose.random() < 0.6}
+        skips = tuple(Skip(source) for source, n in units.items() if n == width and choose.random() < 0.7)
+        nodes.append(Node(name, width, edges, skips, activation=choose.choice(["relu", "right_relu", "identity"])))
+        units[name] = width
+    return DagNet(Plan(1, tuple(nodes), patch=2, residual=choose.random() < 0.5))
+
+
+RANDOM_RECIPES = {"conv_skip_autoencoder": _random_conv, "skip_autoencoder": _random_fully_connected}

@@ -10,10 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from nas.analysis import read_graph
 from nas.cli import VERBS, main
 from nas.models import conv_skip_autoencoder
 from nas.models.store import save
@@ -54,7 +58,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def search_result(place):
     result = nas("search", *TINY, "--data-root=data", "--out=run", "--json", cwd=place)
-    assert nas("extract", "run", cwd=place).returncode == 0
+    assert nas("extract", "run", "--no-latency", cwd=place).returncode == 0
     return result
 
 
@@ -87,11 +91,15 @@ def test_the_main_job(place, search_result):
 
     shown = nas("show", "run", "--json", cwd=place)
     assert last_json(shown)["units"] == found["units"]
-    assert re.search(r"n1 +\d / 4 +0 +\d", shown.stdout)
+    assert re.search(r"n1 +\d / 4 +0 +\d +\d", shown.stdout)
+    assert last_json(shown)["structure"]["depth"] == 3
+    assert re.search(r"depth +3 \(shortest path \d\), \d paths over nodes\nbottleneck +\d units", shown.stdout)
     assert "parameters" in shown.stdout
     topology = json.loads((place / "run" / "topology.json").read_text())
     assert {"in", "out"} <= {node["id"] for node in topology["nodes"]}
     assert (place / "run" / "topology.svg").read_text().startswith("<?xml")
+    graphs = [read_graph(place / "run" / name) for name in ("topology.json", "topology.graphml")]
+    assert nx.utils.graphs_equal(*graphs)
 
     extracted = last_json(nas("extract", "run", "--json", cwd=place))
     assert set(extracted) >= {"certificate", "params", "flops", "params_supernet", "flops_supernet"}
@@ -99,6 +107,14 @@ def test_the_main_job(place, search_result):
     assert extracted["certificate"]["max_abs_float64"] <= 1e-10
     assert extracted["certificate"]["num_given"] == 1
     assert extracted["params"] == found["params"]["alive"]
+    assert extracted["bytes"] == 4 * extracted["params"]
+    assert set(extracted["certificate"]["nodes"]) <= {"n1", "n2", "out"}
+    assert [change["node"] for change in extracted["certificate"]["changes"]] == ["n1", "n2", "out"]
+    assert [timed["shape"][0] for timed in extracted["latency"]] == [1, 8, 64]
+    assert all(timed["speed_up"] > 0 and timed["rounds"] >= 3 for timed in extracted["latency"])
+    verified = last_json(nas("verify", "run", "--json", cwd=place))
+    assert verified["holds"]
+    assert verified["certificate"] == extracted["certificate"]
     assert sorted(path.name for path in (place / "run" / "compact").iterdir()) == [
         "certificate.json", "config.json", "model.safetensors",
     ]  # fmt: skip
@@ -119,7 +135,7 @@ def test_the_main_job(place, search_result):
 
 
 def test_from_scratch_and_other_epochs(place, search_result):
-    assert last_json(nas("extract", "run", "--epoch=1", "--json", cwd=place))["epoch"] == 1
+    assert last_json(nas("extract", "run", "--epoch=1", "--no-latency", "--json", cwd=place))["epoch"] == 1
     assert last_json(nas("retrain", "run", "--epochs=1", "--from-scratch", "--json", cwd=place))["from_scratch"]
     assert last_json(nas("show", "run", "--epoch=0", "--level=unit", "--json", cwd=place))["skips"]["alive"] == 0
 
@@ -177,7 +193,7 @@ def test_ctrl_c_leaves_a_valid_run(place, search_result):
     )
     shown = nas("show", "long", cwd=place)
     assert f"the search stopped after epoch {done} of 1000" in shown.stdout
-    assert nas("extract", "long", cwd=place).returncode == 0
+    assert nas("extract", "long", "--no-latency", cwd=place).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -234,12 +250,13 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(place, inside, words, sent
 
 def test_a_damaged_run_is_named(place, search_result, inside):
     nas("search", *TINY, "--data-root=data", "--out=broken", cwd=place)
-    nas("extract", "broken", cwd=place)
+    nas("extract", "broken", "--no-latency", cwd=place)
     for verb, name in (
         ("denoise", "compact/config.json"),
         ("retrain", "compact/model.safetensors"),
         ("show", "path.json"),
         ("resume", "checkpoint.pt"),
+        ("verify", "compact/model.safetensors"),
         ("extract", "config.yaml"),
     ):
         (place / "broken" / name).write_bytes(b"\x00garbage")
@@ -254,7 +271,73 @@ def test_a_certificate_that_does_not_hold_exits_with_1(inside, monkeypatch):
     from nas.models import compact
 
     monkeypatch.setattr("nas.cli.extract", lambda net, inputs: (compact(net), Certificate(1e-3, 1e-3, 1.0, 1, 1)))
-    assert inside("extract", "run")[0] == 1
+    assert inside("extract", "run", "--no-latency")[0] == 1
+
+
+def change_by(file, name, amount):
+    """Add ``amount`` to the first number of a stored tensor."""
+    tensors = load_file(file)
+    tensors[name].view(-1)[0] += amount
+    save_file(tensors, file)
+
+
+@pytest.fixture
+def copied(place, search_result):
+    """A copy of the run that may be spoilt."""
+    folder = place / "copied"
+    shutil.copytree(place / "run", folder)
+    assert main(["extract", str(folder), "--no-latency"]) == 0
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_an_untouched_run_verifies(copied, inside):
+    for words in ((), ("--seed=7",)):
+        code, error = inside("verify", "copied", *words)
+        assert code == 0
+        assert "not the recorded one" not in error
+
+
+def test_a_changed_compact_network_does_not_verify(copied, inside):
+    change_by(copied / "compact" / "model.safetensors", "nodes.out.bias", 1e-3)
+    code, error = inside("verify", "copied")
+    assert code == 1
+    assert re.search(r"the compact network is not the recorded one: its hash is \w{12}..., not \w{12}...", error)
+    assert re.search(r"the outputs differ by \d\.\de-\d\d in float32 and \d\.\de-\d\d in float64", error)
+
+
+def test_a_changed_supernet_does_not_verify(copied, inside):
+    epoch = json.loads((copied / "compact" / "certificate.json").read_text())["epoch"]
+    change_by(copied / "path" / f"{epoch:04}.safetensors", "nodes.n1.bias", 1e-3)
+    code, error = inside("verify", "copied", "--json")
+    assert code == 1
+    assert "the supernet network is not the recorded one" in error
+
+
+def test_a_compact_network_of_another_architecture_does_not_verify(copied, inside):
+    save(conv_skip_autoencoder(depth=1, width=1), copied / "compact")
+    code, error = inside("verify", "copied", "--json")
+    assert code == 1
+    assert "has not the nodes and units that are alive in the searched one" in error
+
+
+def test_a_network_that_became_constant_is_said_to_be_so(copied, place):
+    file = copied / "path" / "0001.safetensors"
+    tensors = load_file(file)
+    save_file({name: t if name.endswith(".rows") else torch.zeros_like(t) for name, t in tensors.items()}, file)
+    for words in (("show", "copied"), ("extract", "copied", "--no-latency")):
+        done = nas(*words, "--epoch=1", cwd=place)
+        assert done.returncode == 0, done.stderr
+        assert "the network is constant: no path from input to output" in done.stdout
+    assert nas("verify", "copied", cwd=place).returncode == 0
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"epoch": "1", "certificate": {"hashes": {}}}', "\0garbage"])
+def test_a_damaged_certificate_is_named(copied, inside, text):
+    (copied / "compact" / "certificate.json").write_text(text)
+    code, error = inside("verify", "copied")
+    assert code == 2
+    assert "copied/compact/certificate.json is damaged, or of an earlier version" in error
 
 
 @pytest.mark.parametrize("verb", VERBS)

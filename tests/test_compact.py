@@ -3,13 +3,14 @@
 import copy
 import sys
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas.analysis import extract, topology
-from nas.models import DagNet, Node, Plan, Skip, compact, conv_skip_autoencoder, find_alive
-from tests.nets import sparse_nets
+from nas.models import RECIPES, DagNet, Node, Plan, Skip, compact, conv_skip_autoencoder, find_alive
+from tests.nets import RANDOM_RECIPES, random_net, sparse_nets
 
 
 def num_params(net):
@@ -102,3 +103,123 @@ def test_survivors_of_a_skip_need_not_be_aligned():
     assert (n2.units, n2.rows, n2.skips) == (3, (1,), (Skip("n1", None, (0, 2)),))
     x = torch.rand(2, 1, 3, 3)
     torch.testing.assert_close(small(x), net(x))
+
+
+def differences(net, x):
+    """Largest difference of a network and its compact one in double and in single precision, relative above 1."""
+    exact = copy.deepcopy(net).double()
+    pairs = [(exact(x.double()), compact(exact)(x.double())), (net(x), compact(net)(x))]
+    return [float((y - z).abs().max()) / max(1.0, float(y.abs().max())) for y, z in pairs]
+
+
+def worst_difference(seeds):
+    """Component by component; every network must be accepted."""
+    with torch.no_grad():
+        return [max(column) for column in zip(*(differences(*random_net(seed)) for seed in seeds), strict=True)]
+
+
+@pytest.mark.parametrize("start", range(0, 60, 20))
+def test_random_models_are_compacted_exactly(start):
+    double, single = worst_difference(range(start, start + 20))
+    assert double <= 1e-10
+    assert single <= 1e-5
+
+
+@pytest.mark.slow
+def test_500_random_models_are_compacted_exactly():
+    double, single = worst_difference(range(1000, 1500))
+    assert double <= 1e-10
+    assert single <= 1e-5
+
+
+def test_random_models_cover_every_recipe():
+    assert set(RANDOM_RECIPES) == set(RECIPES)
+
+
+@torch.no_grad()
+def chain(kernel, bias, gate=0.0, activation="relu"):
+    """in (2) -> n1 (3), of which unit 1 reads nothing but has a bias -> n2 (3), with a gate from n1 -> out."""
+    nodes = (
+        Node("n1", 3, {"in": kernel}, activation=activation),
+        Node("n2", 3, {"n1": kernel}, (Skip("n1"),)),
+        Node("out", 2, {"n2": kernel}, activation="identity"),
+    )
+    net = DagNet(Plan(2, nodes, patch=1)).double()
+    net.nodes["n1"].edges["in"][1] = 0
+    net.nodes["n1"].bias[1] = bias
+    net.nodes["n2"].gates.fill_(gate)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("kernel", "bias", "gate", "kept"),
+    [
+        (1, 0.7, 0.0, 2),  # folded into the biases of n2
+        (3, 0.7, 0.0, 3),  # not constant beyond the border
+        (3, -0.7, 0.0, 2),  # relu puts out zero
+        (1, 0.7, 0.5, 3),  # the skip carries it
+        (1, -0.7, 0.5, 2),
+    ],
+)
+def test_what_a_dead_unit_emits_is_folded_where_that_is_exact(kernel, bias, gate, kept):
+    net = chain(kernel, bias, gate)
+    small = compact(net)
+    assert small.plan.units["n1"] == kept
+    x = torch.randn(2, 2, 5, 4, dtype=torch.float64)
+    torch.testing.assert_close(small(x), net(x), rtol=1e-13, atol=1e-13)
+
+
+def test_a_constant_that_is_not_folded_can_be_seen():
+    """The wrong answer that a fold through zero padding would give differs at the border."""
+    net = chain(3, 0.7)
+    wrong = copy.deepcopy(net)
+    with torch.no_grad():
+        weight = wrong.nodes["n2"].edges["n1"]
+        wrong.nodes["n2"].bias += 0.7 * weight[:, 1].sum(dim=(1, 2))
+        weight[:, 1] = 0
+    x = torch.randn(2, 2, 5, 4, dtype=torch.float64)
+    assert (wrong(x) - net(x)).abs().max() > 1e-3
+
+
+def test_constants_cascade():
+    """A node that reads only constants is one itself, through any depth."""
+    net = conv_skip_autoencoder(depth=3, width=4, kernel=1)
+    with torch.no_grad():
+        net.nodes["n1"].edges["in"].zero_()
+        for name in ("n1", "n2", "n3", "out"):
+            net.nodes[name].bias.uniform_(0.1, 1)
+    small = compact(net)
+    assert [node.name for node in small.plan.nodes] == ["out"]
+    x = torch.rand(2, 1, 5, 5)
+    torch.testing.assert_close(small(x), net(x))
+
+
+def mlp(skips=(), dense=False):
+    """5 inputs, two hidden layers of 8; with the edges of a dense MLP, each layer also reads the raw input."""
+    edges = [{"in": None}, {"n1": None}, {"n2": None}]
+    if dense:
+        edges = [{"in": None}, {"in": None, "n1": None}, {"in": None, "n1": None, "n2": None}]
+    nodes = (Node("n1", 8, edges[0]), Node("n2", 8, edges[1], skips), Node("out", 5, edges[2], activation="identity"))
+    return DagNet(Plan(5, nodes)).double()
+
+
+@pytest.mark.parametrize(
+    ("net", "units"),
+    [
+        (mlp(), {"in": 5, "n1": 4, "n2": 8, "out": 5}),
+        (mlp(dense=True), {"in": 5, "n1": 4, "n2": 8, "out": 5}),
+        (mlp((Skip("n1"),)), {"in": 5, "n1": 8, "n2": 8, "out": 5}),  # constants that the skip carries
+    ],
+    ids=["bias left", "dense, raw input beside hidden units", "scalar skip"],
+)
+def test_cases_on_which_other_pruners_fail(net, units):
+    """Every second row of n1 is zero, its bias is not."""
+    with torch.no_grad():
+        for node in net.named_nodes().values():
+            node.bias.uniform_(0.1, 1)
+            node.gates.fill_(0.5)
+        net.nodes["n1"].edges["in"][::2] = 0
+    small = compact(net)
+    assert small.plan.units == units
+    x = torch.randn(64, 5, dtype=torch.float64)
+    torch.testing.assert_close(small(x), net(x), rtol=1e-13, atol=1e-13)

@@ -12,8 +12,9 @@ from PIL import Image
 
 from nas import AdaBreg, param_groups, sparse_start
 from nas.models import compact, conv_skip_autoencoder, skip_autoencoder
-from nas.search import Denoise, Picture, Run, Search, SearchConfig, births, random_crops, retrain, search
-from nas.search.loop import train
+from nas.search import Denoise, Picture, Run, Search, SearchConfig, births, deaths, random_crops, retrain, search
+from nas.search.loop import Snapshot, train
+from nas.search.path import Point
 from nas.search.retrain import same_size
 from nas.steering import DeadTraining
 
@@ -75,6 +76,16 @@ def test_a_run_writes_its_folder(tmp_path, config):
     assert min(epoch for units in born.values() for epoch in units.values()) == 0
     small = compact(run.supernet(4))
     assert sum(p.numel() for p in small.parameters()) == points[-1].params
+
+
+def test_births_and_deaths():
+    """Unit 0 lives on, 1 dies, 2 dies and comes back, 3 lives between and dies twice, 4 is never alive."""
+    alive = [(0, 1, 2), (0, 2, 3), (0,), (0, 2, 3), (0, 2)]
+    points = [Point(Snapshot(epoch, None, {"n1": units}, {}), 0.0, 0.0, 1, 0.0) for epoch, units in enumerate(alive)]
+    assert births(points) == {"n1": {0: 0, 2: 3}}
+    assert deaths(points) == {"n1": {1: 1, 3: 4}}
+    assert deaths(points[:3]) == {"n1": {1: 1, 2: 2, 3: 2}}
+    assert deaths(points[:1]) == {"n1": {}}
 
 
 def test_the_same_seed_gives_the_same_run(tmp_path, config):

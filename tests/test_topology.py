@@ -1,16 +1,19 @@
 """The graph says what is alive; both ways of drawing it say the same."""
 
-import json
+import math
 import shutil
+import tempfile
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import networkx as nx
 import pytest
 import torch
 from hypothesis import given
 
-from nas.analysis import draw, topology
+from nas.analysis import draw, read_graph, topology, write_graph
 from nas.analysis.draw import to_dot
+from nas.analysis.topology import LEVELS
 from nas.models import DagNet, Node, Plan, Skip, conv_skip_autoencoder, find_alive
 from tests.nets import sparse_nets
 
@@ -29,27 +32,26 @@ def small_net():
 
 
 def test_node_graph():
-    graph = topology(small_net(), births={"n1": {0: 2, 2: 7}, "n2": {0: 3, 2: 3}})
-    assert dict(graph.nodes["n1"]) == {
-        "kind": "hidden",
-        "layer": 1,
-        "alive": 2,
-        "total": 3,
-        "born_first": 2,
-        "born_last": 7,
-    }
-    assert dict(graph.nodes["out"]) == {"kind": "output", "layer": 3, "alive": 1, "total": 1}
-    assert dict(graph.edges["in", "n1"]) == {"norm": 5.0, "gate": 0.0}
-    assert dict(graph.edges["n1", "n2"]) == {"norm": 2.0, "gate": 0.5}
+    graph = topology(small_net(), births={"n1": {0: 2, 2: 7}, "n2": {0: 3, 2: 3}}, deaths={"n1": {1: 9}, "n2": {}})
+    sizes = {"alive": 2, "total": 3, "norm": 5.0}
+    ages = {"born": 2, "born_last": 7, "num_died": 1, "died": 9}
+    assert dict(graph.nodes["n1"]) == {"kind": "hidden", "layer": 1, **sizes, **ages}
+    norm = math.sqrt(2)
+    assert dict(graph.nodes["out"]) == {
+        "kind": "output", "layer": 3, "alive": 1, "total": 1, "norm": pytest.approx(norm),
+    }  # fmt: skip
+    assert dict(graph.edges["in", "n1"]) == {"norm": 5.0, "gate": 0.0, "shape": "2x1x1x1"}
+    assert dict(graph.edges["n1", "n2"]) == {"norm": 2.0, "gate": 0.5, "shape": "2x2x1x1"}
     assert list(nx.all_simple_paths(graph, "in", "out")) == [["in", "n1", "n2", "out"]]
 
 
 def test_unit_graph():
     graph = topology(small_net(), "unit", births={"n1": {0: 2, 2: 7}})
     assert set(graph) == {"in.0", "n1.0", "n1.2", "n2.0", "n2.2", "out.0"}
-    assert graph.nodes["n1.2"] == {"kind": "hidden", "layer": 1, "node": "n1", "index": 2, "born": 7}
-    assert dict(graph.edges["n1.0", "n2.0"]) == {"norm": 2.0, "gate": 0.5}
-    assert dict(graph.edges["n1.2", "n2.2"]) == {"norm": 0.0, "gate": 0.5}
+    size = {"alive": 1, "total": 1, "norm": 4.0}
+    assert graph.nodes["n1.2"] == {"kind": "hidden", "layer": 1, **size, "node": "n1", "index": 2, "born": 7}
+    assert dict(graph.edges["n1.0", "n2.0"]) == {"norm": 2.0, "gate": 0.5, "shape": "1x1"}
+    assert dict(graph.edges["n1.2", "n2.2"]) == {"norm": 0.0, "gate": 0.5, "shape": ""}
     assert graph.number_of_edges() == 2 + 2 + 2
 
 
@@ -65,13 +67,42 @@ def test_both_levels_agree(case):
     assert gates == find_alive(net).skips
 
 
+def attributes_with_types(graph):
+    tables = [
+        graph.graph,
+        *(data for _, data in graph.nodes(data=True)),
+        *(data for *_, data in graph.edges(data=True)),
+    ]
+    return [{name: (type(value), value) for name, value in table.items()} for table in tables]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".graphml"])
 @pytest.mark.parametrize("level", ["node", "unit"])
-def test_graphs_round_trip(tmp_path, level):
-    graph = topology(small_net(), level)
-    data = json.loads(json.dumps(nx.node_link_data(graph, edges="edges")))
-    assert nx.utils.graphs_equal(nx.node_link_graph(data, edges="edges"), graph)
-    nx.write_graphml(graph, tmp_path / "graph.xml")
-    assert set(nx.read_graphml(tmp_path / "graph.xml")) == set(graph)
+def test_graphs_round_trip(tmp_path, level, suffix):
+    graph = topology(small_net(), level, births={"n1": {0: 2, 2: 7}}, deaths={"n1": {1: 9}})
+    write_graph(graph, tmp_path / f"graph{suffix}")
+    again = read_graph(tmp_path / f"graph{suffix}")
+    assert nx.utils.graphs_equal(again, graph)
+    assert attributes_with_types(again) == attributes_with_types(graph)
+
+
+@given(sparse_nets())
+def test_any_graph_round_trips(case):
+    for level in LEVELS:
+        graph = topology(case[0], level)
+        with tempfile.TemporaryDirectory() as folder:
+            for suffix in (".json", ".graphml"):
+                write_graph(graph, Path(folder) / f"graph{suffix}")
+                assert nx.utils.graphs_equal(read_graph(Path(folder) / f"graph{suffix}"), graph)
+
+
+def test_damaged_graphs_are_named(tmp_path):
+    for name, text in (("a.json", "{"), ("b.json", "{}"), ("c.graphml", "<graphml"), ("d.graphml", "")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=rf"the graph \S*{name} is damaged"):
+            read_graph(tmp_path / name)
+    with pytest.raises(ValueError, match="the suffix of a graph must be one of .json, .graphml"):
+        write_graph(topology(small_net()), tmp_path / "graph.txt")
 
 
 def test_unknown_level():

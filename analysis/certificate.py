@@ -1,0 +1,181 @@
+"""The certificate: how far a compact network is from the searched one, what was left out, and which two these are."""
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nas.analysis.changes import NodeChanges, changes
+from nas.models.alive import find_alive
+from nas.models.dag import DagNet
+from nas.models.fold import fold_constants
+from nas.models.plan import INPUT, OUTPUT
+
+WHOLE = "the whole network"  # beside the names of nodes, which hold no blanks in any plan of ours
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two tensors are from each other, over all inputs.
+
+    Attributes:
+        max_abs_float32: largest absolute difference, computed in single precision.
+        max_abs_float64: the same in double precision.
+        max_output: largest absolute value in the searched network.
+    """
+
+    max_abs_float32: float
+    max_abs_float64: float
+    max_output: float
+
+    @property
+    def max_rel_float32(self) -> float:
+        """Largest absolute difference divided by the largest absolute value."""
+        return self._relative(self.max_abs_float32)
+
+    @property
+    def max_rel_float64(self) -> float:
+        return self._relative(self.max_abs_float64)
+
+    def _relative(self, difference: float) -> float:
+        return difference / self.max_output if self.max_output > 0 else difference
+
+    def numbers(self) -> dict[str, float | None]:
+        """The five numbers by name; None stands for one that is not finite, as in JSON."""
+        names = ("max_abs_float32", "max_abs_float64", "max_rel_float32", "max_rel_float64", "max_output")
+        numbers = {name: getattr(self, name) for name in names}
+        return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+
+
+@dataclass(frozen=True)
+class Certificate(Difference):
+    """Evidence that the compact network computes the same function: the `Difference` of the outputs, and more.
+
+    Attributes:
+        num_random: random inputs compared.
+        num_given: inputs of the caller (held-out pictures) compared.
+        tolerance_float32: largest difference at which the certificate holds; relative to ``max_output`` where that
+            is above 1, as round-off is.
+        tolerance_float64: the same in double precision; that of single precision where a constant was folded into
+            biases that are stored in single precision.
+        nodes: the difference of the state of every node that survives, on the units that survive.
+        changes: what was removed and kept, by node, and why.
+        constant: no path leads from the input to the output.
+        hashes: `fingerprint` of the "supernet" and the "compact" network.
+    """
+
+    num_random: int
+    num_given: int
+    tolerance_float32: float = 1e-5
+    tolerance_float64: float = 1e-10
+    nodes: dict[str, Difference] = field(default_factory=dict, repr=False)
+    changes: tuple[NodeChanges, ...] = field(default=(), repr=False)
+    constant: bool = False
+    hashes: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def holds(self) -> bool:
+        scale = max(1.0, self.max_output)
+        return (
+            self.max_abs_float32 <= self.tolerance_float32 * scale
+            and self.max_abs_float64 <= self.tolerance_float64 * scale
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a JSON file; numbers that are not finite become None."""
+        nodes = {name: difference.numbers() for name, difference in self.nodes.items()}
+        return {**asdict(self), **self.numbers(), "holds": self.holds, "nodes": nodes}
+
+
+def certify(net: DagNet, small: DagNet, inputs: Sequence[Tensor] = (), *, seed: int = 0) -> Certificate:
+    """Compare a network and the compact one taken from it, end to end and node by node; both are left as they are.
+
+    Args:
+        net: the searched network.
+        small: what `nas.models.compact` made of it.
+        inputs: real inputs to compare on besides random ones, each without the batch axis.
+        seed: of the random inputs.
+
+    Raises:
+        ValueError: ``small`` has other nodes or fewer units than what is alive in ``net``.
+    """
+    folded, _ = fold_constants(net)
+    alive = find_alive(folded).units
+    kept = {**alive, OUTPUT: torch.ones_like(alive[OUTPUT])}
+    _check_layout(net, small, kept)
+    batches = [*_random_inputs(net, seed), *(each[None] for each in inputs)]
+    single, double = (_compare(net, small, kept, batches, dtype) for dtype in (torch.float32, torch.float64))
+    found = {name: Difference(single[name][0], *double[name]) for name in double}
+    whole = found.pop(WHOLE)
+    return Certificate(
+        **asdict(whole),
+        num_random=sum(map(len, batches)) - len(inputs),
+        num_given=len(inputs),
+        **({"tolerance_float64": Certificate.tolerance_float32} if _rounded(net, folded) else {}),
+        nodes=found,
+        changes=changes(net),
+        constant=not bool(alive[INPUT].any()),
+        hashes={"supernet": fingerprint(net), "compact": fingerprint(small)},
+    )
+
+
+def fingerprint(net: DagNet) -> str:
+    """SHA-256 over the plan and the names, shapes, types and bytes of all tensors; 64 hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps(net.plan.to_dict(), sort_keys=True).encode())
+    for name, tensor in sorted(net.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_layout(net: DagNet, small: DagNet, kept: Mapping[str, Tensor]) -> None:
+    units = small.plan.units
+    nodes = [name for name, mask in kept.items() if name in (INPUT, OUTPUT) or mask.any()]
+    outside = [(plan.channels, plan.patch, plan.offset, plan.residual) for plan in (net.plan, small.plan)]
+    if list(units) != nodes or outside[0] != outside[1] or any(units[name] < kept[name].sum() for name in nodes):
+        raise ValueError("the compact network has not the nodes and units that are alive in the searched one")
+
+
+def _rounded(net: DagNet, folded: DagNet) -> bool:
+    """Whether a constant was folded into a bias that then had to be rounded to single precision."""
+    pairs = zip(net.named_nodes().values(), folded.named_nodes().values(), strict=True)
+    changed = any(bool((new.bias.ne(old.bias) & new.bias.ne(0)).any()) for old, new in pairs)
+    return changed and next(net.parameters()).dtype != torch.float64
+
+
+def _random_inputs(net: DagNet, seed: int) -> list[Tensor]:
+    """Noise and uniform pictures of odd and even sizes (or vectors), around the values that the network sees."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes: list[tuple[int, ...]] = [(32, 32), (41, 23), (1, 7)] if net.plan.patch is not None else [(), ()]
+    shapes = [(4, net.plan.channels, *size) for size in sizes]
+    noise = [net.plan.offset + torch.randn(shape, generator=generator) for shape in shapes]
+    return noise + [torch.rand(shape, generator=generator) for shape in shapes]
+
+
+@torch.no_grad()
+def _compare(
+    net: DagNet, small: DagNet, kept: Mapping[str, Tensor], batches: Sequence[Tensor], dtype: torch.dtype
+) -> dict[str, tuple[float, float]]:
+    """For the whole network and every node of the compact one: largest absolute difference, largest absolute value."""
+    full, short = (copy.deepcopy(each).cpu().to(dtype) for each in (net, small))
+    measured: dict[str, list[Tensor]] = {}
+    for x in batches:
+        for name, y, z in _pairs(full, short, kept, x.cpu().to(dtype)):
+            measured.setdefault(name, []).append(torch.stack([(y - z).abs().max(), y.abs().max()]))
+    largest = {name: torch.stack(each).amax(dim=0) for name, each in measured.items()}  # amax keeps a NaN
+    return {name: (float(difference), float(value)) for name, (difference, value) in largest.items()}
+
+
+def _pairs(net: DagNet, small: DagNet, kept: Mapping[str, Tensor], x: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """What is to be equal: the outputs, and the states of every node on the units that survive."""
+    yield WHOLE, net(x), small(x)
+    full, short = net.states(x), small.states(x)
+    for name in list(short)[1:]:
+        whole, part = full[name].movedim(net.unit_axis, -1), short[name].movedim(small.unit_axis, -1)
+        yield name, whole[..., kept[name]], part[..., : int(kept[name].sum())]

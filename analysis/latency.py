@@ -1,0 +1,89 @@
+"""Measured time of a searched network and of the compact one, in turn, so that a drifting machine treats both alike."""
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from nas.models.dag import DagNet
+
+BATCHES = (1, 8, 64)
+SIDE = 64  # pixels of a picture
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call: the median and the quartiles around it."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Two networks on one batch.
+
+    Attributes:
+        shape: of the input, the batch size first.
+        threads: of torch.
+        rounds: calls of each network.
+        supernet: time of the searched network.
+        compact: time of the compact network.
+        speed_up: ratio of their medians.
+    """
+
+    shape: tuple[int, ...]
+    threads: int
+    rounds: int
+    supernet: Timing
+    compact: Timing
+    speed_up: float
+
+
+@torch.no_grad()
+def latency(
+    net: DagNet, small: DagNet, *, batches: Sequence[int] = BATCHES, side: int = SIDE, seconds: float = 2.0
+) -> tuple[Latency, ...]:
+    """Time two networks, on the CPU, on batches of random pictures of ``side`` x ``side`` pixels (or vectors).
+
+    Args:
+        net: the searched network.
+        small: the compact network.
+        batches: batch sizes.
+        side: height and width of the pictures.
+        seconds: about how long each batch size may take; three rounds are made at least.
+    """
+    size = (side, side) if net.plan.patch is not None else ()
+    return tuple(_time(net, small, torch.rand(batch, net.plan.channels, *size), seconds) for batch in batches)
+
+
+def _time(net: DagNet, small: DagNet, x: Tensor, seconds: float) -> Latency:
+    rounds = list(_rounds(net, small, x, seconds))
+    supernet, compact = (_summarise(column) for column in zip(*rounds, strict=True))
+    ratio = supernet.median / compact.median
+    return Latency(tuple(x.shape), torch.get_num_threads(), len(rounds), supernet, compact, ratio)
+
+
+def _rounds(net: DagNet, small: DagNet, x: Tensor, seconds: float, most: int = 200) -> Iterator[tuple[float, float]]:
+    """Seconds of one call of each, again and again; the first round warms up and is not counted."""
+    began = time.perf_counter()
+    for k in count():
+        start = time.perf_counter()
+        net(x)
+        middle = time.perf_counter()
+        small(x)
+        end = time.perf_counter()
+        if k > 0:
+            yield middle - start, end - middle
+        if k >= 3 and (end - began > seconds or k >= most):
+            return
+
+
+def _summarise(times: Sequence[float]) -> Timing:
+    lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
+    return Timing(median, lower, upper)
