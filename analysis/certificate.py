@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas.analysis.changes import NodeChanges, changes
 from nas.models.alive import find_alive
@@ -125,9 +125,11 @@ def certify(net: DagNet, small: DagNet, inputs: Sequence[Tensor] = (), *, seed: 
     )
 
 
-def fingerprint(net: DagNet) -> str:
-    """SHA-256 over the plan and the names, shapes, types and bytes of all tensors; 64 hexadecimal digits."""
-    digest = hashlib.sha256(json.dumps(net.plan.to_dict(), sort_keys=True).encode())
+def fingerprint(net: nn.Module) -> str:
+    """SHA-256 over the plan (of any other module its class) and the names, shapes, types and bytes of all tensors; 64
+    hexadecimal digits."""
+    layout = json.dumps(net.plan.to_dict(), sort_keys=True) if isinstance(net, DagNet) else type(net).__name__
+    digest = hashlib.sha256(layout.encode())
     for name, tensor in sorted(net.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

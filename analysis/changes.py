@@ -71,8 +71,8 @@ def changes(net: DagNet) -> tuple[NodeChanges, ...]:
             for skip, gate in zip(node.plan.skips, node.gates.tolist(), strict=True)
             if (skip.source, name) not in after.skips
         }
-        because = {} if name == OUTPUT else _indices(idle)  # the output is kept whole, whatever it computes
-        found.append(NodeChanges(name, len(kept), int(kept.sum()), _indices(removed), because, edges, skips))
+        because = {} if name == OUTPUT else indices(idle)  # the output is kept whole, whatever it computes
+        found.append(NodeChanges(name, len(kept), int(kept.sum()), indices(removed), because, edges, skips))
     return tuple(found)
 
 
@@ -101,5 +101,5 @@ def _read_with_padding(net: DagNet, name: str, alive: Mapping[str, Tensor]) -> T
     return found
 
 
-def _indices(masks: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def indices(masks: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {reason: tuple(mask.nonzero()[:, 0].tolist()) for reason, mask in masks.items() if mask.any()}

@@ -1,24 +1,73 @@
 """Extraction: the compact network, and the evidence that it computes the same function."""
 
+import copy
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TypeVar, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from nas.analysis.certificate import Certificate, certify
+from nas.analysis.certificate import Certificate, Difference, certify, fingerprint
+from nas.analysis.shrink import shrink
 from nas.models.compact import compact
 from nas.models.dag import DagNet
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def extract(net: DagNet, inputs: Sequence[Tensor] = (), *, seed: int = 0) -> tuple[DagNet, Certificate]:
+
+def extract(net: Model, inputs: Sequence[Tensor] = (), *, seed: int = 0) -> tuple[Model, Certificate]:
     """The compact network inside ``net`` and the evidence that it equals ``net``, which is left as it is.
 
     Args:
-        net: a searched supernet, or any `DagNet` with exact zeros.
-        inputs: real inputs to compare on besides random ones, each without the batch axis.
+        net: a searched supernet or any `DagNet` with exact zeros; or any other module with exact zeros that `torch.fx`
+            can trace (`nas.analysis.shrink`), compared in evaluation mode.
+        inputs: real inputs to compare on besides random ones, each without the batch axis. A module that is no
+            `DagNet` needs at least one, to know its shape.
         seed: of the random inputs.
 
     Returns:
-        The compact network and its certificate; look at ``certificate.holds``.
+        The compact network, of the class of ``net``, and its certificate; look at ``certificate.holds``.
+
+    Raises:
+        ValueError: a module that is no `DagNet` comes without inputs, cannot be traced or returns no tensor.
     """
-    small = compact(net)
-    return small, certify(net, small, inputs, seed=seed)
+    if isinstance(net, DagNet):
+        small = compact(net)
+        return cast(Model, small), certify(net, small, inputs, seed=seed)
+    if not inputs:
+        raise ValueError(f"extract: {type(net).__name__} is no DagNet; give one input at least, to know its shape")
+    batches = [*(each[None] for each in inputs), *_random_like(inputs[0], seed)]
+    shrunk, found = shrink(net, batches[0])
+    single, double = (_compare(net, batches, dtype) for dtype in (torch.float32, torch.float64))
+    certificate = Certificate(
+        **asdict(Difference(single[0], *double)),
+        num_random=sum(map(len, batches)) - len(inputs),
+        num_given=len(inputs),
+        changes=found,
+        hashes={"supernet": fingerprint(net), "compact": fingerprint(shrunk)},
+    )
+    return cast(Model, shrunk), certificate
+
+
+def _random_like(example: Tensor, seed: int) -> list[Tensor]:
+    """Noise and uniform numbers in the shape of the example; none for inputs that are no real numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (4, *example.shape)
+    draws = (torch.randn, torch.rand) if example.is_floating_point() else ()
+    return [draw(shape, generator=generator) for draw in draws]
+
+
+@torch.no_grad()
+def _compare(net: nn.Module, batches: Sequence[Tensor], dtype: torch.dtype) -> tuple[float, float]:
+    """Largest absolute difference of ``net`` and its smaller copy, and largest absolute output, in this precision."""
+
+    def to_dtype(x: Tensor) -> Tensor:
+        return x.cpu().to(dtype) if x.is_floating_point() else x.cpu()
+
+    full = copy.deepcopy(net).cpu().to(dtype).eval()
+    short, _ = shrink(full, to_dtype(batches[0]))
+    outputs = [(full(to_dtype(x)), short(to_dtype(x))) for x in batches]
+    if not all(isinstance(y, Tensor) for y, _ in outputs):
+        raise ValueError(f"extract: {type(net).__name__} must return one tensor to be compared")
+    return max(float((y - z).abs().max()) for y, z in outputs), max(float(y.abs().max()) for y, _ in outputs)

@@ -5,7 +5,7 @@ import math
 import operator
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from nas.analysis.changes import FOLDED, PADDED, UNREAD, ZERO, NodeChanges, indices
+
+UNKNOWN = "unknown operation"
 POINTWISE_MODULES = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Sigmoid),
     *(nn.Tanh, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid, nn.Softsign, nn.Identity),
@@ -40,23 +43,8 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 DROPOUT_FUNCTIONS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
 
 
-@dataclass
-class Report:
-    """What a shrinking did.
-
-    Attributes:
-        layers: for every linear, convolution and normalisation module its (inputs, outputs) before and after.
-        folded: for every module whose bias took up constants how many channels it took them from.
-        kept: channels that could not be removed although they are constant, or not looked into, and why.
-    """
-
-    layers: dict[str, tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
-    folded: dict[str, int] = field(default_factory=dict)
-    kept: list[str] = field(default_factory=list)
-
-
 @torch.no_grad()
-def shrink(model: nn.Module, example: Tensor) -> tuple[nn.Module, Report]:
+def shrink(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[NodeChanges, ...]]:
     """A smaller copy of ``model`` that computes the same function in evaluation mode; ``model`` is left as it is.
 
     A channel (of a convolution, axis 1) or feature (of a linear layer) goes if nothing reads it, or if it is constant
@@ -70,7 +58,8 @@ def shrink(model: nn.Module, example: Tensor) -> tuple[nn.Module, Report]:
         example: one batch for it; its shape tells how flatten lays out channels.
 
     Returns:
-        The copy, with the same modules but fewer channels in them, and what was done.
+        The copy, with the same modules but fewer channels in them, and what was done to the channels that each linear,
+        convolution and normalisation module puts out; besides them the operations that are not known.
 
     Raises:
         ValueError: the model cannot be traced.
@@ -78,10 +67,10 @@ def shrink(model: nn.Module, example: Tensor) -> tuple[nn.Module, Report]:
     small = copy.deepcopy(model).eval()
     channels = _Channels(small, example)
     channels.settle()
-    report = Report(kept=channels.reasons())
+    found = channels.changes()
     for call in channels.calls:
-        _narrow(call, channels, report)
-    return small, report
+        _narrow(call, channels)
+    return small, found
 
 
 @dataclass
@@ -184,6 +173,9 @@ class _Channels:
                 return lambda: self._combine(node, [tensors[0], tensors[0]])
         if function and node.target in SCALINGS and one and self._scalars(node, tensors[0]):
             return lambda: self._pointwise(node, tensors[0])
+        if function and node.target in (operator.mul, torch.mul) and one and self._gated(node, tensors[0]):
+            constant = self.constant[tensors[0]]
+            return lambda: self._follow(node, tensors[0], torch.where(constant == 0, constant, math.nan))
         if (function and node.target in POINTWISE_FUNCTIONS) or (method and node.target in POINTWISE_METHODS):
             return (lambda: self._pointwise(node, tensors[0])) if one else None
         if function and node.target in POOL_FUNCTIONS and one:
@@ -331,6 +323,11 @@ class _Channels:
             and all(a is source or isinstance(a, int | float) for a in node.args)
         )
 
+    def _gated(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether ``source`` is multiplied by a learned scalar."""
+        others = [a for a in node.args if a is not source]
+        return len(others) == 1 and isinstance(others[0], fx.Node) and _shape(others[0]) == ()
+
     # Which channels go together
 
     def _add(self, node: fx.Node, constant: Tensor, stays: bool = False) -> None:
@@ -403,27 +400,39 @@ class _Channels:
     def _range(self, node: fx.Node) -> slice:
         return slice(self.first[node], self.first[node] + len(self.constant[node]))
 
-    def reasons(self) -> list[str]:
-        """Why channels stay that might have gone."""
-        found = [f"all channels that {name} sees: it is not known how it treats them" for name in self.opaque.values()]
+    def changes(self) -> tuple[NodeChanges, ...]:
+        """What goes and what stays, and why."""
+        padded = {self._find(a) for call in self.calls if call.mixes for a in self._borders(call)}
+        found = []
         for call in self.calls:
-            if call.mixes:
-                constant = self.constant[call.source]
-                border = self.kept[call.source] & ~constant.isnan() & constant.ne(0) & (not call.takes_constants())
-                if number := int((border & self._reads(call)).sum()):
-                    found.append(f"{number} constant channels into the zero-padded convolution {call.name}")
-        return found
+            kept, constant = self.kept[call.target], self.constant[call.target]
+            roots = [self._find(self.first[call.target] + i) in padded for i in range(len(kept))]
+            removed = {
+                ZERO: ~kept & constant.eq(0),
+                FOLDED: ~kept & ~constant.isnan() & constant.ne(0),
+                UNREAD: ~kept & constant.isnan(),
+            }
+            because = {PADDED: kept & ~constant.isnan() & constant.ne(0) & torch.tensor(roots)}
+            found.append(NodeChanges(call.name, len(kept), int(kept.sum()), indices(removed), indices(because), {}, {}))
+        for node, name in self.opaque.items():
+            seen = sum(len(self.constant[source]) for source in node.all_input_nodes if source in self.constant)
+            found.append(NodeChanges(name, seen, seen, {}, {UNKNOWN: tuple(range(seen))}, {}, {}))
+        return tuple(found)
+
+    def _borders(self, call: _Call) -> list[int]:
+        """The numbers of the constant channels that a zero-padded convolution would turn into a border."""
+        constant = self.constant[call.source]
+        stay = self.kept[call.source] & ~constant.isnan() & constant.ne(0) & self._reads(call)
+        return [] if call.takes_constants() else (stay.nonzero()[:, 0] + self.first[call.source]).tolist()
 
 
-def _narrow(call: _Call, channels: _Channels, report: Report) -> None:
+def _narrow(call: _Call, channels: _Channels) -> None:
     """Leave the kept channels in the module, and take constants of the others into its bias."""
     module, rows, columns = call.module, channels.kept[call.target], channels.kept[call.source]
-    before = (len(columns), len(rows))
     if call.mixes:
         constant = channels.constant[call.source].nan_to_num(0)
         gone = ~columns & constant.ne(0) & channels._reads(call)
         if gone.any():
-            report.folded[call.name] = int(gone.sum())
             bias = _bias(module) + call.weight()[:, gone].sum(2) @ constant[gone]
             module.bias = nn.Parameter(bias.to(module.weight.dtype))  # type: ignore[arg-type]
     for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
@@ -441,7 +450,6 @@ def _narrow(call: _Call, channels: _Channels, report: Report) -> None:
             setattr(module, name, int(mask.sum()))
     if isinstance(module, _ConvNd) and module.groups > 1:
         module.groups = int(rows.sum())
-    report.layers[call.name] = (before, (int(columns.sum()), int(rows.sum())))
 
 
 def _bias(module: nn.Module) -> Tensor:
@@ -453,7 +461,8 @@ def _bias(module: nn.Module) -> Tensor:
 
 
 def _shape(node: Any) -> tuple[int, ...]:
-    return tuple(node.meta["tensor_meta"].shape)
+    meta = node.meta.get("tensor_meta")
+    return tuple(meta.shape) if hasattr(meta, "shape") else (0, 0)
 
 
 def _first_line(problem: Exception) -> str:

@@ -1,6 +1,7 @@
 """Any module zeroed by anybody: the smaller copy computes the same function, and says what it did."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
 
+from nas.analysis import describe_changes, extract
 from nas.analysis.shrink import shrink
 
 
@@ -144,6 +146,11 @@ def assert_same_function(model, shape):
     assert single <= 1e-5
 
 
+def widths(found):
+    """Channels before and after, of every module that was looked into."""
+    return {each.node: (each.total, each.kept) for each in found}
+
+
 def size(model):
     return sum(p.numel() for p in model.parameters())
 
@@ -156,9 +163,10 @@ def test_the_smaller_copy_computes_the_same(make, shape, seed, part, bias):
     model = make()
     zero_at_random(model, part, bias, torch.Generator().manual_seed(seed))
     before = copy.deepcopy(model.state_dict())
-    small, report = shrink(model, torch.randn(2, *shape))
+    small, found = shrink(model, torch.randn(2, *shape))
     assert_same_function(model, shape)
-    assert size(small) <= size(model) + sum(map(len, report.folded))
+    assert sum(each.kept for each in found) <= sum(each.total for each in found)
+    assert all(each.total == each.kept + sum(map(len, each.removed.values())) for each in found)
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
     assert model.training
     again, _ = shrink(small, torch.randn(2, *shape))
@@ -176,10 +184,10 @@ def zero(model, name, *channels):
 def test_a_dead_neuron_goes_with_its_column():
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
     zero(model, "0", 1, 3)
-    small, report = shrink(model, torch.randn(2, 4))
-    assert report.layers == {"0": ((4, 5), (4, 3)), "2": ((5, 2), (3, 2))}
+    small, found = shrink(model, torch.randn(2, 4))
+    assert widths(found) == {"0": (5, 3), "2": (2, 2)}
     assert small[0].out_features == small[2].in_features == 3
-    assert (report.folded, report.kept) == ({}, [])
+    assert found[0].removed == {"zero": (1, 3)}
 
 
 def test_a_free_bias_is_folded_T26():
@@ -188,9 +196,9 @@ def test_a_free_bias_is_folded_T26():
     with torch.no_grad():
         for p, value in zip(model.parameters(), values, strict=True):
             p.copy_(torch.tensor(value))
-    small, report = shrink(model, torch.randn(2, 2))
+    small, found = shrink(model, torch.randn(2, 2))
     assert small(torch.tensor([[0.3, 0.1]])).item() == pytest.approx(0.2)
-    assert report.folded == {"2": 1}
+    assert found[0].removed == {"constant, folded into biases": (0,)}
     assert small[0].weight.tolist() == [[1, -1]]
 
 
@@ -199,8 +207,10 @@ def test_what_nobody_reads_goes_to_the_fixpoint():
     with torch.no_grad():
         model[4].weight[:, 2:] = 0  # four units of the second layer are read by nobody
         model[2].weight[:2, 1:] = 0  # and then four of the first
-    _, report = shrink(model, torch.randn(2, 4))
-    assert report.layers == {"0": ((4, 5), (4, 1)), "2": ((5, 6), (1, 2)), "4": ((6, 2), (2, 2))}
+    small, found = shrink(model, torch.randn(2, 4))
+    assert widths(found) == {"0": (5, 1), "2": (6, 2), "4": (2, 2)}
+    assert [tuple(small[k].weight.shape) for k in (0, 2, 4)] == [(1, 4), (2, 1), (2, 2)]
+    assert found[1].removed == {"read by nobody": (2, 3, 4, 5)}
 
 
 def test_a_constant_into_a_padded_convolution_stays_and_is_named():
@@ -208,22 +218,31 @@ def test_a_constant_into_a_padded_convolution_stays_and_is_named():
     with torch.no_grad():
         model[0].weight[0] = 0
         model[0].bias[0] = 1.0
-    small, report = shrink(model, torch.randn(1, 1, 5, 5))
+    small, found = shrink(model, torch.randn(1, 1, 5, 5))
     assert size(small) == size(model)
-    assert report.kept == ["1 constant channels into the zero-padded convolution 2"]
+    assert found[0].kept_because == {"constant into a zero-padded convolution": (0,)}
     model[2].padding = (0, 0)
-    small, report = shrink(model, torch.randn(1, 1, 5, 5))
+    small, found = shrink(model, torch.randn(1, 1, 5, 5))
     assert small[0].out_channels == 2
-    assert report.folded == {"2": 1}
+    assert found[0].removed == {"constant, folded into biases": (0,)}
 
 
 def test_a_sum_keeps_what_any_summand_needs():
     model = Residual(norm=False)
     zero(model, "stem", 0, 1)
     zero(model, "two", 1, 2)
-    _, report = shrink(model, torch.randn(1, 3, 6, 6))
-    assert report.layers["stem"] == ((3, 6), (3, 5))  # only channel 1 is dead in both
-    assert report.layers["two"] == ((8, 6), (8, 5))
+    _, found = shrink(model, torch.randn(1, 3, 6, 6))
+    assert widths(found)["stem"] == widths(found)["two"] == (6, 5)  # only channel 1 is dead in both
+
+
+def test_gates_are_scalars_that_pass_channels_on():
+    model = ScalarSkip()
+    zero(model, "one", 0, 1, 2)
+    zero(model, "two", 0, 1, 5)
+    small, found = shrink(model, torch.randn(2, 5))
+    assert widths(found)["one"] == widths(found)["two"] == (7, 5)  # 0 and 1 are dead in both summands
+    assert_same_function(model, (5,))
+    assert small.head.in_features == 5
 
 
 def test_an_unknown_operation_keeps_what_it_sees_and_is_named():
@@ -237,17 +256,18 @@ def test_an_unknown_operation_keeps_what_it_sees_and_is_named():
 
     model = Odd()
     zero(model, "one", 1)
-    small, report = shrink(model, torch.randn(2, 4))
+    small, found = shrink(model, torch.randn(2, 4))
     assert size(small) == size(model)
-    assert report.kept == ["all channels that cumsum sees: it is not known how it treats them"]
+    assert found[-1].node == "cumsum"
+    assert found[-1].kept_because == {"unknown operation": (0, 1, 2, 3, 4)}
     assert_same_function(model, (4,))
 
 
 def test_a_layer_that_dies_altogether_keeps_one_channel():
     model = vgg(norm=False)
     zero(model, "4", *range(8))
-    small, report = shrink(model, torch.randn(1, 3, 8, 8))
-    assert report.layers["4"][1][1] == 1
+    _, found = shrink(model, torch.randn(1, 3, 8, 8))
+    assert widths(found)["4"] == (8, 1)
     assert_same_function(model, (3, 8, 8))
 
 
@@ -255,9 +275,9 @@ def test_weights_zeroed_by_torch_pruning():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     prune.ln_structured(model[0], "weight", amount=0.5, n=2, dim=0)
     prune.remove(model[0], "weight")
-    small, report = shrink(model, torch.randn(2, 6))
+    small, found = shrink(model, torch.randn(2, 6))
     assert small[0].out_features == 4
-    assert report.folded == {"2": 4} or report.folded["2"] <= 4  # the biases of the pruned rows, where positive
+    assert sum(map(len, found[0].removed.values())) == 4  # their biases are folded where they are positive
     assert_same_function(model, (6,))
 
 
@@ -286,3 +306,23 @@ def test_a_model_that_cannot_be_traced_is_refused():
 
     with pytest.raises(ValueError, match="torch.fx cannot trace Branch: symbolically traced variables cannot be used"):
         shrink(Branch(), torch.randn(2, 2))
+
+
+@pytest.mark.parametrize(("make", "shape"), MODELS.values(), ids=MODELS)
+def test_extraction_certifies_any_module(make, shape):
+    torch.manual_seed(0)
+    model = make()
+    zero_at_random(model, 0.4, False, torch.Generator().manual_seed(0))
+    small, certificate = extract(model, [torch.randn(shape), torch.randn(shape)])
+    assert type(small) is type(model)
+    assert certificate.holds
+    assert certificate.max_abs_float64 <= 1e-10 * max(1, certificate.max_output)
+    assert (certificate.num_random, certificate.num_given) == (8, 2)
+    assert certificate.hashes["supernet"] != certificate.hashes["compact"]
+    assert "units" in describe_changes(certificate.changes)
+    json.dumps(certificate.to_dict())
+
+
+def test_extraction_of_any_module_needs_an_input():
+    with pytest.raises(ValueError, match="Linear is no DagNet; give one input at least, to know its shape"):
+        extract(nn.Linear(2, 2))
