@@ -32,9 +32,10 @@ from nas.models.dag import DagNet
 from nas.models.store import load, save
 from nas.search.baselines import baselines
 from nas.search.config import SearchConfig, check_seed
+from nas.search.data import Pictures
 from nas.search.images import read_picture, to_array, write_picture
 from nas.search.path import Point, births, deaths
-from nas.search.retrain import retrain
+from nas.search.retrain import retrain, same_size
 from nas.search.run import COMPACT, DRAWINGS, PICTURES, RETRAINED, Run, Search
 from nas.search.tasks import Example, evaluate, restore, score
 from nas.search.use import beside, denoise_pixels
@@ -244,33 +245,27 @@ def run_retrain(options: Namespace) -> Result:
         torch.manual_seed(options.seed)
         net = DagNet(net.plan)
     before = evaluate(net, test)
-    bar = tqdm(total=options.epochs, unit="epoch", desc="retrain", delay=0.1)  # none for options that are refused
-
-    def progress(epoch: int, loss: float) -> None:
-        if epoch % 5 == 1:  # whole pictures take a fifth of the time of an epoch
-            bar.set_postfix_str(f"loss {loss:.5f}, PSNR {evaluate(net, validation).psnr:.2f} dB")
-        bar.update()
-
-    batches = run.batches(data, run.config.seed + 1 + options.seed)  # other crops and noise than in the search
-    with bar:
-        retrain(
-            net,
-            batches,
-            run.task().loss,
-            epochs=options.epochs,
-            steps=run.config.steps,
-            lr=options.lr,
-            on_epoch=progress,
-        )
-    after = evaluate(net, test)
+    _train_to_the_end(net, run, data, validation, options, "retrain")
+    measured = {"before retraining": before, "retrained network": evaluate(net, test)}
+    if options.compare:
+        torch.manual_seed(options.seed)
+        supernet = run.supernet(0)
+        for title, other in (
+            ("same size, built by hand", same_size(net, supernet)),
+            ("the supernet, dense", DagNet(supernet.plan)),
+        ):
+            _train_to_the_end(other, run, data, validation, options, title)
+            measured[title] = evaluate(other, test)
     noisy = score(test, [example.observed for example in test])
     classical = baselines(run.config.sigma, validation, test)
+    after = measured["retrained network"]
     result = {
         "psnr": after.psnr,
         "psnr_noisy": noisy.psnr,
         "ssim": after.ssim,
         "psnr_before": before.psnr,
         "baselines": {name: result.psnr for name, result in classical.items()},
+        "compared": {title: each.psnr for title, each in list(measured.items())[2:]},
         "params": sum(p.numel() for p in net.parameters()),
         "from_scratch": options.from_scratch,
     }
@@ -282,11 +277,40 @@ def run_retrain(options: Namespace) -> Result:
     replacing_folder(run.folder / RETRAINED, write)
     replacing_folder(run.folder / PICTURES, lambda folder: _write_pictures(net, test, folder))
     print(f"mean over {len(test)} held-out pictures      PSNR      SSIM")
-    rows = {"noisy": noisy, **classical, "before retraining": before, "retrained network": after}
-    for name, measured in rows.items():
-        print(f"  {name:<28}{measured.psnr:>8.2f} dB{measured.ssim:>8.3f}")
+    for name, each in {"noisy": noisy, **classical, **measured}.items():
+        print(f"  {name:<28}{each.psnr:>8.2f} dB{each.ssim:>8.3f}")
     print(f"wrote {run.folder / RETRAINED} and {run.folder / PICTURES}")
     return result
+
+
+def _train_to_the_end(
+    net: DagNet, run: Run, data: Pictures, validation: list[Example], options: Namespace, title: str
+) -> None:
+    """Train ``net`` with the options of nas retrain, with a progress bar; it ends with its best weights."""
+    bar = tqdm(total=options.epochs, unit="epoch", desc=title, delay=0.1)  # none for options that are refused
+
+    def progress(epoch: int, loss: float) -> None:
+        bar.set_postfix_str(f"loss {loss:.5f}", refresh=False)
+        bar.update()
+
+    def validate() -> float:
+        psnr = evaluate(net, validation).psnr
+        bar.set_description(f"{title}, PSNR {psnr:.2f} dB")
+        return psnr
+
+    batches = run.batches(data, run.config.seed + 1 + options.seed)  # other crops and noise than in the search
+    with bar:
+        retrain(
+            net,
+            batches,
+            run.task().loss,
+            epochs=options.epochs,
+            steps=run.config.steps,
+            lr=options.lr,
+            on_epoch=progress,
+            validate=validate,
+            patience=options.patience,
+        )
 
 
 def denoise(options: Namespace) -> Result:
@@ -354,6 +378,16 @@ def _parser() -> ArgumentParser:
     retrained.add_argument("--epochs", type=int, default=120, help="epochs, as long as those of the search")
     retrained.add_argument("--lr", type=float, default=0.005, help="highest learning rate of the one-cycle schedule")
     retrained.add_argument("--from_scratch", action="store_true", help="forget the found weights, keep the topology")
+    retrained.add_argument(
+        "--patience",
+        type=int | None,
+        help="stop after so many looks (every 5 epochs) without a better validation PSNR",
+    )
+    retrained.add_argument(
+        "--compare",
+        action="store_true",
+        help="train two more networks alike, from scratch: one of the same size built by hand, and the dense supernet",
+    )
     retrained.add_argument("--seed", type=int, default=0, help="of the crops, the noise and new weights")
 
     denoised = _make("Clean a picture with the retrained network (the compact one if it was not retrained).")

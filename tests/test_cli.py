@@ -136,7 +136,9 @@ def test_the_main_job(place, search_result):
 
 def test_from_scratch_and_other_epochs(place, search_result):
     assert last_json(nas("extract", "run", "--epoch=1", "--no-latency", "--json", cwd=place))["epoch"] == 1
-    assert last_json(nas("retrain", "run", "--epochs=1", "--from-scratch", "--json", cwd=place))["from_scratch"]
+    result = last_json(nas("retrain", "run", "--epochs=1", "--from-scratch", "--compare", "--json", cwd=place))
+    assert result["from_scratch"]
+    assert list(result["compared"]) == ["same size, built by hand", "the supernet, dense"]
     assert last_json(nas("show", "run", "--epoch=0", "--level=unit", "--json", cwd=place))["skips"]["alive"] == 0
 
 
