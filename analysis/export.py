@@ -82,7 +82,9 @@ def write_torch_export(net: DagNet, path: Path) -> nn.Module:
     """A program for `torch.export.load`: any batch size, and pictures with sides larger than the patch."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its own inside
-        program = torch.export.export(_plain(net), (_example(net),), dynamic_shapes=(dict.fromkeys(_axes(net), Dim.DYNAMIC),))
+        program = torch.export.export(
+            _plain(net), (_example(net),), dynamic_shapes=(dict.fromkeys(_axes(net), Dim.DYNAMIC),)
+        )
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # paths on this machine
         torch.export.save(program, path)

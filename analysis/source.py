@@ -11,7 +11,7 @@ from nas.models.plan import INPUT, OUTPUT, Node, Plan
 WIDTH = 120  # characters of a line
 ACTIVATION_CODE = {"right_relu": "F.relu({})", "relu": "F.relu({})", "identity": "{}"}
 
-TEMPLATE = '''"""A network found by bregman-nas, in plain PyTorch. Its weights: the file of the same name, .safetensors."""
+TEMPLATE = '''"""A network found by bregman-nas, in plain PyTorch; its weights are in the .safetensors beside it."""
 
 from pathlib import Path
 

@@ -15,8 +15,7 @@ import pytest
 from PIL import Image
 
 from nas.cli import VERBS, main
-from nas.models import conv_skip_autoencoder
-from nas.models.store import save
+from nas.models import conv_skip_autoencoder, load
 from nas.search import Run, Search, SearchConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,6 +123,50 @@ def test_from_scratch_and_other_epochs(place, search_result):
     assert last_json(nas("show", "run", "--epoch=0", "--level=unit", "--json", cwd=place))["skips"]["alive"] == 0
 
 
+@pytest.mark.parametrize(("format", "names"), [("python", ["model.py", "model.safetensors"]), ("onnx", ["model.onnx"])])
+def test_export(place, search_result, inside, capsys, format, names):
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+    folder = place / "run" / "export"
+    assert main(["export", "run", f"--format={format}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert found["files"] == {f"run/export/{name}": (folder / name).stat().st_size for name in names}
+    assert found["network"] in ("run/compact", "run/retrained")
+    assert found["format"] == format
+    assert 0 <= found["max_abs"] <= 1e-5
+    assert inside("export", "run", f"--format={format}")[0] == 0  # its own folder needs no --force
+    shutil.rmtree(folder)
+
+
+def test_export_to_a_file_replaces_nothing_unless_forced(place, search_result, inside):
+    (place / "mine.safetensors").write_text("mine")
+    words = ["export", "run", "--format=python", "-o", "mine.py"]
+    code, error = inside(*words)
+    assert code == 2
+    assert "mine.safetensors exists; choose another -o, or --force to replace it" in error
+    assert not (place / "mine.py").exists()
+    assert inside(*words, "--force")[0] == 0
+    assert (place / "mine.safetensors").read_bytes() != b"mine"
+    assert "class Model(nn.Module)" in (place / "mine.py").read_text()
+
+
+def test_an_export_that_fails_leaves_nothing(place, search_result, inside, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, error = inside("export", "run", "--format=onnx")
+    assert code == 2
+    assert error.endswith("pip install 'bregman-nas[onnx]'")
+    assert not (place / "run" / "export").exists()
+
+
+def test_extract_in_blocks(place, search_result, inside):
+    assert inside("extract", "run", "--round-to=3")[0] == 0
+    net = load(place / "run" / "compact")
+    assert all(node.units % 3 == 0 for node in net.plan.nodes[:-1])
+    assert inside("extract", "run", "--round-to=0")[0] == 2
+    assert inside("extract", "run")[0] == 0
+
+
 def test_a_search_too_short_to_grow_says_so(place, inside):
     code, error = inside("search", *TINY, "--data-root=data", "--entry-time=500", "--epochs=1", "--out=short")
     assert code == 0
@@ -144,8 +187,7 @@ def test_a_retrained_network_of_another_extraction_is_not_used(place, search_res
     for name in ("config.yaml", "compact"):
         source, target = place / "run" / name, place / "stale" / name
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
-    (place / "stale" / "retrained").mkdir()
-    save(conv_skip_autoencoder(depth=1, width=1), place / "stale" / "retrained")
+    conv_skip_autoencoder(depth=1, width=1).save_pretrained(place / "stale" / "retrained")
     code, error = inside("denoise", "stale", "colour.png", "-o", "other.png")
     assert code == 0
     assert "stale/retrained is of an earlier extraction and not used" in error
@@ -213,6 +255,12 @@ def test_ctrl_c_leaves_a_valid_run(place, search_result):
         ),
         (["denoise", "run", "colour.png", "-o", "data/0.png"], "data/0.png exists; choose another -o"),
         (["denoise", "run", "colour.png", "-o", "nowhere/x.png"], "nowhere/x.png: No such file"),
+        (["export", "run"], "format"),
+        (["export", "run", "--format=tflite"], "tflite"),
+        (["export", "nowhere", "--format=python"], "nowhere holds no run"),
+        (["export", "run", "--format=python", "-o", "x.onnx"], r"must be named \*.py, got x.onnx"),
+        (["export", "run", "--format=python", "-o", "nowhere/x.py"], "nowhere is no folder"),
+        (["extract", "run", "--round-to=-8"], "round_to must be an integer from 1"),
         (["retrain", "run", "--seed=-1"], "seed must lie between 0 and"),
         (["search", "--seed=99999999999"], "seed must lie between 0 and"),
         (["show", "run", "--epoch=x"], "epoch.*x"),
