@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from nas.models.dag import DagNet
+from nas.models.dag import ACTIVATIONS, DagNet
 from nas.models.plan import Plan
 
 
@@ -24,10 +24,9 @@ def load(folder: Path | str) -> DagNet:
         text = (folder / "config.json").read_text(encoding="utf-8")
         plan = Plan.from_dict(json.loads(text, object_pairs_hook=_without_repetition))
         tensors = load_file(folder / "model.safetensors")
-        with torch.device("meta"):  # sizes only: a damaged plan must not fill the memory
-            expected = {name: tensor.shape for name, tensor in DagNet(plan).state_dict().items()}
-        if {name: tensor.shape for name, tensor in tensors.items()} != expected:
-            raise ValueError("config.json and model.safetensors are of different networks")
+        plan.check(ACTIVATIONS)
+        if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != _shapes(plan):
+            raise ValueError("config.json and model.safetensors are of different networks")  # before memory is taken
         net = DagNet(plan).to(_dtype(list(tensors.values())))
         net.load_state_dict(tensors)
     except (ValueError, TypeError, AttributeError, KeyError, SafetensorError, RuntimeError) as problem:
@@ -39,6 +38,17 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
         raise ValueError(f"a key stands twice among {[name for name, _ in pairs]}")
     return dict(pairs)
+
+
+def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in the ``state_dict`` of the network."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for node in plan.nodes:
+        for source, kernel in node.edges.items():
+            sides = () if kernel is None else (kernel, kernel)
+            shapes[f"nodes.{node.name}.edges.{source}"] = (node.num_rows, plan.units[source], *sides)
+        shapes |= {f"nodes.{node.name}.bias": (node.num_rows,), f"nodes.{node.name}.gates": (len(node.skips),)}
+    return shapes
 
 
 def _dtype(tensors: list[torch.Tensor]) -> torch.dtype:
