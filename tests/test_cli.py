@@ -123,10 +123,10 @@ def test_from_scratch_and_other_epochs(place, search_result):
     assert last_json(nas("show", "run", "--epoch=0", "--level=unit", "--json", cwd=place))["skips"]["alive"] == 0
 
 
-@pytest.mark.parametrize(("format", "names"), [("python", ["model.py", "model.safetensors"]), ("onnx", ["model.onnx"])])
+@pytest.mark.parametrize(
+    ("format", "names"), [("python", ["model.py", "model.safetensors"]), ("torch-export", ["model.pt2"])]
+)
 def test_export(place, search_result, inside, capsys, format, names):
-    if format == "onnx":
-        pytest.importorskip("onnxscript")
     folder = place / "run" / "export"
     assert main(["export", "run", f"--format={format}", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
