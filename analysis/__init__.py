@@ -5,6 +5,7 @@ from nas.analysis.changes import changes, describe_changes
 from nas.analysis.cost import Cost, cost
 from nas.analysis.curves import draw_growth
 from nas.analysis.draw import draw
+from nas.analysis.export import export
 from nas.analysis.extract import extract
 from nas.analysis.graph_files import read_graph, write_graph
 from nas.analysis.latency import latency
@@ -22,6 +23,7 @@ __all__ = [
     "describe_changes",
     "draw",
     "draw_growth",
+    "export",
     "extract",
     "fingerprint",
     "latency",

@@ -16,7 +16,9 @@ from nas.models.dag import DagNet
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def extract(net: Model, inputs: Sequence[Tensor] = (), *, seed: int = 0) -> tuple[Model, Certificate]:
+def extract(
+    net: Model, inputs: Sequence[Tensor] = (), *, seed: int = 0, round_to: int = 1
+) -> tuple[Model, Certificate]:
     """The compact network inside ``net`` and the evidence that it equals ``net``, which is left as it is.
 
     Args:
@@ -25,16 +27,20 @@ def extract(net: Model, inputs: Sequence[Tensor] = (), *, seed: int = 0) -> tupl
         inputs: real inputs to compare on besides random ones, each without the batch axis. A module that is no
             `DagNet` needs at least one, to know its shape.
         seed: of the random inputs.
+        round_to: widen the hidden nodes of a `DagNet` to multiples of this by units that are zero.
 
     Returns:
         The compact network, of the class of ``net``, and its certificate; look at ``certificate.holds``.
 
     Raises:
-        ValueError: a module that is no `DagNet` comes without inputs, cannot be traced or returns no tensor.
+        ValueError: ``round_to`` is no size; a module that is no `DagNet` comes without inputs or with ``round_to``,
+            cannot be traced or returns no tensor.
     """
     if isinstance(net, DagNet):
-        small = compact(net)
+        small = compact(net, round_to=round_to)
         return cast(Model, small), certify(net, small, inputs, seed=seed)
+    if round_to != 1:
+        raise ValueError(f"extract(round_to=...) is for a DagNet, {type(net).__name__} is none")
     if not inputs:
         raise ValueError(f"extract: {type(net).__name__} is no DagNet; give one input at least, to know its shape")
     batches = [*(each[None] for each in inputs), *_random_like(inputs[0], seed)]

@@ -5,6 +5,7 @@ from nas.models.compact import compact
 from nas.models.dag import DagNet, right_relu
 from nas.models.plan import Node, Plan, Skip
 from nas.models.recipes import RECIPES, conv_skip_autoencoder, skip_autoencoder
+from nas.models.store import load
 
 __all__ = [
     "RECIPES",
@@ -16,6 +17,7 @@ __all__ = [
     "compact",
     "conv_skip_autoencoder",
     "find_alive",
+    "load",
     "right_relu",
     "skip_autoencoder",
 ]

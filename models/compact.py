@@ -1,6 +1,7 @@
 """The compact network inside a sparse one: the same function with nothing that is dead."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -8,24 +9,36 @@ from torch import Tensor
 from nas.models.alive import active_rows, find_alive, pick, reads
 from nas.models.dag import DagNet, DagNode
 from nas.models.fold import fold_constants
-from nas.models.plan import INPUT, OUTPUT, Node, Skip
+from nas.models.plan import INPUT, MAX_SIZE, OUTPUT, Node, Skip
 
 Tensors = dict[str, Tensor]
 
 
 @torch.no_grad()
-def compact(net: DagNet) -> DagNet:
+def compact(net: DagNet, *, round_to: int = 1) -> DagNet:
     """A new network of the same class with the alive units, edges and skips of ``net``, which is left as it is.
 
     Exact: what is left out contributes exactly 0 (`DagNode`), or a constant that the biases of its readers take up
     where that is the same (`fold_constants`). Only the order of floating point sums may change.
     A node whose units are all dead is left out; the input and the output keep their width. Where skips bring units
     that no row computes, the node keeps them as pure skips (`Node.rows`).
+
+    Args:
+        net: any network with exact zeros.
+        round_to: the numbers of units, and of rows, of hidden nodes are rounded up to a multiple of this by units that
+            are zero, for hardware that works in blocks.
+
+    Raises:
+        ValueError: ``round_to`` is no size.
     """
+    if not 1 <= round_to <= MAX_SIZE:
+        raise ValueError(f"round_to must be an integer from 1 to {MAX_SIZE}, got {round_to}")
     net, _ = fold_constants(net)
     alive = find_alive(net).units
     kept = {**alive, INPUT: torch.ones_like(alive[INPUT]), OUTPUT: torch.ones_like(alive[OUTPUT])}
     pieces = {name: _restrict(node, alive[name], kept) for name, node in net.named_nodes().items() if kept[name].any()}
+    if round_to > 1:
+        pieces = _rounded(pieces, {name: int(mask.sum()) for name, mask in kept.items()}, round_to)
     small = DagNet(dataclasses.replace(net.plan, nodes=tuple(node for node, _ in pieces.values())))
     parameter = next(net.parameters())
     small.to(device=parameter.device, dtype=parameter.dtype)
@@ -71,3 +84,51 @@ def _renumber(chosen: Tensor, indices: tuple[int, ...] | None, kept: Tensor) -> 
     old = torch.arange(len(chosen)) if indices is None else torch.tensor(indices, dtype=torch.long)
     new = (kept.cumsum(0) - 1)[old[chosen]].tolist()
     return None if new == list(range(int(kept.sum()))) else tuple(new)
+
+
+def _rounded(
+    pieces: Mapping[str, tuple[Node, Tensors]], before: Mapping[str, int], round_to: int
+) -> dict[str, tuple[Node, Tensors]]:
+    """The same nodes with numbers of units rounded up; those ``before`` are of the kept units."""
+    fixed = (INPUT, OUTPUT)
+    units = {name: n if name in fixed else _round_up(n, round_to) for name, n in before.items()}
+    return {name: _widen(node, tensors, before, units, round_to) for name, (node, tensors) in pieces.items()}
+
+
+def _widen(
+    plan: Node, tensors: Tensors, before: Mapping[str, int], units: Mapping[str, int], round_to: int
+) -> tuple[Node, Tensors]:
+    """The node with as many ``units`` as said for it and its sources instead of ``before``; the new ones are zero."""
+    name = plan.name
+    computed = list(range(plan.units)) if plan.rows is None else list(plan.rows)
+    num_rows = len(computed) if name == OUTPUT else _round_up(len(computed), round_to)
+    others = [unit for unit in range(units[name]) if unit not in set(computed)]
+    rows = sorted(computed + others[: num_rows - len(computed)])
+    places = torch.tensor([rows.index(unit) for unit in computed], dtype=torch.long)
+
+    wide = {"gates": tensors["gates"]}
+    for key, tensor in tensors.items():
+        if key != "gates":
+            columns = [] if key == "bias" else [units[key.removeprefix("edges.")]]
+            wide[key] = tensor.new_zeros(len(rows), *columns, *tensor.shape[2:])
+            wide[key][(places, slice(tensor.shape[1])) if columns else places] = tensor
+
+    skips = []
+    for skip in plan.skips:
+        take, put = skip.take, skip.put
+        if take is not None or put is not None or units[skip.source] != units[name]:  # the new units are not joined
+            take = _all_but_new(take, before[skip.source], units[skip.source])
+            put = _all_but_new(put, before[name], units[name])
+        skips.append(Skip(skip.source, take, put))
+    all_rows = len(rows) == units[name]
+    return dataclasses.replace(
+        plan, units=units[name], skips=tuple(skips), rows=None if all_rows else tuple(rows)
+    ), wide
+
+
+def _all_but_new(indices: tuple[int, ...] | None, before: int, units: int) -> tuple[int, ...] | None:
+    return tuple(range(before)) if indices is None and units > before else indices
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple

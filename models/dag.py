@@ -6,12 +6,15 @@ connected one.
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from nas.files import replacing, write_json
 from nas.models.plan import INPUT, OUTPUT, Node, Plan
 
 
@@ -154,3 +157,15 @@ class DagNet(nn.Module):
     def gate_parameters(self) -> dict[str, Parameter]:
         """For each node that skips arrive at the vector of its gates, in the order of ``node.skips``."""
         return {f"{name}.gates": node.gates for name, node in self.named_nodes().items() if node.plan.skips}
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write model.safetensors and config.json (the plan) into ``folder``; `nas.models.load` reads them.
+
+        Raises:
+            OSError: the folder cannot be made or written.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        replacing(folder / "model.safetensors", lambda temporary: save_file(tensors, temporary))
+        write_json(folder / "config.json", self.plan.to_dict())

@@ -1,13 +1,14 @@
 """The architecture of a network as plain data: what a configuration file holds and `DagNet` builds."""
 
 import dataclasses
-import math
+import sys
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 INPUT, OUTPUT = "in", "out"
+MAX_SIZE = 100_000  # far above what is useful; keeps a slip of the pen from filling the memory
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,15 @@ class Node:
 
     def check(self, before: Mapping[str, int], activations: Container[str]) -> None:
         """Raise ValueError, in one sentence, unless this node can follow the nodes ``before`` (with their units)."""
-        _require(isinstance(self.name, str) and self.name not in before, f"two nodes are named {self.name!r}")
-        _require(_is_size(self.units), f"node {self.name!r} must have a positive number of units, got {self.units!r}")
+        _require(_is_identifier(self.name), f"a node must have an identifier as its name, got {self.name!r}")
+        _require(self.name not in before, f"two nodes are named {self.name!r}")
+        _require(_is_size(self.units), f"node {self.name!r} must have 1 to {MAX_SIZE} units, got {self.units!r}")
         for source in [*self.edges, *(skip.source for skip in self.skips)]:
             _require(source in before, f"node {self.name!r} reads {source!r}, which is not before it")
         for kernel in self.edges.values():
             odd = kernel is None or (_is_size(kernel) and kernel % 2 == 1)
             _require(odd, f"node {self.name!r} has the kernel size {kernel!r}; it must be odd")
+        _require(isinstance(self.searched, bool), f"node {self.name!r} must have searched true or false")
         _require(self.activation in activations, f"node {self.name!r} has the unknown activation {self.activation!r}")
         _require(_fits(self.rows, self.units), f"the rows of node {self.name!r} are not units of it")
         sources = [skip.source for skip in self.skips]
@@ -99,9 +102,11 @@ class Plan:
 
     def check(self, activations: Container[str]) -> None:
         """Raise ValueError, in one sentence, unless `DagNet` can build this plan."""
-        _require(_is_size(self.channels), f"channels must be a positive integer, got {self.channels!r}")
-        _require(self.patch is None or _is_size(self.patch), f"patch must be a positive integer, got {self.patch!r}")
-        _require(isinstance(self.offset, int | float) and math.isfinite(self.offset), "offset must be a finite number")
+        size = f"must be an integer from 1 to {MAX_SIZE}, got"
+        _require(_is_size(self.channels), f"channels {size} {self.channels!r}")
+        _require(self.patch is None or _is_size(self.patch), f"patch {size} {self.patch!r}")
+        _require(_is_finite(self.offset), f"offset must be a finite number, got {self.offset!r}")
+        _require(isinstance(self.residual, bool), f"residual must be true or false, got {self.residual!r}")
         _require(
             bool(self.nodes) and self.nodes[-1].name == OUTPUT, f"the last node of a plan must be named {OUTPUT!r}"
         )
@@ -125,11 +130,7 @@ class Plan:
             ValueError: ``data`` is not the plan of a network.
         """
         try:
-            nodes = tuple(
-                Node(**{**node, "skips": tuple(_skip(skip) for skip in node["skips"]), "rows": _indices(node["rows"])})
-                for node in data["nodes"]
-            )
-            return cls(**{**data, "nodes": nodes})
+            return cls(**{**_complete(cls, data), "nodes": tuple(_node(node) for node in data["nodes"])})
         except (KeyError, TypeError, AttributeError) as problem:
             raise ValueError(f"this is not the plan of a network: {type(problem).__name__} {problem}") from None
 
@@ -140,18 +141,41 @@ def _require(condition: bool, sentence: str) -> None:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_SIZE
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_identifier(value: Any) -> bool:
+    """Whether it can be a part of a name in Python source, which an export writes."""
+    return isinstance(value, str) and value.isascii() and value.isidentifier()
 
 
 def _fits(indices: tuple[int, ...] | None, units: int) -> bool:
     """Whether these are increasing indices of ``units`` units."""
     if indices is None:
         return True
-    integers = all(isinstance(index, int) and 0 <= index < units for index in indices)
+    integers = all(type(index) is int and 0 <= index < units for index in indices)
     return integers and all(a < b for a, b in pairwise(indices))
 
 
+def _complete(kind: type, data: Any) -> dict[str, Any]:
+    """``data``, if its keys are the fields of the dataclass ``kind``."""
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if set(data) != fields:
+        raise KeyError(f"{kind.__name__} has the keys {sorted(fields)}, got {sorted(data)}")
+    return dict(data)
+
+
+def _node(data: Mapping[str, Any]) -> Node:
+    skips = tuple(_skip(skip) for skip in data["skips"])
+    return Node(**{**_complete(Node, data), "skips": skips, "rows": _indices(data["rows"])})
+
+
 def _skip(data: Mapping[str, Any]) -> Skip:
+    _complete(Skip, data)
     return Skip(data["source"], _indices(data["take"]), _indices(data["put"]))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from nas.models.dag import DagNet
-from nas.models.plan import INPUT, OUTPUT, Node, Plan, Skip
+from nas.models.plan import INPUT, MAX_SIZE, OUTPUT, Node, Plan, Skip
 
 
 def conv_skip_autoencoder(
@@ -83,9 +83,6 @@ def _chain(inputs: int, widths: Sequence[int], kernel: int | None) -> tuple[Node
         nodes.append(Node(name, width, {list(units)[-1]: kernel}, skips, activation="right_relu"))
         units[name] = width
     return tuple(nodes)
-
-
-MAX_SIZE = 100_000  # far above what is useful; keeps a slip of the pen from filling the memory
 
 
 def _check_positive(recipe: str, **sizes: int) -> None:

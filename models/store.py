@@ -1,31 +1,58 @@
-"""A network in a folder: config.json (its plan) and model.safetensors. Nothing from a file is executed."""
+"""A network from a folder that `DagNet.save_pretrained` wrote. Nothing from a file is executed."""
 
 import json
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from nas.models.dag import DagNet
+from nas.models.dag import ACTIVATIONS, DagNet
 from nas.models.plan import Plan
 
 
-def save(net: DagNet, folder: Path) -> None:
-    """Write ``net`` into an existing folder."""
-    (folder / "config.json").write_text(json.dumps(net.plan.to_dict(), indent=1) + "\n", encoding="utf-8")
-    save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, folder / "model.safetensors")
-
-
-def load(folder: Path) -> DagNet:
-    """The network that `save` wrote.
+def load(folder: Path | str) -> DagNet:
+    """The network in ``folder``, in the precision it was saved in.
 
     Raises:
         ValueError: the files are damaged or do not belong together.
         OSError: a file is missing or cannot be read.
     """
+    folder = Path(folder)
     try:
-        net = DagNet(Plan.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
-        net.load_state_dict(load_file(folder / "model.safetensors"))
-    except (ValueError, TypeError, AttributeError, SafetensorError, RuntimeError) as problem:
+        text = (folder / "config.json").read_text(encoding="utf-8")
+        plan = Plan.from_dict(json.loads(text, object_pairs_hook=_without_repetition))
+        tensors = load_file(folder / "model.safetensors")
+        plan.check(ACTIVATIONS)
+        if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != _shapes(plan):
+            raise ValueError("config.json and model.safetensors are of different networks")  # before memory is taken
+        net = DagNet(plan).to(_dtype(list(tensors.values())))
+        net.load_state_dict(tensors)
+    except (ValueError, TypeError, AttributeError, KeyError, SafetensorError, RuntimeError) as problem:
         raise ValueError(f"the network in {folder} is damaged: {' '.join(str(problem).split())}") from None
     return net
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError(f"a key stands twice among {[name for name, _ in pairs]}")
+    return dict(pairs)
+
+
+def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in the ``state_dict`` of the network."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for node in plan.nodes:
+        for source, kernel in node.edges.items():
+            sides = () if kernel is None else (kernel, kernel)
+            shapes[f"nodes.{node.name}.edges.{source}"] = (node.num_rows, plan.units[source], *sides)
+        shapes |= {f"nodes.{node.name}.bias": (node.num_rows,), f"nodes.{node.name}.gates": (len(node.skips),)}
+    return shapes
+
+
+def _dtype(tensors: list[torch.Tensor]) -> torch.dtype:
+    (dtype, *others) = {tensor.dtype for tensor in tensors}
+    if others or not dtype.is_floating_point:
+        raise ValueError("its tensors are not real floating-point numbers of one precision")
+    return dtype

@@ -20,6 +20,7 @@ from nas.analysis.changes import describe_changes
 from nas.analysis.cost import cost
 from nas.analysis.curves import draw_growth
 from nas.analysis.draw import draw
+from nas.analysis.export import FORMATS, export, files_of
 from nas.analysis.extract import extract
 from nas.analysis.graph_files import write_graph
 from nas.analysis.latency import Latency, latency
@@ -29,14 +30,14 @@ from nas.analysis.verify import read_record, verify
 from nas.files import replacing_folder, write_json
 from nas.models.compact import compact
 from nas.models.dag import DagNet
-from nas.models.store import load, save
+from nas.models.store import load
 from nas.search.baselines import baselines
 from nas.search.config import SearchConfig, check_seed
 from nas.search.data import Pictures
 from nas.search.images import read_picture, to_array, write_picture
 from nas.search.path import Point, births, deaths
 from nas.search.retrain import retrain, same_size
-from nas.search.run import COMPACT, DRAWINGS, PICTURES, RETRAINED, Run, Search
+from nas.search.run import COMPACT, DRAWINGS, EXPORT, PICTURES, RETRAINED, Run, Search
 from nas.search.tasks import Example, evaluate, restore, score
 from nas.search.use import beside, denoise_pixels
 from nas.steering import DeadTraining
@@ -184,7 +185,8 @@ def run_extract(options: Namespace) -> Result:
     run = Run.open(options.run)
     chosen = run.choose(options.epoch)
     net = run.supernet(chosen.snapshot.epoch)
-    small, certificate = extract(net, [example.observed for example in run.test(run.data())])
+    observed = [example.observed for example in run.test(run.data())]
+    small, certificate = extract(net, observed, round_to=options.round_to)
     sizes, supernet = cost(small), cost(net)
     timings = () if options.no_latency else latency(net, small)
     result = {
@@ -196,7 +198,7 @@ def run_extract(options: Namespace) -> Result:
     }
 
     def write(folder: Path) -> None:
-        save(small, folder)
+        small.save_pretrained(folder)
         write_json(folder / "certificate.json", result)
 
     replacing_folder(run.folder / COMPACT, write)
@@ -271,7 +273,7 @@ def run_retrain(options: Namespace) -> Result:
     }
 
     def write(folder: Path) -> None:
-        save(net, folder)
+        net.save_pretrained(folder)
         write_json(folder / "result.json", result)
 
     replacing_folder(run.folder / RETRAINED, write)
@@ -315,14 +317,7 @@ def _train_to_the_end(
 
 def denoise(options: Namespace) -> Result:
     run = Run.open(options.run)
-    folder = run.folder / COMPACT
-    net = _load(folder, f"nas extract {run.folder}")
-    if (run.folder / RETRAINED).is_dir():
-        retrained = load(run.folder / RETRAINED)
-        if retrained.plan == net.plan:
-            folder, net = run.folder / RETRAINED, retrained
-        else:
-            warnings.warn(f"{run.folder / RETRAINED} is of an earlier extraction and not used", stacklevel=1)
+    folder, net = _network(run)
     comparison = options.out.with_name(f"{options.out.stem}-before-after.png")
     for path in (options.out, comparison):
         if path.resolve() == options.picture.resolve():
@@ -338,6 +333,28 @@ def denoise(options: Namespace) -> Result:
     return {"network": str(folder), "files": [str(options.out), str(comparison)]}
 
 
+def run_export(options: Namespace) -> Result:
+    run = Run.open(options.run)
+    folder, net = _network(run)
+    out = options.out or run.folder / EXPORT / f"model{FORMATS[options.format]}"
+    files = files_of(out, options.format)
+    if options.out is None:
+        out.parent.mkdir(exist_ok=True)
+    elif not options.force and (taken := [file for file in files if file.exists()]):
+        raise ValueError(f"{taken[0]} exists; choose another -o, or --force to replace it")
+    try:
+        difference = export(net, out, options.format)
+    finally:
+        if options.out is None and not any(out.parent.iterdir()):
+            out.parent.rmdir()
+    sizes = {str(file): file.stat().st_size for file in files}
+    print(f"exported the network in {folder}")
+    for file, size in sizes.items():
+        print(f"  {file}  {size:,} bytes")
+    print(f"loaded again, its outputs differ by at most {difference:.1e} on random inputs of several sizes")
+    return {"network": str(folder), "format": options.format, "files": sizes, "max_abs": difference}
+
+
 VERBS: dict[str, Callable[[Namespace], Result]] = {
     "search": run_search,
     "resume": resume,
@@ -346,6 +363,7 @@ VERBS: dict[str, Callable[[Namespace], Result]] = {
     "verify": run_verify,
     "retrain": run_retrain,
     "denoise": denoise,
+    "export": run_export,
 }
 
 
@@ -370,6 +388,7 @@ def _parser() -> ArgumentParser:
     extracted = _make("Write the compact network and the certificate that it computes the same function.")
     extracted.add_argument("--epoch", type=int, help="epoch to extract (default: the one that the search picked)")
     extracted.add_argument("--no_latency", action="store_true", help="leave out measuring the time of both networks")
+    extracted.add_argument("--round_to", type=int, default=1, help="round hidden widths up to multiples, by zero units")
 
     verified = _make("Recompute the certificate from the stored networks; exit with 1 if it does not hold any more.")
     verified.add_argument("--seed", type=int, default=0, help="of the random inputs")
@@ -392,6 +411,11 @@ def _parser() -> ArgumentParser:
 
     denoised = _make("Clean a picture with the retrained network (the compact one if it was not retrained).")
 
+    exported = _make("Write the network for machines without this package; run and compared before it counts.")
+    exported.add_argument("--format", choices=list(FORMATS), required=True, help="plain PyTorch source, or a program")
+    exported.add_argument("-o", "--out", type=Path, help="file to write (default: export/model.* in the run folder)")
+    exported.add_argument("--force", action="store_true", help="replace the file -o if it exists")
+
     for verb, help_text, parser_of_verb in (
         ("search", "find a network", search),
         ("resume", "go on with an interrupted search", resumed),
@@ -400,6 +424,7 @@ def _parser() -> ArgumentParser:
         ("verify", "recompute the proof", verified),
         ("retrain", "train the compact network", retrained),
         ("denoise", "clean a picture", denoised),
+        ("export", "for machines without this package", exported),
     ):
         if verb != "search":
             parser_of_verb.add_argument("run", type=Path, help="run folder of nas search")
@@ -438,6 +463,17 @@ def _load(folder: Path, command: str) -> DagNet:
     if not folder.is_dir():
         raise ValueError(f"there is no network in {folder}; make it with {command}")
     return load(folder)
+
+
+def _network(run: Run) -> tuple[Path, DagNet]:
+    """The retrained network with its folder; the compact one if there is none of the present extraction."""
+    net = _load(run.folder / COMPACT, f"nas extract {run.folder}")
+    if (run.folder / RETRAINED).is_dir():
+        retrained = load(run.folder / RETRAINED)
+        if retrained.plan == net.plan:
+            return run.folder / RETRAINED, retrained
+        warnings.warn(f"{run.folder / RETRAINED} is of an earlier extraction and not used", stacklevel=1)
+    return run.folder / COMPACT, net
 
 
 def _sizes(point: Point, run: Run) -> Result:

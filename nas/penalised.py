@@ -57,7 +57,7 @@ class Penalised(Optimizer, ABC):
         FloatingPointError: in ``step``, if a gradient is NaN or infinite; nothing has moved then.
     """
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # as torch's own do; torch.compiler.disable takes seconds to load
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; returns what ``closure`` returned, None without a closure."""

@@ -34,7 +34,7 @@ from nas.search.tasks import TASKS, Batches, Denoise, Example, evaluate, held_ou
 from nas.steering import EARLIEST, calibrate
 
 CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINT = "config.yaml", "metrics.jsonl", "path.json", "path", "checkpoint.pt"
-COMPACT, RETRAINED, PICTURES = "compact", "retrained", "pictures"  # folders that later steps add
+COMPACT, RETRAINED, PICTURES, EXPORT = "compact", "retrained", "pictures", "export"  # folders that later steps add
 DRAWINGS = ("topology.svg", "topology.json", "topology.graphml", "growth.svg")
 VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
 TRIAL_STEPS, TRIAL_FRACTION = 200, 0.1  # of the trial that chooses lam
@@ -267,7 +267,7 @@ def _prepare_folder(run: Run, force: bool) -> None:
     if (folder / CONFIG).exists():
         if not force:
             raise ValueError(f"{folder} already holds a run; choose another --out, or --force to replace it")
-        for name in (METRICS, PATH, SNAPSHOTS, CHECKPOINT, COMPACT, RETRAINED, PICTURES, *DRAWINGS, CONFIG):
+        for name in (METRICS, PATH, SNAPSHOTS, CHECKPOINT, COMPACT, RETRAINED, PICTURES, EXPORT, *DRAWINGS, CONFIG):
             _remove(folder / name)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is in use and holds no run; choose another --out")

@@ -19,8 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from nas.analysis import read_graph
 from nas.cli import VERBS, main
-from nas.models import conv_skip_autoencoder
-from nas.models.store import save
+from nas.models import conv_skip_autoencoder, load
 from nas.search import Run, Search, SearchConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,6 +141,50 @@ def test_from_scratch_and_other_epochs(place, search_result):
     assert last_json(nas("show", "run", "--epoch=0", "--level=unit", "--json", cwd=place))["skips"]["alive"] == 0
 
 
+@pytest.mark.parametrize(
+    ("format", "names"), [("python", ["model.py", "model.safetensors"]), ("torch-export", ["model.pt2"])]
+)
+def test_export(place, search_result, inside, capsys, format, names):
+    folder = place / "run" / "export"
+    assert main(["export", "run", f"--format={format}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert found["files"] == {f"run/export/{name}": (folder / name).stat().st_size for name in names}
+    assert found["network"] in ("run/compact", "run/retrained")
+    assert found["format"] == format
+    assert 0 <= found["max_abs"] <= 1e-5
+    assert inside("export", "run", f"--format={format}")[0] == 0  # its own folder needs no --force
+    shutil.rmtree(folder)
+
+
+def test_export_to_a_file_replaces_nothing_unless_forced(place, search_result, inside):
+    (place / "mine.safetensors").write_text("mine")
+    words = ["export", "run", "--format=python", "-o", "mine.py"]
+    code, error = inside(*words)
+    assert code == 2
+    assert "mine.safetensors exists; choose another -o, or --force to replace it" in error
+    assert not (place / "mine.py").exists()
+    assert inside(*words, "--force")[0] == 0
+    assert (place / "mine.safetensors").read_bytes() != b"mine"
+    assert "class Model(nn.Module)" in (place / "mine.py").read_text()
+
+
+def test_an_export_that_fails_leaves_nothing(place, search_result, inside, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, error = inside("export", "run", "--format=onnx")
+    assert code == 2
+    assert error.endswith("pip install 'bregman-nas[onnx]'")
+    assert not (place / "run" / "export").exists()
+
+
+def test_extract_in_blocks(place, search_result, inside):
+    assert inside("extract", "run", "--round-to=3")[0] == 0
+    net = load(place / "run" / "compact")
+    assert all(node.units % 3 == 0 for node in net.plan.nodes[:-1])
+    assert inside("extract", "run", "--round-to=0")[0] == 2
+    assert inside("extract", "run")[0] == 0
+
+
 def test_a_search_too_short_to_grow_says_so(place, inside):
     code, error = inside("search", *TINY, "--data-root=data", "--entry-time=500", "--epochs=1", "--out=short")
     assert code == 0
@@ -162,8 +205,7 @@ def test_a_retrained_network_of_another_extraction_is_not_used(place, search_res
     for name in ("config.yaml", "compact"):
         source, target = place / "run" / name, place / "stale" / name
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
-    (place / "stale" / "retrained").mkdir()
-    save(conv_skip_autoencoder(depth=1, width=1), place / "stale" / "retrained")
+    conv_skip_autoencoder(depth=1, width=1).save_pretrained(place / "stale" / "retrained")
     code, error = inside("denoise", "stale", "colour.png", "-o", "other.png")
     assert code == 0
     assert "stale/retrained is of an earlier extraction and not used" in error
@@ -231,6 +273,12 @@ def test_ctrl_c_leaves_a_valid_run(place, search_result):
         ),
         (["denoise", "run", "colour.png", "-o", "data/0.png"], "data/0.png exists; choose another -o"),
         (["denoise", "run", "colour.png", "-o", "nowhere/x.png"], "nowhere/x.png: No such file"),
+        (["export", "run"], "format"),
+        (["export", "run", "--format=tflite"], "tflite"),
+        (["export", "nowhere", "--format=python"], "nowhere holds no run"),
+        (["export", "run", "--format=python", "-o", "x.onnx"], r"must be named \*.py, got x.onnx"),
+        (["export", "run", "--format=python", "-o", "nowhere/x.py"], "nowhere is no folder"),
+        (["extract", "run", "--round-to=-8"], "round_to must be an integer from 1"),
         (["retrain", "run", "--seed=-1"], "seed must lie between 0 and"),
         (["search", "--seed=99999999999"], "seed must lie between 0 and"),
         (["show", "run", "--epoch=x"], "epoch.*x"),
@@ -272,7 +320,7 @@ def test_a_certificate_that_does_not_hold_exits_with_1(inside, monkeypatch):
     from nas.analysis import Certificate
     from nas.models import compact
 
-    monkeypatch.setattr("nas.cli.extract", lambda net, inputs: (compact(net), Certificate(1e-3, 1e-3, 1.0, 1, 1)))
+    monkeypatch.setattr("nas.cli.extract", lambda net, inputs, **options: (compact(net), Certificate(1e-3, 1e-3, 1.0, 1, 1)))
     assert inside("extract", "run", "--no-latency")[0] == 1
 
 
@@ -317,7 +365,7 @@ def test_a_changed_supernet_does_not_verify(copied, inside):
 
 
 def test_a_compact_network_of_another_architecture_does_not_verify(copied, inside):
-    save(conv_skip_autoencoder(depth=1, width=1), copied / "compact")
+    conv_skip_autoencoder(depth=1, width=1).save_pretrained(copied / "compact")
     code, error = inside("verify", "copied", "--json")
     assert code == 1
     assert "has not the nodes and units that are alive in the searched one" in error

@@ -63,7 +63,7 @@ def test_certificate_holds(case, seed):
 
 
 def test_the_certificate_sees_a_difference(monkeypatch):
-    def wrong(net):
+    def wrong(net, **options):
         small = compact(net)
         with torch.no_grad():
             small.nodes["out"].bias[0] += 1e-4

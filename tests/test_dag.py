@@ -8,9 +8,8 @@ import torch
 
 from nas import check_start, sparse_start
 from nas.groups import join_rows
-from nas.models import DagNet, Node, Plan, Skip, conv_skip_autoencoder, find_alive, skip_autoencoder
+from nas.models import DagNet, Node, Plan, Skip, conv_skip_autoencoder, find_alive, load, skip_autoencoder
 from nas.models.dag import right_relu
-from nas.models.store import load, save
 
 
 def test_skip_block_T28():
@@ -146,7 +145,7 @@ def test_plans_round_trip_as_json():
 
 def test_networks_round_trip_in_a_folder(tmp_path):
     net = conv_skip_autoencoder(depth=2, width=3)
-    save(net, tmp_path)
+    net.save_pretrained(tmp_path)
     again = load(tmp_path)
     x = torch.rand(1, 1, 6, 6)
     assert again.plan == net.plan
@@ -156,7 +155,7 @@ def test_networks_round_trip_in_a_folder(tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[1, 2", b"\x00" * 100])
 def test_damaged_networks_are_refused_in_one_sentence(tmp_path, name, damage):
-    save(conv_skip_autoencoder(depth=2, width=3), tmp_path)
+    conv_skip_autoencoder(depth=2, width=3).save_pretrained(tmp_path)
     (tmp_path / name).write_bytes(damage)
     with pytest.raises(ValueError, match=r"^the network in .* is damaged: [^\n]*$"):
         load(tmp_path)
@@ -175,7 +174,7 @@ def test_damaged_networks_are_refused_in_one_sentence(tmp_path, name, damage):
         ((Node("out", 1, {"in": 3}, rows=(1,)),), "the rows of node 'out' are not units of it"),
         ((Node("n1", 2, {}), Node("n1", 2, {}), Node("out", 1, {"n1": 3})), "two nodes are named 'n1'"),
         ((Node("out", 2, {"in": 3}),), "'out' must have as many units as 'in'"),
-        ((Node("out", 0, {"in": 3}),), "must have a positive number of units, got 0"),
+        ((Node("out", 0, {"in": 3}),), "must have 1 to 100000 units, got 0"),
         ((Node("n1", 1, {"in": None}), Node("out", 1, {"n1": 3})), "mixes convolutions and fully connected"),
     ],
 )

@@ -1,0 +1,201 @@
+"""A network as Python source: an ordinary module of torch.nn with literal sizes, which needs nothing of ours."""
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+from nas.models.dag import DagNet
+from nas.models.plan import INPUT, OUTPUT, Node, Plan
+
+WIDTH = 120  # characters of a line
+ACTIVATION_CODE = {"right_relu": "F.relu({})", "relu": "F.relu({})", "identity": "{}"}
+
+TEMPLATE = '''"""A network found by bregman-nas, in plain PyTorch; its weights are in the .safetensors beside it."""
+
+from pathlib import Path
+
+import torch
+{imports}from safetensors.torch import load_file
+from torch import nn
+
+WEIGHTS = Path(__file__).with_suffix(".safetensors")
+{constants}
+
+class Model(nn.Module):
+    """{summary}"""
+
+    def __init__(self) -> None:
+        super().__init__()
+{layers}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+{forward}
+{place}
+
+def load(weights: Path | str = WEIGHTS) -> Model:
+    """The network with its weights, ready for use."""
+    model = Model()
+    model.load_state_dict(load_file(weights))
+    return model.eval()
+'''
+
+PLACE = '''
+
+def place(x: torch.Tensor, units: list[int], out_of: int) -> torch.Tensor:
+    """x as these of ``out_of`` units; the others are zero."""
+    y = {zeros}
+    y[{units}] = x
+    return y
+'''
+
+
+def source_code(plan: Plan) -> str:
+    """The source of a module with a class ``Model`` and a function ``load()`` that reads the weights beside it.
+
+    Raises:
+        ValueError: two layers would get the same name.
+    """
+    layers = [line for node in plan.nodes for line in _layers(plan, node)]
+    if len({layer.split(" = ")[0] for layer in layers}) < len(layers):
+        raise ValueError("the names of the nodes are ambiguous in Python source; rename those with an underscore")
+    forward = [*_enter(plan), *(line for node in plan.nodes for line in _node(plan, node)), *_leave(plan)]
+    constants = [line for node in plan.nodes for line in _constants(node)]
+    text = "\n".join(forward)
+    return TEMPLATE.format(
+        imports="import torch.nn.functional as F\n" if "F." in text else "",
+        constants="".join(line + "\n" for line in constants),
+        summary=_summary(plan),
+        layers=textwrap.indent("\n".join(layers), 8 * " "),
+        forward=textwrap.indent(text, 8 * " "),
+        place=_place(plan) if "place(" in text else "",
+    )
+
+
+def named_tensors(net: DagNet) -> dict[str, Tensor]:
+    """The parameters of ``net`` by their names in the module of `source_code`."""
+    tensors: dict[str, Tensor] = {}
+    for name, node in net.named_nodes().items():
+        for source in _edges(node.plan):
+            tensors[f"{_edge(net.plan, source, name)}.weight"] = node.edges[source]
+        if node.plan.num_rows:
+            first = next(iter(node.edges), None)
+            tensors[f"bias_{name}" if first is None else f"{_edge(net.plan, first, name)}.bias"] = node.bias
+        tensors |= {f"gate_{skip.source}_{name}": s for skip, s in zip(node.plan.skips, node.gates, strict=True)}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _edges(node: Node) -> Mapping[str, int | None]:
+    """The edges that compute something; none where no row is left."""
+    return node.edges if node.num_rows else {}
+
+
+def _edge(plan: Plan, source: str, target: str) -> str:
+    return f"{'conv' if plan.is_convolutional else 'linear'}_{source}_{target}"
+
+
+def _layers(plan: Plan, node: Node) -> Iterator[str]:
+    """The lines of ``__init__``."""
+    for k, (source, kernel) in enumerate(_edges(node).items()):
+        sizes = f"{plan.units[source]}, {node.num_rows}"
+        if kernel is not None:
+            sizes += f", {kernel}" + (f", padding={kernel // 2}" if kernel > 1 else "")
+        module = "Linear" if kernel is None else "Conv2d"
+        yield f"self.{_edge(plan, source, node.name)} = nn.{module}({sizes}{', bias=False' if k else ''})"
+    if not node.edges and node.num_rows:
+        yield f"self.bias_{node.name} = nn.Parameter(torch.zeros({node.num_rows}))"
+    for skip in node.skips:
+        yield f"self.gate_{skip.source}_{node.name} = nn.Parameter(torch.ones(()))"
+
+
+def _constants(node: Node) -> Iterator[str]:
+    """The unit numbers of skips that join some units only, and of nodes that compute some only."""
+    if node.rows:
+        yield _assign(f"ROWS_{node.name}", node.rows)
+    for skip in node.skips:
+        if skip.take is not None:
+            yield _assign(f"TAKE_{skip.source}_{node.name}", skip.take)
+        if skip.put is not None:
+            yield _assign(f"PUT_{skip.source}_{node.name}", skip.put)
+
+
+def _assign(name: str, indices: Sequence[int]) -> str:
+    numbers = ", ".join(map(str, indices))
+    line = f"{name} = [{numbers}]"
+    if len(line) <= WIDTH:
+        return line
+    return f"{name} = [\n{textwrap.indent(textwrap.fill(numbers + ',', WIDTH - 4), '    ')}\n]  # fmt: skip"
+
+
+def _enter(plan: Plan) -> Iterator[str]:
+    """Pictures to units."""
+    x = f"x_{INPUT}"
+    yield f"{x} = x - {float(plan.offset)!r}" if plan.offset else f"{x} = x"
+    if (plan.patch or 1) > 1:
+        yield "height, width = x.shape[-2:]"
+        pads = f"(0, -width % {plan.patch}, 0, -height % {plan.patch})"
+        yield f'{x} = F.pad({x}, {pads}, mode="replicate")'
+        yield f"{x} = F.pixel_unshuffle({x}, {plan.patch})"
+    if plan.patch is not None and not plan.is_convolutional:
+        yield f"{x} = {x}.permute(0, 2, 3, 1).contiguous()"
+
+
+def _node(plan: Plan, node: Node) -> Iterator[str]:
+    """x = act( sum_j A_j(x_j) + b ) + sum_k s_k x_k."""
+    name, every = f"x_{node.name}", ":, " if plan.is_convolutional else "..., "
+    terms = []
+    if node.num_rows:
+        linear = [f"self.{_edge(plan, source, node.name)}(x_{source})" for source in node.edges]
+        if not linear:
+            bias = f"self.bias_{node.name}" + ("[:, None, None]" if plan.is_convolutional else "")
+            linear = [f"torch.zeros_like(x_{INPUT}[{every}:1])", bias]
+        inner, act = " + ".join(linear), ACTIVATION_CODE[node.activation]
+        if len(inner) > WIDTH // 2:  # on lines of its own
+            yield _sum(name, linear)
+            inner = name
+        terms.append(act.format(inner) if node.rows is None else _placed(act.format(inner), f"ROWS_{node.name}", node))
+    for skip in node.skips:
+        taken = "" if skip.take is None else f"[{every}TAKE_{skip.source}_{node.name}]"
+        term = f"self.gate_{skip.source}_{node.name} * x_{skip.source}{taken}"
+        terms.append(term if skip.put is None else _placed(term, f"PUT_{skip.source}_{node.name}", node))
+    if not terms:  # nothing arrives here
+        sizes = f"-1, {node.units}, -1, -1" if plan.is_convolutional else f"*x_{INPUT}.shape[:-1], {node.units}"
+        terms = [f"torch.zeros_like(x_{INPUT}[{every}:1]).expand({sizes})"]
+    yield _sum(name, terms)
+
+
+def _placed(term: str, units: str, node: Node) -> str:
+    return f"place({term}, {units}, {node.units})"
+
+
+def _sum(name: str, terms: Sequence[str]) -> str:
+    line = f"{name} = {' + '.join(terms)}"
+    if len(line) + 8 <= WIDTH or len(terms) == 1:
+        return line
+    return f"{name} = (\n    " + "\n    + ".join(terms) + "\n)"
+
+
+def _leave(plan: Plan) -> Iterator[str]:
+    """Units to pictures."""
+    x = f"x_{OUTPUT}"
+    if plan.patch is not None and not plan.is_convolutional:
+        yield f"{x} = {x}.permute(0, 3, 1, 2)"
+    if (plan.patch or 1) > 1:
+        yield f"{x} = F.pixel_shuffle({x}, {plan.patch})"
+        yield f"{x} = {x}[:, :, torch.arange(height)][..., torch.arange(width)]  # a slice would fix sizes in an export"
+    if plan.residual:
+        yield f"return x + {x}"
+    else:
+        yield f"return {x} + {float(plan.offset)!r}" if plan.offset else f"return {x}"
+
+
+def _place(plan: Plan) -> str:
+    if plan.is_convolutional:
+        return PLACE.format(zeros="x.new_zeros(x.shape[0], out_of, *x.shape[2:])", units=":, units")
+    return PLACE.format(zeros="x.new_zeros(*x.shape[:-1], out_of)", units="..., units")
+
+
+def _summary(plan: Plan) -> str:
+    if plan.patch is None:
+        return f"Vectors (batch, {plan.channels}) to vectors of the same shape."
+    return f"Pictures (batch, {plan.channels}, height, width) of any size to pictures of the same shape."

@@ -1,0 +1,59 @@
+"""Widths rounded up for hardware: the same function, in blocks."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nas.analysis import extract
+from nas.models import DagNet, Node, Plan, Skip, compact, conv_skip_autoencoder
+from tests.nets import sparse_nets
+
+
+def same(one, other):
+    return one.plan == other.plan and all(
+        torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items()
+    )
+
+
+@settings(max_examples=200)
+@given(case=sparse_nets(), round_to=st.integers(1, 9))
+def test_the_same_function_in_blocks(case, round_to):
+    net, x = case
+    small, wide = compact(net), compact(net, round_to=round_to)
+    torch.testing.assert_close(wide(x), net(x), rtol=1e-12, atol=1e-12)
+    hidden = [node for node in wide.plan.nodes if node.name != "out"]
+    assert all(node.units % round_to == 0 and node.num_rows % round_to == 0 for node in hidden)
+    narrow = small.plan.units
+    assert all(node.units < narrow[node.name] + round_to for node in hidden)
+    assert wide.plan.nodes[-1].units == small.plan.nodes[-1].units
+    assert same(compact(wide), small)  # what was added is dead
+
+
+@settings(max_examples=30)
+@given(case=sparse_nets(), round_to=st.sampled_from([2, 8]))
+def test_the_certificate_holds(case, round_to):
+    assert extract(compact(case[0], round_to=round_to))[1].holds
+
+
+def test_unaligned_rows_and_skips():
+    """Of five units of n2 three are computed: both numbers become multiples of 4, and the gates keep their units."""
+    n2 = Node("n2", 5, {"n1": 1}, (Skip("n1", (0, 2), (1, 3)), Skip("in", None, (0, 2, 3, 4))), rows=(0, 2, 4))
+    n3 = Node("n3", 5, {}, (Skip("n2"),), rows=())
+    torch.manual_seed(0)
+    net = DagNet(Plan(1, (Node("n1", 3, {"in": 3}), n2, n3, Node("out", 4, {"n3": 3})), patch=2)).double()
+    for p in net.parameters():
+        torch.nn.init.normal_(p)
+    wide = compact(net, round_to=4)
+    _, n2, n3, _ = wide.plan.nodes
+    assert (n2.units, n2.rows, n3.units, n3.rows) == (8, (0, 1, 2, 4), 8, ())
+    assert n2.skips == (Skip("n1", (0, 2), (1, 3)), Skip("in", None, (0, 2, 3, 4)))
+    assert n3.skips == (Skip("n2"),)
+    x = torch.randn(2, 1, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(wide(x), net(x))
+
+
+@pytest.mark.parametrize("round_to", [0, -8, 10**9])
+def test_no_size_is_refused(round_to):
+    with pytest.raises(ValueError, match=f"round_to must be an integer from 1 to 100000, got {round_to}"):
+        compact(conv_skip_autoencoder(depth=1, width=1), round_to=round_to)
