@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TypeVar, cast
+from typing import TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +12,28 @@ from nas.analysis.certificate import Certificate, Difference, certify, fingerpri
 from nas.analysis.shrink import shrink
 from nas.models.compact import compact
 from nas.models.dag import DagNet
+from nas.search.run import Run
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@overload
+def extract(
+    net: Run, inputs: Sequence[Tensor] = (), *, seed: int = 0, round_to: int = 1
+) -> tuple[DagNet, Certificate]: ...
+@overload
 def extract(
     net: Model, inputs: Sequence[Tensor] = (), *, seed: int = 0, round_to: int = 1
-) -> tuple[Model, Certificate]:
+) -> tuple[Model, Certificate]: ...
+def extract(
+    net: nn.Module | Run, inputs: Sequence[Tensor] = (), *, seed: int = 0, round_to: int = 1
+) -> tuple[nn.Module, Certificate]:
     """The compact network inside ``net`` and the evidence that it equals ``net``, which is left as it is.
 
     Args:
-        net: a searched supernet or any `DagNet` with exact zeros; or any other module with exact zeros that `torch.fx`
-            can trace (`nas.analysis.shrink`), compared in evaluation mode.
+        net: a run, whose picked network is compared on its held-out pictures too; a searched supernet or any `DagNet`
+            with exact zeros; or any other module with exact zeros that `torch.fx` can trace (`nas.analysis.shrink`),
+            compared in evaluation mode.
         inputs: real inputs to compare on besides random ones, each without the batch axis. A module that is no
             `DagNet` needs at least one, to know its shape.
         seed: of the random inputs.
@@ -36,9 +46,12 @@ def extract(
         ValueError: ``round_to`` is no size; a module that is no `DagNet` comes without inputs or with ``round_to``,
             cannot be traced or returns no tensor.
     """
+    if isinstance(net, Run):
+        inputs = [*inputs, *(example.observed for example in net.test(net.data()))]
+        net = net.supernet(net.choose().snapshot.epoch)
     if isinstance(net, DagNet):
         small = compact(net, round_to=round_to)
-        return cast(Model, small), certify(net, small, inputs, seed=seed)
+        return small, certify(net, small, inputs, seed=seed)
     if round_to != 1:
         raise ValueError(f"extract(round_to=...) is for a DagNet, {type(net).__name__} is none")
     if not inputs:
@@ -53,7 +66,7 @@ def extract(
         changes=found,
         hashes={"supernet": fingerprint(net), "compact": fingerprint(shrunk)},
     )
-    return cast(Model, shrunk), certificate
+    return shrunk, certificate
 
 
 def _random_like(example: Tensor, seed: int) -> list[Tensor]:

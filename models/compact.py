@@ -15,7 +15,7 @@ Tensors = dict[str, Tensor]
 
 
 @torch.no_grad()
-def compact(net: DagNet, *, round_to: int = 1) -> DagNet:
+def compact(net: DagNet, *, round_to: int = 1, weights_of: DagNet | None = None) -> DagNet:
     """A new network of the same class with the alive units, edges and skips of ``net``, which is left as it is.
 
     Exact: what is left out contributes exactly 0 (`DagNode`), or a constant that the biases of its readers take up
@@ -27,16 +27,25 @@ def compact(net: DagNet, *, round_to: int = 1) -> DagNet:
         net: any network with exact zeros.
         round_to: the numbers of units, and of rows, of hidden nodes are rounded up to a multiple of this by units that
             are zero, for hardware that works in blocks.
+        weights_of: take the weights from this network of the same plan instead, an earlier point of the search; the
+            function is then another one.
 
     Raises:
-        ValueError: ``round_to`` is no size.
+        ValueError: ``round_to`` is no size, or ``weights_of`` has another plan.
     """
+    if weights_of is not None and weights_of.plan != net.plan:
+        raise ValueError("compact(weights_of=...) needs a network of the same plan")
     if not 1 <= round_to <= MAX_SIZE:
         raise ValueError(f"round_to must be an integer from 1 to {MAX_SIZE}, got {round_to}")
     net, _ = fold_constants(net)
     alive = find_alive(net).units
     kept = {**alive, INPUT: torch.ones_like(alive[INPUT]), OUTPUT: torch.ones_like(alive[OUTPUT])}
-    pieces = {name: _restrict(node, alive[name], kept) for name, node in net.named_nodes().items() if kept[name].any()}
+    given = (weights_of or net).named_nodes()
+    pieces = {
+        name: _restrict(node, given[name], alive[name], kept)
+        for name, node in net.named_nodes().items()
+        if kept[name].any()
+    }
     if round_to > 1:
         pieces = _rounded(pieces, {name: int(mask.sum()) for name, mask in kept.items()}, round_to)
     small = DagNet(dataclasses.replace(net.plan, nodes=tuple(node for node, _ in pieces.values())))
@@ -46,18 +55,17 @@ def compact(net: DagNet, *, round_to: int = 1) -> DagNet:
     return small
 
 
-def _restrict(node: DagNode, alive: Tensor, kept: dict[str, Tensor]) -> tuple[Node, Tensors]:
-    """The plan and the tensors of ``node`` on the units that are kept."""
+def _restrict(node: DagNode, given: DagNode, alive: Tensor, kept: dict[str, Tensor]) -> tuple[Node, Tensors]:
+    """The plan of ``node`` and the tensors of ``given`` on the units that are kept."""
     plan, target = node.plan, kept[node.plan.name]
     rows = pick(alive, plan.rows) & active_rows(node, kept)
-    tensors = {"bias": node.bias[rows]}
+    tensors = {"bias": given.bias[rows]}
     for source, weight in node.edges.items():
-        block = weight[rows][:, kept[source]]
-        if reads(block).any():
-            tensors[f"edges.{source}"] = block
+        if reads(weight[rows][:, kept[source]]).any():
+            tensors[f"edges.{source}"] = given.edges[source][rows][:, kept[source]]
 
     skips, gates = [], []
-    for skip, gate in zip(plan.skips, node.gates, strict=True):
+    for skip, gate, given_gate in zip(plan.skips, node.gates, given.gates, strict=True):
         carried = pick(alive, skip.put) & pick(kept[skip.source], skip.take)
         if gate != 0 and carried.any():
             skips.append(
@@ -65,8 +73,8 @@ def _restrict(node: DagNode, alive: Tensor, kept: dict[str, Tensor]) -> tuple[No
                     skip.source, _renumber(carried, skip.take, kept[skip.source]), _renumber(carried, skip.put, target)
                 )
             )
-            gates.append(gate)
-    tensors["gates"] = torch.stack(gates) if gates else node.gates[:0]
+            gates.append(given_gate)
+    tensors["gates"] = torch.stack(gates) if gates else given.gates[:0]
 
     small = dataclasses.replace(
         plan,

@@ -64,12 +64,19 @@ class DagNode(nn.Module):
         if self.rows is not None:
             shape = list(x.shape)
             shape[axis] = self.plan.units
-            x = x.new_zeros(shape).index_copy(axis, self.rows, x)
+            x = x.new_zeros(shape).index_copy_(axis, self.rows, x)
+        ours = self.rows is not None
         for k, (skip, gate) in enumerate(zip(self.plan.skips, self.gates, strict=True)):
             take, put = getattr(self, f"take{k}"), getattr(self, f"put{k}")
             source = states[skip.source]
             term = gate * (source if take is None else source.index_select(axis, take))
-            x = x + term if put is None else x.index_add(axis, put, term)
+            if put is None:
+                x = x + term
+            elif ours:
+                x.index_add_(axis, put, term)
+            else:  # the activation still needs its output for the gradient
+                x = x.index_add(axis, put, term)
+            ours = True
         return x
 
     def _sum_edges(self, states: Mapping[str, Tensor]) -> Tensor:

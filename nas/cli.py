@@ -36,7 +36,7 @@ from nas.search.config import SearchConfig, check_seed
 from nas.search.data import Pictures
 from nas.search.images import read_picture, to_array, write_picture
 from nas.search.path import Point, births, deaths
-from nas.search.retrain import retrain, same_size
+from nas.search.retrain import retrain, rewound, same_size
 from nas.search.run import COMPACT, DRAWINGS, EXPORT, PICTURES, RETRAINED, Run, Search
 from nas.search.tasks import Example, evaluate, restore, score
 from nas.search.use import beside, denoise_pixels
@@ -236,6 +236,8 @@ def run_verify(options: Namespace) -> Result:
 
 
 def run_retrain(options: Namespace) -> Result:
+    if options.from_scratch and options.rewind_epoch is not None:
+        raise ValueError("retrain starts from scratch or from a rewound epoch, not both")
     run = Run.open(options.run)
     net = _load(run.folder / COMPACT, f"nas extract {run.folder}")
     if not os.access(run.folder, os.W_OK):  # said now rather than after the training
@@ -246,6 +248,10 @@ def run_retrain(options: Namespace) -> Result:
     if options.from_scratch:
         torch.manual_seed(options.seed)
         net = DagNet(net.plan)
+    if options.rewind_epoch is not None:
+        found = read_record(run.folder / COMPACT / "certificate.json").epoch
+        early = run.choose(options.rewind_epoch).snapshot.epoch
+        net = rewound(run.supernet(found), run.supernet(early), seed=options.seed)
     before = evaluate(net, test)
     _train_to_the_end(net, run, data, validation, options, "retrain")
     measured = {"before retraining": before, "retrained network": evaluate(net, test)}
@@ -397,6 +403,11 @@ def _parser() -> ArgumentParser:
     retrained.add_argument("--epochs", type=int, default=120, help="epochs, as long as those of the search")
     retrained.add_argument("--lr", type=float, default=0.005, help="highest learning rate of the one-cycle schedule")
     retrained.add_argument("--from_scratch", action="store_true", help="forget the found weights, keep the topology")
+    retrained.add_argument(
+        "--rewind_epoch",
+        type=int | None,
+        help="start with the weights of this epoch of the search",
+    )
     retrained.add_argument(
         "--patience",
         type=int | None,

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
+from nas.groups import join_rows
+from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.models.plan import OUTPUT
 from nas.search.loop import LossFunction, train
@@ -67,6 +69,23 @@ def retrain(
                 break
     if best_weights is not None:
         net.load_state_dict(best_weights)
+
+
+@torch.no_grad()
+def rewound(net: DagNet, early: DagNet, *, seed: int = 0) -> DagNet:
+    """The compact network of ``net`` with the weights that its units had in ``early``, a point of the same search.
+
+    Units that were not born then start afresh, with He's variance and bias 0; their skips start at 0.
+    """
+    small = compact(net, weights_of=early)
+    generator = torch.Generator().manual_seed(seed)
+    for node in small.named_nodes().values():
+        unborn = ~join_rows([*node.edges.values(), node.bias]).any(dim=1)
+        fan_in = sum(weight[0].numel() for weight in node.edges.values() if len(weight))
+        for weight in node.edges.values():
+            drawn = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+            weight[unborn] = drawn[unborn] * math.sqrt(2 / max(1, fan_in))
+    return small
 
 
 def same_size(net: DagNet, supernet: DagNet) -> DagNet:

@@ -138,6 +138,12 @@ def test_from_scratch_and_other_epochs(place, search_result):
     result = last_json(nas("retrain", "run", "--epochs=1", "--from-scratch", "--compare", "--json", cwd=place))
     assert result["from_scratch"]
     assert list(result["compared"]) == ["same size, built by hand", "the supernet, dense"]
+    nas("retrain", "run", "--epochs=1", "--rewind-epoch=0", cwd=place)
+    refused = nas("retrain", "run", "--epochs=1", "--rewind-epoch=0", "--from-scratch", cwd=place, check=False)
+    assert (refused.returncode, refused.stderr.strip()) == (
+        2,
+        "nas retrain: retrain starts from scratch or from a rewound epoch, not both",
+    )
     assert last_json(nas("show", "run", "--epoch=0", "--level=unit", "--json", cwd=place))["skips"]["alive"] == 0
 
 

@@ -1,5 +1,6 @@
 """A run and its folder: complete after every epoch, repeatable, resumable, and careful with what is there."""
 
+import copy
 import json
 from dataclasses import replace
 from itertools import islice
@@ -11,11 +12,12 @@ import yaml
 from PIL import Image
 
 from nas import AdaBreg, param_groups, sparse_start
+from nas.groups import join_rows
 from nas.models import compact, conv_skip_autoencoder, skip_autoencoder
 from nas.search import Denoise, Picture, Run, Search, SearchConfig, births, deaths, random_crops, retrain, search
 from nas.search.loop import Snapshot, train
 from nas.search.path import Point
-from nas.search.retrain import same_size
+from nas.search.retrain import rewound, same_size
 from nas.steering import DeadTraining
 
 
@@ -330,6 +332,31 @@ def test_the_last_epoch_is_always_validated():
         every=5,
     )
     assert epochs == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_rewound_weights_are_those_of_the_earlier_epoch():
+    """Units that were born have the weights of then, the others new ones; rewound to itself nothing changes."""
+    torch.manual_seed(0)
+    net = conv_skip_autoencoder(depth=2, width=6)
+    sparse_start(net, 0.5)
+    early = copy.deepcopy(net)
+    with torch.no_grad():
+        for weight, bias in net.unit_parameters().values():
+            for tensor in (weight, bias):
+                tensor += 0.1 * tensor.ne(0)
+            if len(bias) == 6:
+                weight[-1], bias[-1] = 0.3, 0.1  # born later, if it was not alive already
+    later = compact(net)
+    back = rewound(net, early)
+    assert back.plan == later.plan
+    for name, node in back.named_nodes().items():
+        rows = join_rows([*net.nodes[name].edges.values(), net.nodes[name].bias]).any(dim=1)
+        assert torch.equal(node.bias, early.nodes[name].bias[rows])
+        assert all(weight.flatten(1).any(dim=1).all() for weight in node.edges.values())
+    itself = rewound(net, net)
+    assert all(torch.equal(p, q) for p, q in zip(itself.parameters(), later.parameters(), strict=True))
+    with pytest.raises(ValueError, match="needs a network of the same plan"):
+        rewound(net, conv_skip_autoencoder(depth=2, width=7))
 
 
 @pytest.mark.parametrize("make", [conv_skip_autoencoder, skip_autoencoder])
