@@ -144,7 +144,8 @@ class DagNet(nn.Module):
         if self.plan.patch is None:
             return x
         height, width = x.shape[-2:]
-        x = F.pad(x, (0, -width % self.plan.patch, 0, -height % self.plan.patch), mode="replicate")
+        missing = (0, -width % self.plan.patch, 0, -height % self.plan.patch)
+        x = F.pad(x, missing, mode="replicate") if any(missing) else x
         x = F.pixel_unshuffle(x, self.plan.patch)
         if self.unit_axis == -1:
             return x.permute(0, 2, 3, 1)
