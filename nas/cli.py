@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import warnings
 from argparse import ArgumentError
@@ -405,12 +406,12 @@ def _parser() -> ArgumentParser:
     retrained.add_argument("--from_scratch", action="store_true", help="forget the found weights, keep the topology")
     retrained.add_argument(
         "--rewind_epoch",
-        type=int | None,
+        type=int,
         help="start with the weights of this epoch of the search",
     )
     retrained.add_argument(
         "--patience",
-        type=int | None,
+        type=int,
         help="stop after so many looks (every 5 epochs) without a better validation PSNR",
     )
     retrained.add_argument(
@@ -467,7 +468,14 @@ def _sentence(problem: BaseException) -> str:
         return "a file that should hold text, such as a configuration, does not"
     if isinstance(problem, OSError) and problem.strerror:
         return f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
-    return " ".join(str(problem).split())
+    text = " ".join(str(problem).split())
+    if union := re.fullmatch(
+        r'Parser key "(\w+)": Does not validate .* Subtypes: \[(.*)\] Errors: .* value: (.*)', text
+    ):
+        key, kinds, value = union.groups()
+        accepted = " or ".join(a or b for a, b in re.findall(r"class '(\w+)'|Literal\['(\w+)'\]", kinds))
+        return f"{key} must be {accepted}, got {value}"
+    return text
 
 
 def _load(folder: Path, command: str) -> DagNet:

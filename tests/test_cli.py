@@ -279,6 +279,7 @@ def test_ctrl_c_leaves_a_valid_run(place, search_result):
         ),
         (["denoise", "run", "colour.png", "-o", "data/0.png"], "data/0.png exists; choose another -o"),
         (["denoise", "run", "colour.png", "-o", "nowhere/x.png"], "nowhere/x.png: No such file"),
+        (["search", "--entry-time=soon"], "entry_time must be float or auto, got soon"),
         (["export", "run"], "format"),
         (["export", "run", "--format=tflite"], "tflite"),
         (["export", "nowhere", "--format=python"], "nowhere holds no run"),
