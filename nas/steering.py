@@ -100,9 +100,10 @@ def calibrate(
 ) -> float:
     """Choose lam by a trial: the part ``fraction`` of the sleeping groups is to wake within ``steps`` steps.
 
-    ``steps`` training steps are made in which next to nothing wakes; the gauge of a sleeping group then says with
-    which lam it would have woken. All lam of the optimiser are multiplied by the (1 - fraction) quantile of the gauges.
-    The model and the optimiser are as before afterwards, except for lam.
+    ``steps`` training steps are made in which fewer wake; the gauge of a sleeping group then says which part of its way
+    to waking it has gone. All lam of the optimiser are multiplied by the (1 - fraction) quantile of these parts. If too
+    many woke, the trial is repeated with 4 times the lam. The model and the optimiser are as before afterwards, except
+    for lam.
 
     Args:
         model: sparsely started.
