@@ -29,6 +29,7 @@ POINTWISE_FUNCTIONS = {
 }
 POINTWISE_METHODS = {"relu", "tanh", "sigmoid", "clamp", "abs", "neg", "square", "contiguous", "float", "double"}
 SUMS = {operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub}
+PRODUCTS = {operator.mul, operator.imul, torch.mul}
 SCALINGS = {operator.mul, operator.truediv, torch.mul, torch.div} | SUMS  # with a number
 POOLS = (
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
@@ -166,7 +167,7 @@ class _Channels:
         function, method = node.op == "call_function", node.op == "call_method"
         if (function and node.target is torch.cat) and self._axis(node) == 1:
             return lambda: self._concatenate(node)
-        if function and node.target in SUMS and len(node.args) == 2 and not node.kwargs:
+        if function and node.target in SUMS | PRODUCTS and len(node.args) == 2 and not node.kwargs:
             if len(tensors) == 2 and self._same_shape(node, tensors):
                 return lambda: self._combine(node, tensors)
             if one and all(a is tensors[0] for a in node.args):
@@ -272,7 +273,10 @@ class _Channels:
 
     def _combine(self, node: fx.Node, sources: list[fx.Node]) -> None:
         a, b = (self.constant[source] for source in sources)
-        self._add(node, node.target(a, b))  # type: ignore[operator]
+        value = node.target(a.clone(), b)  # type: ignore[operator]
+        if node.target in PRODUCTS:
+            value = torch.where((a == 0) | (b == 0), 0.0, value)
+        self._add(node, value)
         for source in sources:
             self._tie(node, source, torch.arange(len(a)))
 

@@ -12,6 +12,7 @@ from torch.nn.utils import prune
 
 from nas.analysis import describe_changes, extract
 from nas.analysis.shrink import shrink
+from nas.search.vision import import_torchvision
 
 
 class Residual(nn.Module):
@@ -326,3 +327,17 @@ def test_extraction_certifies_any_module(make, shape):
 def test_extraction_of_any_module_needs_an_input():
     with pytest.raises(ValueError, match="Linear is no DagNet; give one input at least, to know its shape"):
         extract(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "squeezenet1_0", "efficientnet_b0"])
+def test_the_classics(name):
+    """As torchvision builds them: residual sums, depthwise convolutions, concatenations, squeeze and excitation."""
+    import_torchvision()
+    from torchvision import models
+
+    torch.manual_seed(0)
+    model = getattr(models, name)(weights=None, num_classes=10)
+    zero_at_random(model, 0.3, False, torch.Generator().manual_seed(0))
+    small, certificate = extract(model, [torch.rand(3, 64, 64)])
+    assert certificate.holds
+    assert size(small) < 0.7 * size(model)
