@@ -63,9 +63,15 @@ def shrink(model: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[NodeChan
         convolution and normalisation module puts out; besides them the operations that are not known.
 
     Raises:
-        ValueError: the model cannot be traced.
+        ValueError: the model cannot be traced or copied.
     """
-    small = copy.deepcopy(model).eval()
+    try:
+        small = copy.deepcopy(model).eval()
+    except RuntimeError:
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied, since some of its weights are computed from others; make them "
+            "parameters first, as torch.nn.utils.prune.remove does"
+        ) from None
     channels = _Channels(small, example)
     channels.settle()
     found = channels.changes()
@@ -105,6 +111,11 @@ def _asks_for_batch_size(node: fx.Node) -> bool:
         return node.args[1:] == (0,)
     of_shape = node.target is getattr and node.args[1] == "shape"
     return of_shape and all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
+
+
+def _drops(node: fx.Node) -> bool:
+    """Whether a functional dropout is active, as it is by default."""
+    return bool(node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True))
 
 
 def _pads(module: _ConvNd) -> bool:
@@ -165,7 +176,7 @@ class _Channels:
                 return None
             return self._module_rule(node, module, tensors[0]) if one else None
         function, method = node.op == "call_function", node.op == "call_method"
-        if (function and node.target is torch.cat) and self._axis(node) == 1:
+        if function and node.target is torch.cat and node.args and self._axis(node) == 1:
             return lambda: self._concatenate(node)
         if function and node.target in SUMS | PRODUCTS and len(node.args) == 2 and not node.kwargs:
             if len(tensors) == 2 and self._same_shape(node, tensors):
@@ -181,7 +192,7 @@ class _Channels:
             return (lambda: self._pointwise(node, tensors[0])) if one else None
         if function and node.target in POOL_FUNCTIONS and one:
             return lambda: self._pool(node, tensors[0])
-        if function and node.target in DROPOUT_FUNCTIONS and one and not node.kwargs.get("training", False):
+        if function and node.target in DROPOUT_FUNCTIONS and one and not _drops(node):
             return lambda: self._follow(node, tensors[0], self.constant[tensors[0]])
         if one and self._keeps_channels(node, tensors[0]):
             return lambda: self._flatten(node, tensors[0])
@@ -189,6 +200,8 @@ class _Channels:
 
     def _module_rule(self, node: fx.Node, module: nn.Module, source: fx.Node) -> Callable[[], None] | None:
         name = str(node.target)
+        if isinstance(module, nn.Linear | _ConvNd) and "weight" not in module._parameters:
+            return None  # computed from something else by a parametrisation
         if isinstance(module, nn.Linear):
             return (lambda: self._mix(_Call(name, module, source, node))) if len(_shape(source)) == 2 else None
         if isinstance(module, _ConvNd) and not getattr(module, "transposed", False):
@@ -265,9 +278,10 @@ class _Channels:
         """A mean or maximum over positions keeps a constant, but for zeros that it pads with."""
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
         padding = node.kwargs.get("padding", 0) if module is None else getattr(module, "padding", 0)
+        divisor = node.kwargs.get("divisor_override") if module is None else getattr(module, "divisor_override", None)
         many_args = module is None and node.target in (F.avg_pool1d, F.avg_pool2d) and len(node.args) > 3
         constant = self.constant[source]
-        if many_args or (padding not in (0, (0,), (0, 0), (0, 0, 0)) and "Max" not in type(module).__name__):
+        if many_args or divisor or (padding not in (0, (0,), (0, 0), (0, 0, 0)) and "Max" not in type(module).__name__):
             constant = torch.where(constant == 0, constant, math.nan)
         self._follow(node, source, constant)
 

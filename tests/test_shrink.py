@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -327,6 +328,41 @@ def test_extraction_certifies_any_module(make, shape):
 def test_extraction_of_any_module_needs_an_input():
     with pytest.raises(ValueError, match="Linear is no DagNet; give one input at least, to know its shape"):
         extract(nn.Linear(2, 2))
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = F.avg_pool2d(self.conv(x).relu(), 2, divisor_override=3)  # a sum, not a mean
+        x = F.dropout(x, 0.5, self.training).flatten(1)
+        return self.head(x)
+
+
+def test_a_pool_that_sums_and_a_dropout_that_sleeps():
+    torch.manual_seed(0)
+    model = Functional()
+    with torch.no_grad():
+        model.conv.weight[:3] = 0
+        model.conv.bias[:3] = torch.tensor([0.5, 0.0, -1.0])
+    small, _ = shrink(model, torch.randn(2, 2, 4, 4))
+    assert small.conv.out_channels == 4  # the constant 0.5 is summed: it stays
+    assert_same_function(model, (2, 4, 4))
+
+
+def test_weights_that_are_computed_are_left_alone():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        model[2].weight[:, :3] = 0
+    nn.utils.parametrizations.weight_norm(model[0])
+    small, found = shrink(model, torch.randn(2, 6))
+    assert small[0].weight.shape == (8, 6)
+    assert found[-1].kept_because == {"unknown operation": tuple(range(6))}
+    prune.ln_structured(model[2], "weight", amount=0.5, n=2, dim=0)  # a mask, not removed yet
+    with pytest.raises(ValueError, match="Sequential cannot be copied, .* as torch.nn.utils.prune.remove does"):
+        shrink(model, torch.randn(2, 6))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "squeezenet1_0", "efficientnet_b0"])
