@@ -150,7 +150,7 @@ class _Channels:
         if _asks_for_batch_size(node):
             return
         if node.op == "output" or not hasattr(meta, "shape") or len(meta.shape) < 2:
-            self._look_into_no(node, tensors)
+            self._leave_alone(node, tensors)
             return
         if self._mutates(node):
             for source in tensors:
@@ -161,7 +161,7 @@ class _Channels:
         if rule is None:
             self._add(node, torch.full((meta.shape[1],), math.nan, dtype=torch.float64), stays=True)
             if node.op not in ("placeholder", "get_attr"):
-                self._look_into_no(node, tensors)
+                self._leave_alone(node, tensors)
             return
         rule()
 
@@ -372,7 +372,7 @@ class _Channels:
             a = self.parent[a]
         return a
 
-    def _look_into_no(self, node: fx.Node, sources: list[fx.Node]) -> None:
+    def _leave_alone(self, node: fx.Node, sources: list[fx.Node]) -> None:
         for source in sources:
             self.stays[source][:] = True
             if node.op != "output":

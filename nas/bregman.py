@@ -128,6 +128,7 @@ class Bregman(Penalised):
         A larger lam then shrinks what is awake, and the weakest groups fall asleep.
         """
         for index, group in enumerate(self.param_groups):
+            self._check_settings(index)
             self._applied[index] = _made_with(group)
             for members in unit_sets(group):
                 if all("dual" in self.state.get(p, ()) for p in members):
@@ -185,12 +186,17 @@ class Bregman(Penalised):
         for group, moved in groups:
             self._read_weights(group["params"] if group["joint"] else moved, group)
 
-    def _resync_group(self, index: int) -> None:
+    def _check_settings(self, index: int) -> None:
+        """Raise ValueError if a penalty or delta that was set from outside does not do."""
         group = self.param_groups[index]
         if self._applied[index] != _made_with(group):
             self._check_options(group)
-            for tensor in (seen(members, group["joint"]) for members in unit_sets(group)):
-                groups_of(group["penalty"]).check(tensor)
+            for members in unit_sets(group):
+                groups_of(group["penalty"]).check(seen(members, group["joint"]))
+
+    def _resync_group(self, index: int) -> None:
+        group = self.param_groups[index]
+        self._check_settings(index)
         for members in unit_sets(group):
             self._resync(members, group, self._applied[index])
         self._applied[index] = _made_with(group)

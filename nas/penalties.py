@@ -22,7 +22,7 @@ Step = float | Tensor  # a tensor gives each entry a step of its own
 class Penalty(Protocol):
     """A convex function J of one tensor. Implementations are frozen dataclasses of plain numbers.
 
-    Optional, and present in all penalties of this file:
+    Optional, and present in all penalties of this file (but `Zero`, under which nothing sleeps, has no gauge):
         groups: the entries that vanish together; the whole tensor where a penalty doesn't say.
         prox(..., out=...): write the result into ``out`` (which may be ``z``) instead of a new tensor.
         gauge(p): how near the subgradient ``p`` has come to waking each sleeping group, which wakes above 1:
@@ -46,9 +46,7 @@ class Penalty(Protocol):
 class Zero:
     """J = 0: turns every Bregman optimiser into its unregularised parent."""
 
-    @property
-    def groups(self) -> Groups:
-        return ENTRIES
+    groups = ENTRIES
 
     def value(self, weight: Tensor) -> Tensor:
         return weight.new_zeros(())
@@ -80,9 +78,7 @@ class L1(_Strength):
         ValueError: ``lam`` is negative or not finite.
     """
 
-    @property
-    def groups(self) -> Groups:
-        return ENTRIES
+    groups = ENTRIES
 
     def value(self, weight: Tensor) -> Tensor:
         return self.lam * weight.abs().sum()
@@ -159,9 +155,7 @@ class NonNegativeL1(_Strength):
         ValueError: ``lam`` is negative or not finite.
     """
 
-    @property
-    def groups(self) -> Groups:
-        return ENTRIES
+    groups = ENTRIES
 
     def value(self, weight: Tensor) -> Tensor:
         return self.lam * weight.sum() + torch.where(weight.ge(0).all(), 0.0, math.inf)
@@ -222,9 +216,7 @@ class Nuclear(_Strength):
         ValueError: ``lam`` is negative or not finite.
     """
 
-    @property
-    def groups(self) -> Groups:
-        return WHOLE
+    groups = WHOLE
 
     def value(self, weight: Tensor) -> Tensor:
         sigma: Tensor = torch.linalg.svdvals(_matrix(weight))

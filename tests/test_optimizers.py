@@ -493,8 +493,9 @@ def test_a_strength_set_on_the_way_is_checked_before_anything_moves():
     ):
         saved = dict(optimizer.param_groups[0])
         optimizer.param_groups[0].update(change)
-        with pytest.raises(ValueError, match=message):
-            optimizer.step()
+        for follow in (optimizer.step, optimizer.resync, optimizer.reread):
+            with pytest.raises(ValueError, match=message):
+                follow()
         assert torch.equal(theta.detach(), before)
         optimizer.param_groups[0].update(saved)
     optimizer.step()
