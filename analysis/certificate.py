@@ -1,6 +1,7 @@
 """The certificate: how far a compact network is from the searched one, what was left out, and which two these are."""
 
 import copy
+import dataclasses
 import hashlib
 import json
 import math
@@ -139,15 +140,15 @@ def fingerprint(net: nn.Module) -> str:
 def _check_layout(net: DagNet, small: DagNet, kept: Mapping[str, Tensor]) -> None:
     units = small.plan.units
     nodes = [name for name, mask in kept.items() if name in (INPUT, OUTPUT) or mask.any()]
-    outside = [(plan.channels, plan.patch, plan.offset, plan.residual) for plan in (net.plan, small.plan)]
+    outside = [dataclasses.replace(plan, nodes=()) for plan in (net.plan, small.plan)]
     if list(units) != nodes or outside[0] != outside[1] or any(units[name] < kept[name].sum() for name in nodes):
         raise ValueError("the compact network has not the nodes and units that are alive in the searched one")
 
 
 def _rounded(net: DagNet, folded: DagNet) -> bool:
-    """Whether a constant was folded into a bias that then had to be rounded to single precision."""
+    """Whether a constant in a bias, or a gate times a weight, had to be rounded to single precision."""
     pairs = zip(net.named_nodes().values(), folded.named_nodes().values(), strict=True)
-    changed = any(bool((new.bias.ne(old.bias) & new.bias.ne(0)).any()) for old, new in pairs)
+    changed = any(bool((new.bias.ne(old.bias) & new.bias.ne(0)).any() or old.edge_gates.any()) for old, new in pairs)
     return changed and next(net.parameters()).dtype != torch.float64
 
 

@@ -3,7 +3,6 @@
 All formats come from one translation, the Python source of `nas.analysis.source`: the others are traced from it.
 """
 
-import copy
 import os
 import runpy
 import tempfile
@@ -18,6 +17,7 @@ from torch.export import Dim
 
 from nas.analysis.source import named_tensors, source_code
 from nas.models.dag import DagNet
+from nas.models.fold import without_edge_gates
 
 Network = Callable[[Tensor], Tensor]
 TOLERANCE = 1e-5  # largest difference of an output; relative to the largest output where that is above 1
@@ -47,7 +47,7 @@ def export(net: DagNet, path: Path, format: str) -> float:
         raise ValueError(f"{path.parent} is no folder in which files can be written")
     if folders := [file for file in files if file.is_dir()]:
         raise ValueError(f"{folders[0]} is a folder; choose another file")
-    net = copy.deepcopy(net).float().cpu().eval()
+    net = without_edge_gates(net).float().cpu().eval()
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as place:
         written = [Path(place) / file.name for file in files]
         difference = _compare(net, WRITERS[format](net, *written))
@@ -140,9 +140,10 @@ def _plain(net: DagNet) -> nn.Module:
 
 def _shapes(net: DagNet) -> list[tuple[int, ...]]:
     """Inputs of several batch sizes, and of picture sizes that are multiples of the patch and that are not."""
-    channels, patch = net.plan.channels, net.plan.patch
-    if patch is None:
+    channels = net.plan.channels
+    if net.plan.patch is None:
         return [(batch, channels) for batch in (3, 1, 8)]
+    patch = net.plan.patch * 2**net.plan.levels
     sides = [(3 * patch + 1, 5 * patch), (patch + 1, 2 * patch), (8 * patch, 4 * patch), (5 * patch - 1, 7 * patch + 1)]
     return [(batch, channels, *sizes) for batch, sizes in zip((3, 1, 2, 1), sides, strict=True)]
 

@@ -81,6 +81,9 @@ def named_tensors(net: DagNet) -> dict[str, Tensor]:
         if node.plan.num_rows:
             first = next(iter(node.edges), None)
             tensors[f"bias_{name}" if first is None else f"{_edge(net.plan, first, name)}.bias"] = node.bias
+        for source, matrix in node.projections.items():
+            weight = matrix[:, :, None, None] if net.plan.is_convolutional else matrix
+            tensors[f"projection_{source}_{name}.weight"] = weight
         tensors |= {f"gate_{skip.source}_{name}": s for skip, s in zip(node.plan.skips, node.gates, strict=True)}
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
@@ -104,6 +107,10 @@ def _layers(plan: Plan, node: Node) -> Iterator[str]:
         yield f"self.{_edge(plan, source, node.name)} = nn.{module}({sizes}{', bias=False' if k else ''})"
     if not node.edges and node.num_rows:
         yield f"self.bias_{node.name} = nn.Parameter(torch.zeros({node.num_rows}))"
+    for source in node.projections:
+        sizes = f"{plan.units[source]}, {node.units}"
+        module = f"Conv2d({sizes}, 1, bias=False)" if plan.is_convolutional else f"Linear({sizes}, bias=False)"
+        yield f"self.projection_{source}_{node.name} = nn.{module}"
     for skip in node.skips:
         yield f"self.gate_{skip.source}_{node.name} = nn.Parameter(torch.ones(()))"
 
@@ -131,10 +138,12 @@ def _enter(plan: Plan) -> Iterator[str]:
     """Pictures to units."""
     x = f"x_{INPUT}"
     yield f"{x} = x - {float(plan.offset)!r}" if plan.offset else f"{x} = x"
-    if (plan.patch or 1) > 1:
+    if _is_padded(plan):
         yield "height, width = x.shape[-2:]"
-        pads = f"(0, -width % {plan.patch}, 0, -height % {plan.patch})"
+        multiple = (plan.patch or 1) * 2**plan.levels
+        pads = f"(0, -width % {multiple}, 0, -height % {multiple})"
         yield f'{x} = F.pad({x}, {pads}, mode="replicate")'
+    if (plan.patch or 1) > 1:
         yield f"{x} = F.pixel_unshuffle({x}, {plan.patch})"
     if plan.patch is not None and not plan.is_convolutional:
         yield f"{x} = {x}.permute(0, 2, 3, 1).contiguous()"
@@ -145,10 +154,10 @@ def _node(plan: Plan, node: Node) -> Iterator[str]:
     name, every = f"x_{node.name}", ":, " if plan.is_convolutional else "..., "
     terms = []
     if node.num_rows:
-        linear = [f"self.{_edge(plan, source, node.name)}(x_{source})" for source in node.edges]
+        linear = [f"self.{_edge(plan, source, node.name)}({_state(plan, source, node)})" for source in node.edges]
         if not linear:
             bias = f"self.bias_{node.name}" + ("[:, None, None]" if plan.is_convolutional else "")
-            linear = [f"torch.zeros_like(x_{INPUT}[{every}:1])", bias]
+            linear = [f"torch.zeros_like({_state(plan, INPUT, node)}[{every}:1])", bias]
         inner, act = " + ".join(linear), ACTIVATION_CODE[node.activation]
         if len(inner) > WIDTH // 2:  # on lines of its own
             yield _sum(name, linear)
@@ -158,10 +167,24 @@ def _node(plan: Plan, node: Node) -> Iterator[str]:
         taken = "" if skip.take is None else f"[{every}TAKE_{skip.source}_{node.name}]"
         term = f"self.gate_{skip.source}_{node.name} * x_{skip.source}{taken}"
         terms.append(term if skip.put is None else _placed(term, f"PUT_{skip.source}_{node.name}", node))
+    for source in node.projections:
+        terms.append(f"self.projection_{source}_{node.name}({_state(plan, source, node)})")
     if not terms:  # nothing arrives here
         sizes = f"-1, {node.units}, -1, -1" if plan.is_convolutional else f"*x_{INPUT}.shape[:-1], {node.units}"
-        terms = [f"torch.zeros_like(x_{INPUT}[{every}:1]).expand({sizes})"]
+        terms = [f"torch.zeros_like({_state(plan, INPUT, node)}[{every}:1]).expand({sizes})"]
     yield _sum(name, terms)
+
+
+def _state(plan: Plan, source: str, node: Node) -> str:
+    """The state of ``source`` at the resolution of ``node``."""
+    levels = plan.node_levels[source] - node.level
+    if levels > 0:
+        return f'F.interpolate(x_{source}, scale_factor={2**levels}, mode="nearest")'
+    return f"F.avg_pool2d(x_{source}, {2**-levels})" if levels < 0 else f"x_{source}"
+
+
+def _is_padded(plan: Plan) -> bool:
+    return (plan.patch or 1) > 1 or plan.levels > 0
 
 
 def _placed(term: str, units: str, node: Node) -> str:
@@ -178,10 +201,16 @@ def _sum(name: str, terms: Sequence[str]) -> str:
 def _leave(plan: Plan) -> Iterator[str]:
     """Units to pictures."""
     x = f"x_{OUTPUT}"
+    if plan.pooled:
+        vectors = plan.patch is None and not plan.is_convolutional
+        axes = "(2, 3)" if plan.is_convolutional else "(1, 2)"
+        yield f"return {x}" if vectors else f"return {x}.mean({axes})"
+        return
     if plan.patch is not None and not plan.is_convolutional:
         yield f"{x} = {x}.permute(0, 3, 1, 2)"
     if (plan.patch or 1) > 1:
         yield f"{x} = F.pixel_shuffle({x}, {plan.patch})"
+    if _is_padded(plan):
         yield f"{x} = {x}[:, :, torch.arange(height)][..., torch.arange(width)]  # a slice would fix sizes in an export"
     if plan.residual:
         yield f"return x + {x}"
@@ -196,6 +225,9 @@ def _place(plan: Plan) -> str:
 
 
 def _summary(plan: Plan) -> str:
+    result = f"vectors (batch, {plan.units[OUTPUT]})" if plan.pooled or plan.patch is None else ""
     if plan.patch is None:
-        return f"Vectors (batch, {plan.channels}) to vectors of the same shape."
+        return f"Vectors (batch, {plan.channels}) to {result}."
+    if result:
+        return f"Pictures (batch, {plan.channels}, height, width) to {result}."
     return f"Pictures (batch, {plan.channels}, height, width) of any size to pictures of the same shape."

@@ -39,7 +39,8 @@ def topology(
         latest epoch at which one did; those at unit level node and index. Arcs have
 
         * norm: Euclidean norm of the weights on alive units, 0 for a pure skip,
-        * gate: of a skip, 0 for none,
+        * gate: of a skip, or of a gated edge, whose norm includes it; of a skip with a projection the Euclidean norm of
+          the matrix (at unit level its entry); 0 for none,
         * shape: of the weights on alive units, as "rows x columns x height x width" without blanks (at unit level of
           one kernel, or "1"), "" for a pure skip.
 
@@ -65,13 +66,12 @@ def _node_graph(net: DagNet, births: Epochs, deaths: Epochs) -> nx.DiGraph:
             size = {"alive": int(mask.sum()), "total": len(mask), "norm": float(norms[name][mask].norm())}
             graph.add_node(name, kind=_kind(name), layer=layer, **size, **ages, **losses)
     for name, node in net.named_nodes().items():
-        for source, weight in node.edges.items():
+        for source, weight in node.weights().items():
             block = _alive_rows(net, name, weight, alive.units)[:, alive.units[source]]
             if block.any():
                 graph.add_edge(source, name, norm=float(block.norm()), gate=0.0, shape=_shape(block))
     for (source, target), gate in alive.skips.items():
-        weights = graph.get_edge_data(source, target, {"norm": 0.0, "shape": ""})
-        graph.add_edge(source, target, **{**weights, "gate": gate})
+        _add_skip(graph, source, target, gate)
     return graph
 
 
@@ -87,32 +87,43 @@ def _unit_graph(net: DagNet, births: Epochs) -> nx.DiGraph:
             graph.add_node(f"{name}.{unit}", kind=_kind(name), layer=layer, **size, node=name, index=unit, **age)
     for name, node in net.named_nodes().items():
         rows = range(net.plan.units[name]) if node.plan.rows is None else node.plan.rows
-        for source, weight in node.edges.items():
+        gates = dict(zip(node.plan.gated, node.edge_gates.tolist(), strict=True))
+        for source, weight in node.weights().items():
             kernels = weight.reshape(*weight.shape[:2], math.prod(weight.shape[2:])).norm(dim=2)
             for row, column in reads(weight).nonzero().tolist():
                 if alive.units[name][rows[row]] and alive.units[source][column]:
-                    look = {"norm": float(kernels[row, column]), "gate": 0.0, "shape": _shape(weight[row, column])}
+                    norm, gate = float(kernels[row, column]), gates.get(source, 0.0)
+                    look = {"norm": norm, "gate": gate, "shape": _shape(weight[row, column])}
                     graph.add_edge(f"{source}.{column}", f"{name}.{rows[row]}", **look)
+        for source, matrix in node.projections.items():
+            for row, column in reads(matrix).nonzero().tolist():
+                if alive.units[name][row] and alive.units[source][column]:
+                    _add_skip(graph, f"{source}.{column}", f"{name}.{row}", float(matrix[row, column]))
         for skip in node.plan.skips:
             if gate := alive.skips.get((skip.source, name)):
                 take = range(net.plan.units[skip.source]) if skip.take is None else skip.take
                 put = range(net.plan.units[name]) if skip.put is None else skip.put
                 for start, end in zip(take, put, strict=True):
                     if alive.units[skip.source][start] and alive.units[name][end]:
-                        arc = (f"{skip.source}.{start}", f"{name}.{end}")
-                        weights = graph.get_edge_data(*arc, {"norm": 0.0, "shape": ""})
-                        graph.add_edge(*arc, **{**weights, "gate": gate})
+                        _add_skip(graph, f"{skip.source}.{start}", f"{name}.{end}", gate)
     return graph
+
+
+def _add_skip(graph: nx.DiGraph, source: str, target: str, gate: float) -> None:
+    weights = graph.get_edge_data(source, target, {"norm": 0.0, "shape": ""})
+    graph.add_edge(source, target, **{**weights, "gate": gate})
 
 
 def _unit_norms(net: DagNet, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """For every node the norm of what belongs to each unit: its bias and its weights on alive units; shape (units,)."""
     norms = {INPUT: torch.zeros(net.plan.units[INPUT])}
     for name, node in net.named_nodes().items():
-        blocks = [weight[:, alive[source]].flatten(1) for source, weight in node.edges.items()]
+        blocks = [weight[:, alive[source]].flatten(1) for source, weight in node.weights().items()]
         rows = torch.cat([node.bias[:, None], *blocks], dim=1).norm(dim=1).cpu()
         norms[name] = torch.zeros(net.plan.units[name], dtype=rows.dtype)
         norms[name][slice(None) if node.plan.rows is None else list(node.plan.rows)] = rows
+        for source, matrix in node.projections.items():
+            norms[name] = torch.hypot(norms[name], matrix[:, alive[source]].norm(dim=1).cpu())
     return norms
 
 

@@ -4,7 +4,7 @@ from nas.models.alive import Alive, find_alive
 from nas.models.compact import compact
 from nas.models.dag import DagNet, right_relu
 from nas.models.plan import Node, Plan, Skip
-from nas.models.recipes import RECIPES, conv_skip_autoencoder, skip_autoencoder
+from nas.models.recipes import RECIPES, conv_skip_autoencoder, dense_conv, dense_mlp, mlp, skip_autoencoder
 from nas.models.store import load
 
 __all__ = [
@@ -16,8 +16,11 @@ __all__ = [
     "Skip",
     "compact",
     "conv_skip_autoencoder",
+    "dense_conv",
+    "dense_mlp",
     "find_alive",
     "load",
+    "mlp",
     "right_relu",
     "skip_autoencoder",
 ]

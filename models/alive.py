@@ -19,7 +19,8 @@ class Alive:
 
     Attributes:
         units: for every node, "in" and "out" included, a boolean mask of shape (units,).
-        skips: the gate of every skip, by (source, target), that carries something to the output.
+        skips: by (source, target) the gate of every skip and of every gated edge, and the Frobenius norm of every
+            projection, that carries something to the output.
         emits: masks like ``units``: what puts out something, whether or not the output reads it.
     """
 
@@ -42,14 +43,25 @@ def find_alive(net: DagNet) -> Alive:
         emits[name] = spread(active_rows(node, emits), node.plan.rows, units[name])
         for skip, _ in open_gates(node):
             emits[name] |= spread(pick(emits[skip.source], skip.take), skip.put, units[name])
+        for source, matrix in node.projections.items():
+            emits[name] |= reads(matrix)[:, emits[source]].any(dim=1)
 
     read = {name: torch.full((n,), name == OUTPUT) for name, n in units.items()}
     skips: dict[tuple[str, str], float] = {}
     for name, node in reversed(net.named_nodes().items()):
         wanted = emits[name] & read[name]
         rows = pick(wanted, node.plan.rows)
-        for source, weight in node.edges.items():
-            read[source] |= reads(weight)[rows].any(dim=0)
+        gates = dict(zip(node.plan.gated, node.edge_gates.tolist(), strict=True))
+        for source, weight in node.weights().items():
+            used = reads(weight)[rows].any(dim=0)
+            read[source] |= used
+            if source in gates and (used & emits[source]).any():
+                skips[source, name] = gates[source]
+        for source, matrix in node.projections.items():
+            used = reads(matrix)[wanted].any(dim=0)
+            read[source] |= used
+            if (used & emits[source]).any():
+                skips[source, name] = float(matrix.norm())
         for skip, gate in open_gates(node):
             carried = pick(wanted, skip.put) & pick(emits[skip.source], skip.take)
             read[skip.source] |= spread(carried, skip.take, units[skip.source])
@@ -61,7 +73,7 @@ def find_alive(net: DagNet) -> Alive:
 def active_rows(node: DagNode, sources: Mapping[str, Tensor]) -> Tensor:
     """Which rows of a node are not zero on the given units of its sources; shape (rows,)."""
     active = node.bias.ne(0).cpu()
-    for source, weight in node.edges.items():
+    for source, weight in node.weights().items():
         active = active | reads(weight)[:, sources[source]].any(dim=1)
     return active
 

@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nas.models.alive import active_rows, find_alive, pick, reads
 from nas.models.dag import DagNet, DagNode
-from nas.models.fold import fold_constants
+from nas.models.fold import fold_constants, without_edge_gates
 from nas.models.plan import INPUT, MAX_SIZE, OUTPUT, Node, Skip
 
 Tensors = dict[str, Tensor]
@@ -40,7 +41,7 @@ def compact(net: DagNet, *, round_to: int = 1, weights_of: DagNet | None = None)
     net, _ = fold_constants(net)
     alive = find_alive(net).units
     kept = {**alive, INPUT: torch.ones_like(alive[INPUT]), OUTPUT: torch.ones_like(alive[OUTPUT])}
-    given = (weights_of or net).named_nodes()
+    given = (without_edge_gates(weights_of) if weights_of else net).named_nodes()
     pieces = {
         name: _restrict(node, given[name], alive[name], kept)
         for name, node in net.named_nodes().items()
@@ -75,12 +76,17 @@ def _restrict(node: DagNode, given: DagNode, alive: Tensor, kept: dict[str, Tens
             )
             gates.append(given_gate)
     tensors["gates"] = torch.stack(gates) if gates else given.gates[:0]
+    tensors["edge_gates"] = given.edge_gates
+    for source, matrix in node.projections.items():
+        if matrix[target][:, kept[source]].any():
+            tensors[f"projections.{source}"] = given.projections[source][target][:, kept[source]]
 
     small = dataclasses.replace(
         plan,
         units=int(target.sum()),
         edges={source: kernel for source, kernel in plan.edges.items() if f"edges.{source}" in tensors},
         skips=tuple(skips),
+        projections=tuple(source for source in plan.projections if f"projections.{source}" in tensors),
         rows=_renumber(rows, plan.rows, target),
         activation="relu" if plan.activation == "right_relu" else plan.activation,
     )
@@ -114,12 +120,17 @@ def _widen(
     rows = sorted(computed + others[: num_rows - len(computed)])
     places = torch.tensor([rows.index(unit) for unit in computed], dtype=torch.long)
 
-    wide = {"gates": tensors["gates"]}
+    wide = {}
     for key, tensor in tensors.items():
-        if key != "gates":
-            columns = [] if key == "bias" else [units[key.removeprefix("edges.")]]
+        kind, _, source = key.partition(".")
+        if kind == "projections":
+            wide[key] = F.pad(tensor, (0, units[source] - tensor.shape[1], 0, units[name] - len(tensor)))
+        elif kind in ("bias", "edges"):
+            columns = [units[source]] if source else []
             wide[key] = tensor.new_zeros(len(rows), *columns, *tensor.shape[2:])
             wide[key][(places, slice(tensor.shape[1])) if columns else places] = tensor
+        else:
+            wide[key] = tensor
 
     skips = []
     for skip in plan.skips:

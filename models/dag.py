@@ -31,24 +31,33 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"right_relu": right_relu, 
 
 
 class DagNode(nn.Module):
-    """x = act( sum_j A_j(x_j) + b ) + sum_k s_k x_k, with edges A_j (convolution or matrix) and scalar gates s_k.
+    """x = act( sum_j g_j A_j(x_j) + b ) + sum_k s_k x_k + sum_m P_m x_m.
+
+    Edges A_j are convolutions or matrices, those that are gated with a scalar gate g_j (else 1); skips have scalar
+    gates s_k; projections P_m are matrices on the units. What comes from another level is brought to the resolution of
+    this node first (`resample`).
 
     A unit is row i of every edge together with entry i of the bias. The activation maps 0 to 0, so that a unit whose
-    row is zero puts out exactly 0 (plus what the skips bring). Edges start with He's variance, gates at 0 (at 1 in a
-    node without rows, which is nothing but its skips).
+    row is zero puts out exactly 0 (plus what the skips bring). Edges start with He's variance, gates and projections
+    at 0 (gates at 1 in a node without rows, which is nothing but its skips).
     """
 
     rows: Tensor | None
 
-    def __init__(self, plan: Node, units: Mapping[str, int], unit_axis: int) -> None:
+    def __init__(self, plan: Node, units: Mapping[str, int], levels: Mapping[str, int], unit_axis: int) -> None:
         super().__init__()
         self.plan, self.unit_axis = plan, unit_axis
+        self.levels = {source: level - plan.level for source, level in levels.items()}
         self.activation = ACTIVATIONS[plan.activation]
         self.edges = nn.ParameterDict(
             {source: _he_normal(plan.num_rows, units[source], kernel) for source, kernel in plan.edges.items()}
         )
         self.bias = Parameter(torch.zeros(plan.num_rows))
         self.gates = Parameter(torch.full((len(plan.skips),), 0.0 if plan.num_rows else 1.0))
+        self.edge_gates = Parameter(torch.zeros(len(plan.gated)))
+        self.projections = nn.ParameterDict(
+            {source: Parameter(torch.zeros(plan.units, units[source])) for source in plan.projections}
+        )
         self._keep_indices("rows", plan.rows)
         for k, skip in enumerate(plan.skips):
             self._keep_indices(f"take{k}", skip.take)
@@ -57,6 +66,11 @@ class DagNode(nn.Module):
     def _keep_indices(self, name: str, indices: tuple[int, ...] | None) -> None:
         buffer = None if indices is None else torch.tensor(indices, dtype=torch.long)
         self.register_buffer(name, buffer, persistent=False)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weight of every edge, multiplied by its gate."""
+        gates = dict(zip(self.plan.gated, self.edge_gates, strict=True))
+        return {source: gates[source] * A if source in gates else A for source, A in self.edges.items()}
 
     def forward(self, states: Mapping[str, Tensor]) -> Tensor:
         axis = self.unit_axis
@@ -77,18 +91,31 @@ class DagNode(nn.Module):
             else:  # the activation still needs its output for the gradient
                 x = x.index_add(axis, put, term)
             ours = True
+        for name, matrix in self.projections.items():
+            weight = matrix if axis == -1 else matrix[:, :, None, None]
+            x = x + _apply_edge(self._bring(states, name), weight, None)
         return x
+
+    def _bring(self, states: Mapping[str, Tensor], source: str) -> Tensor:
+        return resample(states[source], self.levels[source])
 
     def _sum_edges(self, states: Mapping[str, Tensor]) -> Tensor:
         """sum_j A_j(x_j) + b, on the rows that this node computes."""
         if not self.edges:
             bias = self.bias if self.unit_axis == -1 else self.bias[:, None, None]
-            return bias + torch.zeros_like(states[INPUT].narrow(self.unit_axis, 0, 1))
-        (first, weight), *others = self.edges.items()
-        total = _apply_edge(states[first], weight, self.bias)
+            return bias + torch.zeros_like(resample(states[INPUT].narrow(self.unit_axis, 0, 1), self.levels[INPUT]))
+        (first, weight), *others = self.weights().items()
+        total = _apply_edge(self._bring(states, first), weight, self.bias)
         for source, weight in others:
-            total = total + _apply_edge(states[source], weight, None)
+            total = total + _apply_edge(self._bring(states, source), weight, None)
         return total
+
+
+def resample(x: Tensor, levels: int) -> Tensor:
+    """``x`` (B, n, h, w) with twice the resolution ``levels`` times (nearest), or, if negative, half of it (means)."""
+    if levels > 0:
+        return F.interpolate(x, scale_factor=2**levels, mode="nearest")
+    return F.avg_pool2d(x, 2**-levels) if levels < 0 else x
 
 
 def _apply_edge(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -111,7 +138,7 @@ class DagNet(nn.Module):
 
     Args:
         plan: the architecture. Input and output are pictures (B, channels, height, width) of any size, or
-            vectors (B, channels) where ``plan.patch`` is None.
+            vectors (B, channels) where ``plan.patch`` is None. Where ``plan.pooled`` the output is (B, units of "out").
 
     Raises:
         ValueError: a node reads a node that is not before it, a skip joins nodes of different width, an even kernel
@@ -123,7 +150,9 @@ class DagNet(nn.Module):
         plan.check(ACTIVATIONS)
         self.plan = plan
         self.unit_axis = 1 if plan.is_convolutional else -1
-        self.nodes = nn.ModuleDict({node.name: DagNode(node, plan.units, self.unit_axis) for node in plan.nodes})
+        self.nodes = nn.ModuleDict(
+            {node.name: DagNode(node, plan.units, plan.node_levels, self.unit_axis) for node in plan.nodes}
+        )
 
     def named_nodes(self) -> dict[str, DagNode]:
         """The nodes by name, in topological order."""
@@ -144,7 +173,8 @@ class DagNet(nn.Module):
         if self.plan.patch is None:
             return x
         height, width = x.shape[-2:]
-        missing = (0, -width % self.plan.patch, 0, -height % self.plan.patch)
+        multiple = self.plan.patch * 2**self.plan.levels
+        missing = (0, -width % multiple, 0, -height % multiple)
         x = F.pad(x, missing, mode="replicate") if any(missing) else x
         x = F.pixel_unshuffle(x, self.plan.patch)
         if self.unit_axis == -1:
@@ -152,6 +182,9 @@ class DagNet(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)  # convolutions of few channels run up to 1.7 x faster
 
     def _leave(self, state: Tensor, x: Tensor) -> Tensor:
+        if self.plan.pooled:
+            positions = tuple(axis for axis in range(1, state.ndim) if axis != self.unit_axis % state.ndim)
+            return state.mean(positions) if positions else state
         if self.plan.patch is not None:
             state = state if self.unit_axis == 1 else state.permute(0, 3, 1, 2)
             state = F.pixel_shuffle(state, self.plan.patch)[..., : x.shape[-2], : x.shape[-1]]
@@ -163,8 +196,21 @@ class DagNet(nn.Module):
         return {name: [*node.edges.values(), node.bias] for name, node in searched.items()}
 
     def gate_parameters(self) -> dict[str, Parameter]:
-        """For each node that skips arrive at the vector of its gates, in the order of ``node.skips``."""
-        return {f"{name}.gates": node.gates for name, node in self.named_nodes().items() if node.plan.skips}
+        """The scalar gates: for each node a vector for its skips and one for its gated edges, in the plan's order."""
+        vectors = {
+            f"{name}.{kind}": gates
+            for name, node in self.named_nodes().items()
+            for kind, gates in (("gates", node.gates), ("edge_gates", node.edge_gates))
+        }
+        return {name: gates for name, gates in vectors.items() if len(gates)}
+
+    def projection_parameters(self) -> dict[str, Parameter]:
+        """The matrices of the projections, (units, units of the source) each: a matrix is one group."""
+        return {
+            f"{name}.projections.{source}": matrix
+            for name, node in self.named_nodes().items()
+            for source, matrix in node.projections.items()
+        }
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write model.safetensors and config.json (the plan) into ``folder``; `nas.models.load` reads them.

@@ -9,6 +9,7 @@ from typing import Any
 
 INPUT, OUTPUT = "in", "out"
 MAX_SIZE = 100_000  # far above what is useful; keeps a slip of the pen from filling the memory
+MAX_LEVELS = 10
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,19 @@ class Skip:
 
 @dataclass(frozen=True)
 class Node:
-    """One node: x = act(sum of edges + bias) + sum of skips.
+    """One node: x = act(sum of edges + bias) + sum of skips + sum of projections.
 
     Attributes:
         name: identifier; the last node of a plan is named "out".
         units: number of units (channels, or neurons) of x.
         edges: for each source its kernel size, None for a fully connected edge.
-        skips: gates that arrive here.
+        skips: gates that arrive here, from nodes of the same level.
         rows: the units that the edges compute; the others get their value from skips alone. None: all.
         activation: a key of `nas.models.dag.ACTIVATIONS`.
         searched: whether a search may leave its units out; False for an output of fixed form.
+        gated: sources whose edge is multiplied by a scalar gate, so that it can go as a whole.
+        projections: sources of skips that a matrix (1 x 1 convolution) leads to the units of this node.
+        level: how often the resolution of the input is halved here.
     """
 
     name: str
@@ -44,6 +48,9 @@ class Node:
     rows: tuple[int, ...] | None = None
     activation: str = "relu"
     searched: bool = True
+    gated: tuple[str, ...] = ()
+    projections: tuple[str, ...] = ()
+    level: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -54,7 +61,7 @@ class Node:
         _require(_is_identifier(self.name), f"a node must have an identifier as its name, got {self.name!r}")
         _require(self.name not in before, f"two nodes are named {self.name!r}")
         _require(_is_size(self.units), f"node {self.name!r} must have 1 to {MAX_SIZE} units, got {self.units!r}")
-        for source in [*self.edges, *(skip.source for skip in self.skips)]:
+        for source in [*self.edges, *(skip.source for skip in self.skips), *self.projections]:
             _require(source in before, f"node {self.name!r} reads {source!r}, which is not before it")
         for kernel in self.edges.values():
             odd = kernel is None or (_is_size(kernel) and kernel % 2 == 1)
@@ -62,8 +69,9 @@ class Node:
         _require(isinstance(self.searched, bool), f"node {self.name!r} must have searched true or false")
         _require(self.activation in activations, f"node {self.name!r} has the unknown activation {self.activation!r}")
         _require(_fits(self.rows, self.units), f"the rows of node {self.name!r} are not units of it")
-        sources = [skip.source for skip in self.skips]
+        sources = [*(skip.source for skip in self.skips), *self.projections, *self.gated]
         _require(len(set(sources)) == len(sources), f"two skips join the same nodes to {self.name!r}")
+        _require(set(self.gated) <= set(self.edges), f"a gate of node {self.name!r} is on no edge of it")
         for skip in self.skips:
             name, taken, placed = f"the skip {skip.source!r} -> {self.name!r}", before[skip.source], self.units
             _require(_fits(skip.take, taken) and _fits(skip.put, placed), f"{name} names units that do not exist")
@@ -83,6 +91,9 @@ class Plan:
             "in" has ``channels * patch ** 2`` units. None: the input is a batch of vectors.
         offset: subtracted from the input and added to the output; the middle of the data range.
         residual: the output is a correction that is added to the input, so that an empty network changes nothing.
+        pooled: the output is not a picture, but the vector of the means of "out" over all positions (the logits of a
+            classifier); the offset is not added.
+        levels: how often the resolution can be halved: pictures are padded to multiples of ``patch * 2 ** levels``.
     """
 
     channels: int
@@ -90,6 +101,8 @@ class Plan:
     patch: int | None = None
     offset: float = 0.0
     residual: bool = False
+    pooled: bool = False
+    levels: int = 0
 
     @property
     def units(self) -> dict[str, int]:
@@ -98,7 +111,12 @@ class Plan:
 
     @property
     def is_convolutional(self) -> bool:
-        return any(kernel is not None for node in self.nodes for kernel in node.edges.values())
+        return self.levels > 0 or any(kernel is not None for node in self.nodes for kernel in node.edges.values())
+
+    @property
+    def node_levels(self) -> dict[str, int]:
+        """How often the resolution is halved at every node, the input first."""
+        return {INPUT: 0} | {node.name: node.level for node in self.nodes}
 
     def check(self, activations: Container[str]) -> None:
         """Raise ValueError, in one sentence, unless `DagNet` can build this plan."""
@@ -106,7 +124,16 @@ class Plan:
         _require(_is_size(self.channels), f"channels {size} {self.channels!r}")
         _require(self.patch is None or _is_size(self.patch), f"patch {size} {self.patch!r}")
         _require(_is_finite(self.offset), f"offset must be a finite number, got {self.offset!r}")
-        _require(isinstance(self.residual, bool), f"residual must be true or false, got {self.residual!r}")
+        for name in ("residual", "pooled"):
+            _require(
+                isinstance(getattr(self, name), bool), f"{name} must be true or false, got {getattr(self, name)!r}"
+            )
+        _require(not (self.residual and self.pooled), "a pooled output is no picture that a residual net could correct")
+        _require(
+            type(self.levels) is int and 0 <= self.levels <= MAX_LEVELS,
+            f"levels must be an integer from 0 to {MAX_LEVELS}, got {self.levels!r}",
+        )
+        _require(self.levels == 0 or self.patch is not None, "only pictures have levels")
         _require(
             bool(self.nodes) and self.nodes[-1].name == OUTPUT, f"the last node of a plan must be named {OUTPUT!r}"
         )
@@ -114,9 +141,23 @@ class Plan:
         for node in self.nodes:
             node.check(before, activations)
             before[node.name] = node.units
-        _require(before[INPUT] == before[OUTPUT], f"{OUTPUT!r} must have as many units as {INPUT!r}")
+        self._check_levels()
+        same = self.pooled or (self.patch is None and not self.residual) or before[INPUT] == before[OUTPUT]
+        _require(same, f"{OUTPUT!r} must have as many units as {INPUT!r}")
         kernels = [kernel for node in self.nodes for kernel in node.edges.values()]
         _require(None not in kernels or set(kernels) == {None}, "a plan mixes convolutions and fully connected edges")
+
+    def _check_levels(self) -> None:
+        levels = self.node_levels
+        for node in self.nodes:
+            fits = type(node.level) is int and 0 <= node.level <= self.levels
+            _require(fits, f"node {node.name!r} must have a level from 0 to {self.levels}, got {node.level!r}")
+            for skip in node.skips:
+                name = f"the skip {skip.source!r} -> {node.name!r}"
+                _require(levels[skip.source] == node.level, f"{name} joins two resolutions; that takes a projection")
+        _require(self.pooled or levels[OUTPUT] == 0, f"{OUTPUT!r} must have the resolution of the input")
+        kernels = {kernel for node in self.nodes for kernel in node.edges.values()}
+        _require(self.levels == 0 or None not in kernels, "fully connected edges have no levels")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
@@ -170,8 +211,13 @@ def _complete(kind: type, data: Any) -> dict[str, Any]:
 
 
 def _node(data: Mapping[str, Any]) -> Node:
-    skips = tuple(_skip(skip) for skip in data["skips"])
-    return Node(**{**_complete(Node, data), "skips": skips, "rows": _indices(data["rows"])})
+    tuples = {
+        "skips": tuple(_skip(skip) for skip in data["skips"]),
+        "rows": _indices(data["rows"]),
+        "gated": tuple(data["gated"]),
+        "projections": tuple(data["projections"]),
+    }
+    return Node(**{**_complete(Node, data), **tuples})
 
 
 def _skip(data: Mapping[str, Any]) -> Skip:

@@ -11,7 +11,9 @@ def conv_skip_autoencoder(
     channels: int = 1,
     *,
     depth: int = 5,
-    width: int = 32,
+    width: int | Sequence[int] = 32,
+    levels: int = 0,
+    projections: bool = False,
     kernel: int = 3,
     patch: int = 2,
     residual: bool = True,
@@ -27,13 +29,24 @@ def conv_skip_autoencoder(
     The output is a correction of the picture, so that an empty network returns the picture as it is. Without
     ``residual`` the way from "in" to "out" gets a gate like all pairs of nodes of equal width.
 
+    With ``levels`` the first nodes halve the resolution one after the other and the last ones double it again, as in a
+    U-Net; gates join nodes of one resolution, here those of depth 5 and levels 2:
+
+        in --> n1 _______________gate_______________ n5 --> out
+                 \--> n2 _________gate_________ n4 --/
+                         \-------> n3 -------/
+
     A square of ``patch`` x ``patch`` pixels becomes channels, without loss (`torch.nn.functional.pixel_unshuffle`),
     so that a convolution sees ``patch`` times further at the same cost; the output undoes it.
 
     Args:
         channels: of the picture: 1 for grey, 3 for colour.
         depth: number of hidden nodes, >= 1.
-        width: number of filters of each hidden node, >= 1.
+        width: number of filters of each hidden node, >= 1; or one for every node, such as [32, 16, 8, 16, 32] for a
+            bottleneck.
+        levels: how often the resolution is halved, at most (depth - 1) / 2.
+        projections: a skip with a matrix (1 x 1 convolution) between all hidden nodes, and from the input, where the
+            widths or resolutions differ.
         kernel: side of the convolution kernels, odd.
         patch: side of the squares that become channels, >= 1.
         residual: add the picture to the output.
@@ -42,14 +55,29 @@ def conv_skip_autoencoder(
     Raises:
         ValueError: a size out of range.
     """
-    _check_positive("conv_skip_autoencoder", channels=channels, depth=depth, width=width, kernel=kernel, patch=patch)
-    nodes = _chain(channels * patch**2, [width] * depth, kernel)
-    out = replace(nodes[-1], activation="identity", searched=False, skips=() if residual else nodes[-1].skips)
-    return DagNet(Plan(channels, (*nodes[:-1], out), patch, offset, residual))
+    name = "conv_skip_autoencoder"
+    _check_positive(name, channels=channels, depth=depth, kernel=kernel, patch=patch)
+    widths = _widths(name, width, depth)
+    if not isinstance(levels, int) or not 0 <= levels <= (depth - 1) // 2:
+        raise ValueError(f"{name}(levels=...) must be an integer from 0 to (depth - 1) / 2, got {levels} for {depth}")
+    at = [min(k, levels, depth - 1 - k) for k in range(depth)]
+    nodes = _chain(channels * patch**2, widths, kernel, projections=projections, levels=at)
+    out = replace(nodes[-1], activation="identity", searched=False, projections=())
+    if residual:
+        out = replace(out, skips=())
+    return DagNet(Plan(channels, (*nodes[:-1], out), patch, offset, residual, levels=levels))
 
 
-def skip_autoencoder(channels: int = 1, *, depth: int = 5, patch: int | None = 28, offset: float = 0.0) -> DagNet:
-    r"""Fully connected layers of equal width with a gate on every skip (Bungert et al., arXiv 2106.02479).
+def skip_autoencoder(
+    channels: int = 1,
+    *,
+    depth: int = 5,
+    width: int | Sequence[int] | None = None,
+    projections: bool = False,
+    patch: int | None = 28,
+    offset: float = 0.0,
+) -> DagNet:
+    r"""Fully connected layers with a gate on every skip (Bungert et al., arXiv 2106.02479).
 
         x_(l+1) = relu(W_l x_l + b_l) + sum_(j <= l) s_lj x_j,      l = 0 .. depth          x_(depth+1) is the output
 
@@ -59,30 +87,171 @@ def skip_autoencoder(channels: int = 1, *, depth: int = 5, patch: int | None = 2
     Args:
         channels: of the picture; the number of features where ``patch`` is None.
         depth: number of hidden nodes, >= 0.
+        width: number of neurons of each hidden node, or one for every node; by default all are as wide as the input.
+            Gates join nodes of equal width.
+        projections: a skip with a matrix between all nodes of different width.
         patch: side of the patches; None for an input of vectors (B, channels).
         offset: value of the input that is 0 inside the network.
+
+    Raises:
+        ValueError: a size out of range.
     """
     side = 1 if patch is None else patch
     _check_positive("skip_autoencoder", channels=channels, depth=depth + 1, patch=side)
-    width = channels * side**2
-    return DagNet(Plan(channels, _chain(width, [width] * depth, None), patch, offset))
+    inputs = channels * side**2
+    widths = _widths("skip_autoencoder", inputs if width is None else width, depth)
+    return DagNet(Plan(channels, _chain(inputs, widths, None, projections=projections), patch, offset))
+
+
+def mlp(
+    channels: int = 1,
+    *,
+    widths: Sequence[int] = (200, 80),
+    outputs: int | None = None,
+    patch: int | None = 28,
+    offset: float = 0.0,
+) -> DagNet:
+    r"""Fully connected layers one after the other; neurons are the units. The output is linear.
+
+        in --> n1 --> n2 --> out
+
+    Args:
+        channels, patch, offset: as in `skip_autoencoder`.
+        widths: number of neurons of each hidden node.
+        outputs: number of classes, or of numbers to predict: the network returns (B, outputs), without the offset;
+            None: as many as inputs, a picture for a picture.
+
+    Raises:
+        ValueError: a size out of range.
+    """
+    plan = _dense("mlp", channels, widths, None, outputs, patch, offset)
+    nodes = [replace(node, edges=dict([list(node.edges.items())[-1]]), gated=()) for node in plan.nodes]
+    return DagNet(replace(plan, nodes=tuple(nodes)))
+
+
+def dense_mlp(
+    channels: int = 1,
+    *,
+    widths: Sequence[int] = (32, 32),
+    outputs: int | None = None,
+    patch: int | None = None,
+    offset: float = 0.0,
+) -> DagNet:
+    r"""Every earlier layer feeds every later one through its own block of weights (as in DenseNet).
+
+        in --A--> n1 --A--> n2 --A--> out          n_l = relu( A_(l,l-1) n_(l-1) + sum_(j < l-1) g_lj A_lj n_j + b_l )
+          \         \__gA__________/ /
+           \_____gA_____/          /
+            \__________gA_________/
+
+    Units are the neurons (a row of all blocks of a layer, with its bias) and the blocks that skip a layer, each with
+    a gate g. Rows and blocks overlap in A; through the gates they are groups of different variables, so that the
+    penalty lam sum_i sqrt(n) |(A_i, b_i)| + lam_gate sum_j |g_j| separates and the proximal operator of each is exact.
+    Extraction multiplies the gates into the blocks.
+
+    Args:
+        channels, patch, offset: as in `skip_autoencoder`.
+        widths: number of neurons of each hidden node.
+        outputs: as in `mlp`.
+
+    Raises:
+        ValueError: a size out of range.
+    """
+    return DagNet(_dense("dense_mlp", channels, widths, None, outputs, patch, offset))
+
+
+def dense_conv(
+    channels: int = 1,
+    *,
+    depth: int = 5,
+    growth: int | Sequence[int] = 12,
+    outputs: int | None = None,
+    kernel: int = 3,
+    patch: int = 1,
+    residual: bool = False,
+    offset: float = 0.0,
+) -> DagNet:
+    r"""The convolutional version of `dense_mlp`: a DenseNet block (Bungert et al., arXiv 2106.02479).
+
+        picture --> in --conv--> n1 --conv--> n2 --conv--> n3 --conv--> out --> picture, or logits
+
+    with a gated convolution between any two nodes that are further apart. What DenseNet concatenates is summed here:
+    a convolution of concatenated pictures is the sum of the convolutions of each. As a classifier the means of
+    "out" over all positions are the logits, so that pictures may have any size.
+
+    Args:
+        channels: of the picture: 1 for grey, 3 for colour.
+        depth: number of hidden nodes, >= 1.
+        growth: number of filters of each hidden node, or one for every node.
+        outputs: number of classes; None for a picture.
+        kernel: side of the convolution kernels, odd.
+        patch, residual, offset: as in `conv_skip_autoencoder`; a classifier cannot be residual.
+
+    Raises:
+        ValueError: a size out of range.
+    """
+    _check_positive("dense_conv", depth=depth, kernel=kernel)
+    widths = _widths("dense_conv", growth, depth)
+    plan = _dense("dense_conv", channels, widths, kernel, outputs, patch, offset)
+    return DagNet(replace(plan, residual=residual))
 
 
 RECIPES: dict[str, Callable[..., DagNet]] = {
     "conv_skip_autoencoder": conv_skip_autoencoder,
     "skip_autoencoder": skip_autoencoder,
+    "dense_mlp": dense_mlp,
+    "dense_conv": dense_conv,
+    "mlp": mlp,
 }
 
 
-def _chain(inputs: int, widths: Sequence[int], kernel: int | None) -> tuple[Node, ...]:
-    """A chain of edges to an output as wide as the input, with a gate from every node to every later one as wide."""
-    units = {INPUT: inputs}
+def _chain(
+    inputs: int, widths: Sequence[int], kernel: int | None, *, projections: bool, levels: Sequence[int] = ()
+) -> tuple[Node, ...]:
+    """A chain of edges to an output as wide as the input, with a skip from every node to every later one: a gate
+    where width and level are the same, else, if wanted, a projection."""
+    sizes = {INPUT: (inputs, 0)}
+    hidden = ((f"n{k}", size) for k, size in enumerate(zip(widths, levels or [0] * len(widths), strict=True), 1))
     nodes: list[Node] = []
-    for name, width in [*((f"n{k}", width) for k, width in enumerate(widths, 1)), (OUTPUT, inputs)]:
-        skips = tuple(Skip(source) for source, n in units.items() if n == width)
-        nodes.append(Node(name, width, {list(units)[-1]: kernel}, skips, activation="right_relu"))
-        units[name] = width
+    for name, size in [*hidden, (OUTPUT, sizes[INPUT])]:
+        skips = tuple(Skip(source) for source, other in sizes.items() if other == size)
+        others = tuple(source for source, other in sizes.items() if other != size) if projections else ()
+        nodes.append(
+            Node(
+                name, size[0], {list(sizes)[-1]: kernel}, skips,
+                activation="right_relu", projections=others, level=size[1],
+            )
+        )  # fmt: skip
+        sizes[name] = size
     return tuple(nodes)
+
+
+def _dense(
+    recipe: str, channels: int, widths: Sequence[int], kernel: int | None, outputs: int | None, patch: int | None,
+    offset: float,
+) -> Plan:  # fmt: skip
+    """Edges from every node to every later one, with a gate on those that skip a node, to a linear output."""
+    side = 1 if patch is None else patch
+    widths = _widths(recipe, widths, len(widths) if isinstance(widths, Sequence) else 1)
+    _check_positive(recipe, channels=channels, patch=side, **({} if outputs is None else {"outputs": outputs}))
+    inputs = channels * side**2
+    sources = [INPUT]
+    nodes: list[Node] = []
+    for name, units in [*((f"n{k}", width) for k, width in enumerate(widths, 1)), (OUTPUT, outputs or inputs)]:
+        edges, gated = dict.fromkeys(sources, kernel), tuple(sources[:-1])
+        nodes.append(Node(name, units, edges, activation="right_relu", gated=gated))
+        sources.append(name)
+    nodes[-1] = replace(nodes[-1], activation="identity", searched=False)
+    return Plan(channels, tuple(nodes), patch, offset, pooled=outputs is not None)
+
+
+def _widths(recipe: str, widths: int | Sequence[int], depth: int) -> list[int]:
+    widths = [widths] * depth if isinstance(widths, int) else list(widths)
+    for width in widths:
+        _check_positive(recipe, width=width)
+    if len(widths) != depth:
+        raise ValueError(f"{recipe} has {depth} hidden nodes, got {len(widths)} widths")
+    return widths
 
 
 def _check_positive(recipe: str, **sizes: int) -> None:

@@ -47,7 +47,10 @@ def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
         for source, kernel in node.edges.items():
             sides = () if kernel is None else (kernel, kernel)
             shapes[f"nodes.{node.name}.edges.{source}"] = (node.num_rows, plan.units[source], *sides)
-        shapes |= {f"nodes.{node.name}.bias": (node.num_rows,), f"nodes.{node.name}.gates": (len(node.skips),)}
+        for source in node.projections:
+            shapes[f"nodes.{node.name}.projections.{source}"] = (node.units, plan.units[source])
+        vectors = {"bias": node.num_rows, "gates": len(node.skips), "edge_gates": len(node.gated)}
+        shapes |= {f"nodes.{node.name}.{name}": (size,) for name, size in vectors.items()}
     return shapes
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nas.groups import ROWS
+from nas.groups import ROWS, WHOLE
 from nas.penalised import seen, unit_sets
 from nas.penalties import L1, GroupLasso, LogSum, Penalty, Zero, groups_of, strengths
 
@@ -54,6 +54,11 @@ def gate_parameters(model: nn.Module) -> Mapping[str, Parameter]:
     return model.gate_parameters() if hasattr(model, "gate_parameters") else {}  # type: ignore[operator]
 
 
+def projection_parameters(model: nn.Module) -> Mapping[str, Parameter]:
+    """The matrices of skips with a projection; empty for a model without a method ``projection_parameters``."""
+    return model.projection_parameters() if hasattr(model, "projection_parameters") else {}  # type: ignore[operator]
+
+
 def param_groups(
     model: nn.Module,
     *,
@@ -65,9 +70,9 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups for the optimisers of this package: what is penalised, and the free rest.
 
-    With ``lam`` the units of the model (filters or neurons with their biases, see `unit_parameters`) and its skip
-    gates are penalised. With ``rules`` you say what is, for any model; rules come first, and the first that selects
-    a parameter has it:
+    With ``lam`` the units of the model (filters or neurons with their biases, see `unit_parameters`), its skip gates
+    and its projections (each matrix is one group) are penalised. With ``rules`` you say what is, for any model; rules
+    come first, and the first that selects a parameter has it:
 
         param_groups(model, lr=1e-3, rules={
             "head.*": Zero(),                                           names of parameters, * and ? as in a shell
@@ -89,7 +94,8 @@ def param_groups(
         rules: penalty, or a mapping with "penalty" and further options of the optimiser, by selector.
 
     Returns:
-        One group per layer with units, one for the gates, one per rule, one for the rest (without penalty), each
+        One group per layer with units, one for the gates, one for the projections, one per rule, one for the rest
+        (without penalty), each
         with a "name" and its parameters with their names. Every parameter of the model is in exactly one of them.
 
     Raises:
@@ -128,6 +134,8 @@ def param_groups(
         if gates := [p for p in gate_parameters(model).values() if id(p) not in taken]:
             penalty = L1(5 * lam if gate_lam is None else gate_lam)
             add("gates", gates, {"lr": 5 * lr if gate_lr is None else gate_lr, "penalty": penalty, "joint": False})
+        if projections := [p for p in projection_parameters(model).values() if id(p) not in taken]:
+            add("projections", projections, {"penalty": GroupLasso(lam, WHOLE), "joint": False})
     if free := [p for p in model.parameters() if id(p) not in taken]:
         add("free", free, {"penalty": Zero(), "joint": False})
     return groups

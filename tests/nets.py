@@ -5,17 +5,27 @@ from random import Random
 import torch
 from hypothesis import strategies as st
 
-from nas.models import DagNet, Node, Plan, Skip, conv_skip_autoencoder, skip_autoencoder
+from nas.models import (
+    DagNet,
+    Node,
+    Plan,
+    Skip,
+    conv_skip_autoencoder,
+    dense_conv,
+    dense_mlp,
+    mlp,
+    skip_autoencoder,
+)  # fmt: skip
 
 
 @st.composite
 def sparse_nets(draw):
     """A recipe or a random plan in which much is dead, biases grouped or free, in double precision; with inputs."""
     seed = draw(st.integers(0, 2**31))
-    make = draw(st.sampled_from([_conv, _fully_connected, _vectors, _dense]))
+    make = draw(st.sampled_from([_conv, _fully_connected, _vectors, _dense, *RANDOM_RECIPES.values()]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = make(draw).double()
+        net = make(Random(seed) if make in RANDOM_RECIPES.values() else draw).double()
         shares = [draw(st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0])) for _ in range(3)]
         _kill(net, *shares, free_bias=draw(st.booleans()))
         inputs = torch.randn(_input_shape(net), dtype=torch.float64)
@@ -60,6 +70,11 @@ def _kill(net, units, weights, gates, free_bias=False):
     for vector in net.gate_parameters().values():
         vector.normal_()
         vector[torch.rand(len(vector)) < gates] = 0
+    for matrix in net.projection_parameters().values():
+        matrix.normal_(std=matrix.shape[1] ** -0.5)
+        matrix[torch.rand(len(matrix)) < units / 2] = 0
+        matrix[torch.rand(matrix.shape) < weights / 2] = 0
+        matrix *= torch.rand(()) >= gates / 2
 
 
 def _input_shape(net):
@@ -112,4 +127,47 @@ def _random_dense(choose):
     return DagNet(Plan(1, tuple(nodes), patch=2, residual=choose.random() < 0.5))
 
 
-RANDOM_RECIPES = {"conv_skip_autoencoder": _random_conv, "skip_autoencoder": _random_fully_connected}
+def _random_u_net(choose):
+    depth = choose.randint(3, 5)
+    widths = [choose.randint(1, 6) for _ in range(depth)]
+    levels, residual = choose.randint(0, (depth - 1) // 2), choose.random() < 0.5
+    return conv_skip_autoencoder(1, depth=depth, width=widths, levels=levels, projections=True, residual=residual)
+
+
+def _random_bottleneck(choose):
+    widths = [choose.randint(1, 6) for _ in range(choose.randint(1, 4))]
+    patch = choose.choice([None, 2])
+    return skip_autoencoder(
+        choose.randint(1, 5) if patch is None else 1, depth=len(widths), width=widths, projections=True, patch=patch
+    )
+
+
+def _random_dense_mlp(choose, recipe=dense_mlp):
+    patch, widths = choose.choice([None, 2]), [choose.randint(1, 8) for _ in range(choose.randint(0, 4))]
+    channels = choose.randint(1, 6) if patch is None else 1
+    return recipe(channels, widths=widths, outputs=choose.choice([None, 1, 3]), patch=patch)
+
+
+def _random_mlp(choose):
+    return _random_dense_mlp(choose, mlp)
+
+
+def _random_dense_conv(choose):
+    outputs, patch = choose.choice([None, 4]), choose.choice([1, 2])
+    residual = outputs is None and choose.random() < 0.5
+    growth, kernel = choose.randint(1, 6), choose.choice([1, 3])
+    return dense_conv(
+        choose.choice([1, 3]), depth=choose.randint(1, 4), growth=growth, outputs=outputs, kernel=kernel, patch=patch,
+        residual=residual, offset=0.5,
+    )  # fmt: skip
+
+
+RANDOM_RECIPES = {
+    "conv_skip_autoencoder": _random_conv,
+    "skip_autoencoder": _random_fully_connected,
+    "a U-Net": _random_u_net,
+    "a bottleneck": _random_bottleneck,
+    "dense_mlp": _random_dense_mlp,
+    "dense_conv": _random_dense_conv,
+    "mlp": _random_mlp,
+}
