@@ -146,9 +146,9 @@ def _check_layout(net: DagNet, small: DagNet, kept: Mapping[str, Tensor]) -> Non
 
 
 def _rounded(net: DagNet, folded: DagNet) -> bool:
-    """Whether a constant in a bias, or a gate times a weight, had to be rounded to single precision."""
+    """Whether a constant was folded into a bias that then had to be rounded to single precision."""
     pairs = zip(net.named_nodes().values(), folded.named_nodes().values(), strict=True)
-    changed = any(bool((new.bias.ne(old.bias) & new.bias.ne(0)).any() or old.edge_gates.any()) for old, new in pairs)
+    changed = any(bool((new.bias.ne(old.bias) & new.bias.ne(0)).any()) for old, new in pairs)
     return changed and next(net.parameters()).dtype != torch.float64
 
 

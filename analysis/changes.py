@@ -29,8 +29,7 @@ class NodeChanges:
             biases" (of their readers), "read by nobody".
         kept_because: indices of the units kept although they compute nothing, by reason: "carried by a skip", or a
             constant that cannot be folded: "constant into a zero-padded convolution", "constant carried by a skip".
-        edges: sources whose edges are left out, with the reason: "no weight on alive units", "zero gate" or "node
-            vanished".
+        edges: sources whose edges are left out, with the reason: "no weight on alive units" or "node vanished".
         skips: sources whose skips and projections are left out, with the reason: "zero gate", "no weight on alive
             units" or "carries nothing".
     """
@@ -49,7 +48,6 @@ def changes(net: DagNet) -> tuple[NodeChanges, ...]:
     folded, constant = fold_constants(net)
     before, after = find_alive(net), find_alive(folded)
     alive = {**after.units, INPUT: torch.ones_like(after.units[INPUT]), OUTPUT: torch.ones_like(after.units[OUTPUT])}
-    gates = {name: node.edge_gates.tolist() for name, node in net.named_nodes().items()}
     found = []
     for name, node in folded.named_nodes().items():
         emits, kept = after.emits[name], alive[name]
@@ -65,11 +63,7 @@ def changes(net: DagNet) -> tuple[NodeChanges, ...]:
             CARRIED_CONSTANT: kept & constant[name] & ~padded,
             CARRIED: kept & ~constant[name] & ~computed,
         }
-        plan = net.named_nodes()[name].plan
-        shut = {source for source, gate in zip(plan.gated, gates[name], strict=True) if gate == 0}
-        edges = {
-            source: VANISHED if not kept.any() else NO_GATE if source in shut else NO_WEIGHT for source in node.edges
-        }
+        edges = {source: NO_WEIGHT if kept.any() else VANISHED for source in node.edges}
         for source, weight in node.edges.items():
             if reads(weight)[pick(kept & after.units[name], node.plan.rows)][:, alive[source]].any():
                 del edges[source]

@@ -1,7 +1,7 @@
 """Pictures of a topology graph: by graphviz where its ``dot`` program is there, else by matplotlib.
 
 Both show the same: layers from left to right, boxes as tall as their share of alive units, arcs as thick as their
-norm, skips in orange with their gate.
+norm, skips in orange with their gate (or the norm of their matrix).
 """
 
 import shutil
@@ -57,6 +57,11 @@ def _thickness(graph: nx.DiGraph, norm: float) -> float:
     return 0.4 + 3 * norm / strongest if strongest > 0 else 0.4
 
 
+def _has_edge(arc: dict[str, Any]) -> bool:
+    """Whether weights are on this arc that are no skip."""
+    return bool(arc["norm"] > 0 and arc["norm"] != arc["gate"])
+
+
 def to_dot(graph: nx.DiGraph) -> str:
     """Graphviz source of a drawing, from left to right."""
     import graphviz
@@ -77,7 +82,7 @@ def to_dot(graph: nx.DiGraph) -> str:
             height = f"{_height(graph, vertex):.2f}"
             dot.node(name, _label(name, vertex), shape="box", width="0.9", height=height, fixedsize="true", **look)
     for source, target, arc in graph.edges(data=True):
-        if arc["norm"] > 0:
+        if _has_edge(arc):
             thickness = _thickness(graph, arc["norm"]) * (0.5 if units else 1)
             colour = WEIGHT + "80" if units else WEIGHT  # half transparent
             dot.edge(source, target, color=colour, penwidth=f"{thickness:.2f}", weight="1" if units else "20")
@@ -134,7 +139,7 @@ def _paint_nodes(axes: Any, graph: nx.DiGraph, places: dict[str, tuple[float, fl
     for source, target, arc in graph.edges(data=True):
         (x0, _), (x1, _) = places[source], places[target]
         neighbours = x1 - x0 < 1.5 * STEP
-        if arc["norm"] > 0:
+        if _has_edge(arc):
             thickness = _thickness(graph, arc["norm"])
             if neighbours:
                 _arrow(axes, (x0 + 0.45, 0), (x1 - 0.45, 0), 0.0, WEIGHT, thickness, "solid")
@@ -155,7 +160,11 @@ def _paint_units(axes: Any, graph: nx.DiGraph, places: dict[str, tuple[float, fl
     from matplotlib.collections import LineCollection
 
     for kind, colour in (("norm", WEIGHT), ("gate", SKIP)):
-        arcs = [(source, target, arc) for source, target, arc in graph.edges(data=True) if arc[kind] != 0]
+        arcs = [
+            (source, target, arc)
+            for source, target, arc in graph.edges(data=True)
+            if arc[kind] != 0 and (kind == "gate" or _has_edge(arc))
+        ]
         widths = [_thickness(graph, arc["norm"]) / 2 if kind == "norm" else 0.8 for *_, arc in arcs]
         lines = [(places[source], places[target]) for source, target, _ in arcs]
         axes.add_collection(LineCollection(lines, colors=colour, linewidths=widths, alpha=0.5))

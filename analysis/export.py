@@ -3,6 +3,7 @@
 All formats come from one translation, the Python source of `nas.analysis.source`: the others are traced from it.
 """
 
+import copy
 import os
 import runpy
 import tempfile
@@ -17,7 +18,6 @@ from torch.export import Dim
 
 from nas.analysis.source import named_tensors, source_code
 from nas.models.dag import DagNet
-from nas.models.fold import without_edge_gates
 
 Network = Callable[[Tensor], Tensor]
 TOLERANCE = 1e-5  # largest difference of an output; relative to the largest output where that is above 1
@@ -47,7 +47,7 @@ def export(net: DagNet, path: Path, format: str) -> float:
         raise ValueError(f"{path.parent} is no folder in which files can be written")
     if folders := [file for file in files if file.is_dir()]:
         raise ValueError(f"{folders[0]} is a folder; choose another file")
-    net = without_edge_gates(net).float().cpu().eval()
+    net = copy.deepcopy(net).float().cpu().eval()
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as place:
         written = [Path(place) / file.name for file in files]
         difference = _compare(net, WRITERS[format](net, *written))

@@ -39,8 +39,8 @@ def topology(
         latest epoch at which one did; those at unit level node and index. Arcs have
 
         * norm: Euclidean norm of the weights on alive units, 0 for a pure skip,
-        * gate: of a skip, or of a gated edge, whose norm includes it; of a skip with a projection the Euclidean norm of
-          the matrix (at unit level its entry); 0 for none,
+        * gate: how strong a skip is: its scalar gate, or the norm of its block (which is the norm of the arc, too) or
+          of its projection; 0 for none,
         * shape: of the weights on alive units, as "rows x columns x height x width" without blanks (at unit level of
           one kernel, or "1"), "" for a pure skip.
 
@@ -66,7 +66,7 @@ def _node_graph(net: DagNet, births: Epochs, deaths: Epochs) -> nx.DiGraph:
             size = {"alive": int(mask.sum()), "total": len(mask), "norm": float(norms[name][mask].norm())}
             graph.add_node(name, kind=_kind(name), layer=layer, **size, **ages, **losses)
     for name, node in net.named_nodes().items():
-        for source, weight in node.weights().items():
+        for source, weight in node.edges.items():
             block = _alive_rows(net, name, weight, alive.units)[:, alive.units[source]]
             if block.any():
                 graph.add_edge(source, name, norm=float(block.norm()), gate=0.0, shape=_shape(block))
@@ -87,25 +87,24 @@ def _unit_graph(net: DagNet, births: Epochs) -> nx.DiGraph:
             graph.add_node(f"{name}.{unit}", kind=_kind(name), layer=layer, **size, node=name, index=unit, **age)
     for name, node in net.named_nodes().items():
         rows = range(net.plan.units[name]) if node.plan.rows is None else node.plan.rows
-        gates = dict(zip(node.plan.gated, node.edge_gates.tolist(), strict=True))
-        for source, weight in node.weights().items():
+        for source, weight in node.edges.items():
             kernels = weight.reshape(*weight.shape[:2], math.prod(weight.shape[2:])).norm(dim=2)
             for row, column in reads(weight).nonzero().tolist():
                 if alive.units[name][rows[row]] and alive.units[source][column]:
-                    norm, gate = float(kernels[row, column]), gates.get(source, 0.0)
+                    norm, gate = float(kernels[row, column]), float(kernels[row, column]) * (source in node.plan.blocks)
                     look = {"norm": norm, "gate": gate, "shape": _shape(weight[row, column])}
                     graph.add_edge(f"{source}.{column}", f"{name}.{rows[row]}", **look)
         for source, matrix in node.projections.items():
             for row, column in reads(matrix).nonzero().tolist():
                 if alive.units[name][row] and alive.units[source][column]:
-                    _add_skip(graph, f"{source}.{column}", f"{name}.{row}", float(matrix[row, column]))
+                    _add_skip(graph, f"{source}.{column}", f"{name}.{row}", float(matrix[row, column].abs()))
         for skip in node.plan.skips:
-            if gate := alive.skips.get((skip.source, name)):
+            if open_gate := alive.skips.get((skip.source, name)):
                 take = range(net.plan.units[skip.source]) if skip.take is None else skip.take
                 put = range(net.plan.units[name]) if skip.put is None else skip.put
                 for start, end in zip(take, put, strict=True):
                     if alive.units[skip.source][start] and alive.units[name][end]:
-                        _add_skip(graph, f"{skip.source}.{start}", f"{name}.{end}", gate)
+                        _add_skip(graph, f"{skip.source}.{start}", f"{name}.{end}", open_gate)
     return graph
 
 
@@ -118,7 +117,7 @@ def _unit_norms(net: DagNet, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """For every node the norm of what belongs to each unit: its bias and its weights on alive units; shape (units,)."""
     norms = {INPUT: torch.zeros(net.plan.units[INPUT])}
     for name, node in net.named_nodes().items():
-        blocks = [weight[:, alive[source]].flatten(1) for source, weight in node.weights().items()]
+        blocks = [weight[:, alive[source]].flatten(1) for source, weight in node.edges.items()]
         rows = torch.cat([node.bias[:, None], *blocks], dim=1).norm(dim=1).cpu()
         norms[name] = torch.zeros(net.plan.units[name], dtype=rows.dtype)
         norms[name][slice(None) if node.plan.rows is None else list(node.plan.rows)] = rows

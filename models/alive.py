@@ -19,8 +19,8 @@ class Alive:
 
     Attributes:
         units: for every node, "in" and "out" included, a boolean mask of shape (units,).
-        skips: by (source, target) the gate of every skip and of every gated edge, and the Frobenius norm of every
-            projection, that carries something to the output.
+        skips: what carries something to the output, by (source, target): the gate of every skip, and the Frobenius
+            norm of every block and projection.
         emits: masks like ``units``: what puts out something, whether or not the output reads it.
     """
 
@@ -51,17 +51,12 @@ def find_alive(net: DagNet) -> Alive:
     for name, node in reversed(net.named_nodes().items()):
         wanted = emits[name] & read[name]
         rows = pick(wanted, node.plan.rows)
-        gates = dict(zip(node.plan.gated, node.edge_gates.tolist(), strict=True))
-        for source, weight in node.weights().items():
-            used = reads(weight)[rows].any(dim=0)
+        linear = [(source, weight, rows) for source, weight in node.edges.items()]
+        for source, weight, chosen in [*linear, *((s, matrix, wanted) for s, matrix in node.projections.items())]:
+            used = reads(weight)[chosen].any(dim=0)
             read[source] |= used
-            if source in gates and (used & emits[source]).any():
-                skips[source, name] = gates[source]
-        for source, matrix in node.projections.items():
-            used = reads(matrix)[wanted].any(dim=0)
-            read[source] |= used
-            if (used & emits[source]).any():
-                skips[source, name] = float(matrix.norm())
+            if source in (*node.plan.blocks, *node.projections) and (used & emits[source]).any():
+                skips[source, name] = float(weight[chosen][:, emits[source]].norm())
         for skip, gate in open_gates(node):
             carried = pick(wanted, skip.put) & pick(emits[skip.source], skip.take)
             read[skip.source] |= spread(carried, skip.take, units[skip.source])
@@ -73,7 +68,7 @@ def find_alive(net: DagNet) -> Alive:
 def active_rows(node: DagNode, sources: Mapping[str, Tensor]) -> Tensor:
     """Which rows of a node are not zero on the given units of its sources; shape (rows,)."""
     active = node.bias.ne(0).cpu()
-    for source, weight in node.weights().items():
+    for source, weight in node.edges.items():
         active = active | reads(weight)[:, sources[source]].any(dim=1)
     return active
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nas.models.alive import active_rows, find_alive, pick, reads
 from nas.models.dag import DagNet, DagNode
-from nas.models.fold import fold_constants, without_edge_gates
+from nas.models.fold import fold_constants
 from nas.models.plan import INPUT, MAX_SIZE, OUTPUT, Node, Skip
 
 Tensors = dict[str, Tensor]
@@ -41,7 +41,7 @@ def compact(net: DagNet, *, round_to: int = 1, weights_of: DagNet | None = None)
     net, _ = fold_constants(net)
     alive = find_alive(net).units
     kept = {**alive, INPUT: torch.ones_like(alive[INPUT]), OUTPUT: torch.ones_like(alive[OUTPUT])}
-    given = (without_edge_gates(weights_of) if weights_of else net).named_nodes()
+    given = (weights_of or net).named_nodes()
     pieces = {
         name: _restrict(node, given[name], alive[name], kept)
         for name, node in net.named_nodes().items()
@@ -76,7 +76,6 @@ def _restrict(node: DagNode, given: DagNode, alive: Tensor, kept: dict[str, Tens
             )
             gates.append(given_gate)
     tensors["gates"] = torch.stack(gates) if gates else given.gates[:0]
-    tensors["edge_gates"] = given.edge_gates
     for source, matrix in node.projections.items():
         if matrix[target][:, kept[source]].any():
             tensors[f"projections.{source}"] = given.projections[source][target][:, kept[source]]
@@ -86,6 +85,7 @@ def _restrict(node: DagNode, given: DagNode, alive: Tensor, kept: dict[str, Tens
         units=int(target.sum()),
         edges={source: kernel for source, kernel in plan.edges.items() if f"edges.{source}" in tensors},
         skips=tuple(skips),
+        blocks=tuple(source for source in plan.blocks if f"edges.{source}" in tensors),
         projections=tuple(source for source in plan.projections if f"projections.{source}" in tensors),
         rows=_renumber(rows, plan.rows, target),
         activation="relu" if plan.activation == "right_relu" else plan.activation,

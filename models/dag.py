@@ -31,15 +31,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"right_relu": right_relu, 
 
 
 class DagNode(nn.Module):
-    """x = act( sum_j g_j A_j(x_j) + b ) + sum_k s_k x_k + sum_m P_m x_m.
+    """x = act( sum_j A_j(x_j) + b ) + sum_k s_k x_k + sum_m P_m x_m.
 
-    Edges A_j are convolutions or matrices, those that are gated with a scalar gate g_j (else 1); skips have scalar
-    gates s_k; projections P_m are matrices on the units. What comes from another level is brought to the resolution of
-    this node first (`resample`).
+    Edges A_j are convolutions or matrices, skips have scalar gates s_k, projections P_m are matrices on the units.
+    What comes from another level is brought to the resolution of this node first (`resample`).
 
     A unit is row i of every edge together with entry i of the bias. The activation maps 0 to 0, so that a unit whose
-    row is zero puts out exactly 0 (plus what the skips bring). Edges start with He's variance, gates and projections
-    at 0 (gates at 1 in a node without rows, which is nothing but its skips).
+    row is zero puts out exactly 0 (plus what the skips bring). Edges start with He's variance, blocks, gates and
+    projections at 0 (gates at 1 in a node without rows, which is nothing but its skips).
     """
 
     rows: Tensor | None
@@ -52,9 +51,10 @@ class DagNode(nn.Module):
         self.edges = nn.ParameterDict(
             {source: _he_normal(plan.num_rows, units[source], kernel) for source, kernel in plan.edges.items()}
         )
+        for source in plan.blocks:
+            nn.init.zeros_(self.edges[source])
         self.bias = Parameter(torch.zeros(plan.num_rows))
         self.gates = Parameter(torch.full((len(plan.skips),), 0.0 if plan.num_rows else 1.0))
-        self.edge_gates = Parameter(torch.zeros(len(plan.gated)))
         self.projections = nn.ParameterDict(
             {source: Parameter(torch.zeros(plan.units, units[source])) for source in plan.projections}
         )
@@ -66,11 +66,6 @@ class DagNode(nn.Module):
     def _keep_indices(self, name: str, indices: tuple[int, ...] | None) -> None:
         buffer = None if indices is None else torch.tensor(indices, dtype=torch.long)
         self.register_buffer(name, buffer, persistent=False)
-
-    def weights(self) -> dict[str, Tensor]:
-        """The weight of every edge, multiplied by its gate."""
-        gates = dict(zip(self.plan.gated, self.edge_gates, strict=True))
-        return {source: gates[source] * A if source in gates else A for source, A in self.edges.items()}
 
     def forward(self, states: Mapping[str, Tensor]) -> Tensor:
         axis = self.unit_axis
@@ -104,7 +99,7 @@ class DagNode(nn.Module):
         if not self.edges:
             bias = self.bias if self.unit_axis == -1 else self.bias[:, None, None]
             return bias + torch.zeros_like(resample(states[INPUT].narrow(self.unit_axis, 0, 1), self.levels[INPUT]))
-        (first, weight), *others = self.weights().items()
+        (first, weight), *others = self.edges.items()
         total = _apply_edge(self._bring(states, first), weight, self.bias)
         for source, weight in others:
             total = total + _apply_edge(self._bring(states, source), weight, None)
@@ -191,18 +186,24 @@ class DagNet(nn.Module):
         return state + (x if self.plan.residual else self.plan.offset)
 
     def unit_parameters(self) -> dict[str, list[Parameter]]:
-        """For each searched node the tensors whose i-th slices are its unit i: its edges and its bias."""
-        searched = {name: node for name, node in self.named_nodes().items() if node.plan.searched}
-        return {name: [*node.edges.values(), node.bias] for name, node in searched.items()}
+        """For each searched node the tensors whose i-th slices are its unit i: its edges but for blocks, its bias."""
+        return {
+            name: [*(A for source, A in node.edges.items() if source not in node.plan.blocks), node.bias]
+            for name, node in self.named_nodes().items()
+            if node.plan.searched
+        }
 
     def gate_parameters(self) -> dict[str, Parameter]:
-        """The scalar gates: for each node a vector for its skips and one for its gated edges, in the plan's order."""
-        vectors = {
-            f"{name}.{kind}": gates
+        """For each node that skips arrive at the vector of its gates, in the order of ``node.skips``."""
+        return {f"{name}.gates": node.gates for name, node in self.named_nodes().items() if node.plan.skips}
+
+    def block_parameters(self) -> dict[str, Parameter]:
+        """The weights of the blocks: a group is a block, and in it each of its rows."""
+        return {
+            f"{name}.edges.{source}": node.edges[source]
             for name, node in self.named_nodes().items()
-            for kind, gates in (("gates", node.gates), ("edge_gates", node.edge_gates))
+            for source in node.plan.blocks
         }
-        return {name: gates for name, gates in vectors.items() if len(gates)}
 
     def projection_parameters(self) -> dict[str, Parameter]:
         """The matrices of the projections, (units, units of the source) each: a matrix is one group."""

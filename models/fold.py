@@ -1,7 +1,6 @@
 """Constants move into the biases of their readers: what a dead unit still emits because its bias is free."""
 
 import copy
-import dataclasses
 
 import torch
 from torch import Tensor
@@ -23,11 +22,10 @@ def fold_constants(net: DagNet) -> tuple[DagNet, Masks]:
     where v is not: it keeps its weight, and the unit its readers. So do skips, which have one gate for all units.
 
     Returns:
-        The copy, whose edges have no gates any more, and for every node a boolean mask of shape (units,): which units
-        are constant.
+        The copy, and for every node a boolean mask of shape (units,): which units are constant.
     """
     parameter = next(net.parameters())
-    folded = without_edge_gates(net).cpu().double()
+    folded = copy.deepcopy(net).cpu().double()
     units = net.plan.units
     constant = {INPUT: torch.zeros(units[INPUT], dtype=torch.bool)}
     value = {INPUT: torch.zeros(units[INPUT], dtype=torch.double)}
@@ -46,21 +44,6 @@ def fold_constants(net: DagNet) -> tuple[DagNet, Masks]:
             value[name] += matrix @ value[source]
         value[name][~constant[name]] = 0
     return folded.to(device=parameter.device, dtype=parameter.dtype), constant
-
-
-@torch.no_grad()
-def without_edge_gates(net: DagNet) -> DagNet:
-    """A copy of ``net`` in which the gates of edges are multiplied into their weights."""
-    nodes = tuple(dataclasses.replace(node, gated=()) for node in net.plan.nodes)
-    plain = DagNet(dataclasses.replace(net.plan, nodes=nodes))
-    parameter = next(net.parameters())
-    plain.to(device=parameter.device, dtype=parameter.dtype).train(net.training)
-    state = copy.deepcopy(net.state_dict())
-    for name, node in net.named_nodes().items():
-        state[f"nodes.{name}.edge_gates"] = node.edge_gates[:0]
-        state.update({f"nodes.{name}.edges.{source}": weight for source, weight in node.weights().items()})
-    plain.load_state_dict(state)
-    return plain
 
 
 def _fold_into(node: DagNode, constant: Masks, value: dict[str, Tensor]) -> Tensor:

@@ -36,7 +36,7 @@ class Node:
         rows: the units that the edges compute; the others get their value from skips alone. None: all.
         activation: a key of `nas.models.dag.ACTIVATIONS`.
         searched: whether a search may leave its units out; False for an output of fixed form.
-        gated: sources whose edge is multiplied by a scalar gate, so that it can go as a whole.
+        blocks: sources whose edge skips a node: a unit of its own, which can go as a whole.
         projections: sources of skips that a matrix (1 x 1 convolution) leads to the units of this node.
         level: how often the resolution of the input is halved here.
     """
@@ -48,7 +48,7 @@ class Node:
     rows: tuple[int, ...] | None = None
     activation: str = "relu"
     searched: bool = True
-    gated: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
     projections: tuple[str, ...] = ()
     level: int = 0
 
@@ -69,9 +69,9 @@ class Node:
         _require(isinstance(self.searched, bool), f"node {self.name!r} must have searched true or false")
         _require(self.activation in activations, f"node {self.name!r} has the unknown activation {self.activation!r}")
         _require(_fits(self.rows, self.units), f"the rows of node {self.name!r} are not units of it")
-        sources = [*(skip.source for skip in self.skips), *self.projections, *self.gated]
+        sources = [*(skip.source for skip in self.skips), *self.projections, *self.blocks]
         _require(len(set(sources)) == len(sources), f"two skips join the same nodes to {self.name!r}")
-        _require(set(self.gated) <= set(self.edges), f"a gate of node {self.name!r} is on no edge of it")
+        _require(set(self.blocks) <= set(self.edges), f"a block of node {self.name!r} is no edge of it")
         for skip in self.skips:
             name, taken, placed = f"the skip {skip.source!r} -> {self.name!r}", before[skip.source], self.units
             _require(_fits(skip.take, taken) and _fits(skip.put, placed), f"{name} names units that do not exist")
@@ -186,7 +186,8 @@ def _is_size(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    limit = 2**63 - 1 if isinstance(value, int) else sys.float_info.max  # torch takes no larger integer
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= limit
 
 
 def _is_identifier(value: Any) -> bool:
@@ -214,7 +215,7 @@ def _node(data: Mapping[str, Any]) -> Node:
     tuples = {
         "skips": tuple(_skip(skip) for skip in data["skips"]),
         "rows": _indices(data["rows"]),
-        "gated": tuple(data["gated"]),
+        "blocks": tuple(data["blocks"]),
         "projections": tuple(data["projections"]),
     }
     return Node(**{**_complete(Node, data), **tuples})

@@ -125,7 +125,7 @@ def mlp(
         ValueError: a size out of range.
     """
     plan = _dense("mlp", channels, widths, None, outputs, patch, offset)
-    nodes = [replace(node, edges=dict([list(node.edges.items())[-1]]), gated=()) for node in plan.nodes]
+    nodes = [replace(node, edges=dict([list(node.edges.items())[-1]]), blocks=()) for node in plan.nodes]
     return DagNet(replace(plan, nodes=tuple(nodes)))
 
 
@@ -139,15 +139,19 @@ def dense_mlp(
 ) -> DagNet:
     r"""Every earlier layer feeds every later one through its own block of weights (as in DenseNet).
 
-        in --A--> n1 --A--> n2 --A--> out          n_l = relu( A_(l,l-1) n_(l-1) + sum_(j < l-1) g_lj A_lj n_j + b_l )
-          \         \__gA__________/ /
-           \_____gA_____/          /
-            \__________gA_________/
+        in --A--> n1 --A--> n2 --A--> out          n_l = relu( sum_(j < l) A_lj n_j + b_l )
+          \\         \\_________A_________/ /
+           \\______A_____/          /
+            \\___________A__________/
 
-    Units are the neurons (a row of all blocks of a layer, with its bias) and the blocks that skip a layer, each with
-    a gate g. Rows and blocks overlap in A; through the gates they are groups of different variables, so that the
-    penalty lam sum_i sqrt(n) |(A_i, b_i)| + lam_gate sum_j |g_j| separates and the proximal operator of each is exact.
-    Extraction multiplies the gates into the blocks.
+    Units are the neurons and the blocks A_lj that skip a layer (j < l - 1), which start at zero. A row of A_l runs
+    across blocks, and a block across rows, so that no proximal operator of both is known in closed form. What is
+    penalised is nested instead (`nas.SparseGroup`), and its operator exact: each row of the block from the layer
+    before, with its bias; each row of a block that skips, and this block as a whole,
+
+        J = lam sum_l [ sum_i sqrt(n) |(A_(l,l-1) b_l)_i| + sum_(j<l-1) ( sum_i sqrt(n) |(A_lj)_i| + sqrt(N) |A_lj| ) ]
+
+    A neuron is dead when its rows in all blocks are.
 
     Args:
         channels, patch, offset: as in `skip_autoencoder`.
@@ -175,9 +179,9 @@ def dense_conv(
 
         picture --> in --conv--> n1 --conv--> n2 --conv--> n3 --conv--> out --> picture, or logits
 
-    with a gated convolution between any two nodes that are further apart. What DenseNet concatenates is summed here:
-    a convolution of concatenated pictures is the sum of the convolutions of each. As a classifier the means of
-    "out" over all positions are the logits, so that pictures may have any size.
+    with a convolution of its own, a block that starts at zero, between any two nodes that are further apart. What
+    DenseNet concatenates is summed here: a convolution of concatenated pictures is the sum of the convolutions of
+    each. As a classifier the means of "out" over all positions are the logits, so that pictures may have any size.
 
     Args:
         channels: of the picture: 1 for grey, 3 for colour.
@@ -230,7 +234,7 @@ def _dense(
     recipe: str, channels: int, widths: Sequence[int], kernel: int | None, outputs: int | None, patch: int | None,
     offset: float,
 ) -> Plan:  # fmt: skip
-    """Edges from every node to every later one, with a gate on those that skip a node, to a linear output."""
+    """Edges from every node to every later one, those that skip a node as blocks; the output is linear."""
     side = 1 if patch is None else patch
     widths = _widths(recipe, widths, len(widths) if isinstance(widths, Sequence) else 1)
     _check_positive(recipe, channels=channels, patch=side, **({} if outputs is None else {"outputs": outputs}))
@@ -238,8 +242,8 @@ def _dense(
     sources = [INPUT]
     nodes: list[Node] = []
     for name, units in [*((f"n{k}", width) for k, width in enumerate(widths, 1)), (OUTPUT, outputs or inputs)]:
-        edges, gated = dict.fromkeys(sources, kernel), tuple(sources[:-1])
-        nodes.append(Node(name, units, edges, activation="right_relu", gated=gated))
+        edges, blocks = dict.fromkeys(sources, kernel), tuple(sources[:-1])
+        nodes.append(Node(name, units, edges, activation="right_relu", blocks=blocks))
         sources.append(name)
     nodes[-1] = replace(nodes[-1], activation="identity", searched=False)
     return Plan(channels, tuple(nodes), patch, offset, pooled=outputs is not None)

@@ -49,8 +49,7 @@ def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
             shapes[f"nodes.{node.name}.edges.{source}"] = (node.num_rows, plan.units[source], *sides)
         for source in node.projections:
             shapes[f"nodes.{node.name}.projections.{source}"] = (node.units, plan.units[source])
-        vectors = {"bias": node.num_rows, "gates": len(node.skips), "edge_gates": len(node.gated)}
-        shapes |= {f"nodes.{node.name}.{name}": (size,) for name, size in vectors.items()}
+        shapes |= {f"nodes.{node.name}.bias": (node.num_rows,), f"nodes.{node.name}.gates": (len(node.skips),)}
     return shapes
 
 

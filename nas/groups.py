@@ -85,6 +85,12 @@ class Groups:
             return weight.numel()
         return math.prod(self.block or (weight.shape[axis] for axis in self.over))
 
+    def lie_in(self, larger: "Groups") -> bool:
+        """Whether each of these groups lies in one of the ``larger`` ones."""
+        if self.over == () or larger.over is None:
+            return True
+        return self.over is not None and self.block is None and larger.block is None and {*self.over} <= {*larger.over}
+
     def check(self, weight: Tensor) -> None:
         """Raise ValueError unless the groups fit ``weight``."""
         fits = max(self.over or (-1,)) < weight.ndim and all(

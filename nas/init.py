@@ -16,6 +16,7 @@ from nas.penalised import axes_of, penalised_sets, seen
 from nas.penalties import NonNegativeL1, groups_of
 
 DRAWS = 20
+SKIPS = dict.fromkeys(("gates", "blocks", "projections"), 0.0)  # names of parameter groups, and their density
 SCALES = 0.1, 10.0  # how far the signals of a sparse start may be from those of the dense one
 
 ParamGroups = Sequence[Mapping[str, Any]]
@@ -31,7 +32,7 @@ def sparse_start(
     seed: int = 0,
     batch: Tensor | None = None,
 ) -> None:
-    """Keep a random part of the penalised groups, zero the others, every skip gate and every projection, in place.
+    """Keep a random part of the penalised groups, zero the others and all skips, in place.
 
     The weights of the live groups are drawn from a zero-mean normal distribution whose variance is that of the dense
     start divided by the density: this keeps the scale of signals (JMLR 23(192), section 4.1). At least one group per
@@ -41,7 +42,7 @@ def sparse_start(
         model: a supernet, or any module.
         density: part of the groups alive at the start, in (0, 1]; or one for each kind, by names of parameter groups:
             ``{"features.*": 0.03, "gates": 0, "*": 0.1}``, where the first that fits counts. A plain number stands
-            for ``{"gates": 0, "projections": 0, "*": density}``.
+            for ``{"gates": 0, "blocks": 0, "projections": 0, "*": density}``.
         groups: what is penalised, from `param_groups` or ``optimizer.param_groups``; by default the units and gates
             of ``param_groups(model, lam=...)``.
         variance: "he", 2 / fan_in, or "xavier", 2 / (fan_in + fan_out).
@@ -80,7 +81,7 @@ def _densities(density: float | Mapping[str, float], groups: ParamGroups) -> dic
     """The density of every group of parameters, by name."""
     if not isinstance(density, Mapping) and not 0 < density <= 1:
         raise ValueError(f"sparse_start(density=...) must lie in (0, 1], got {density}")
-    rules = density if isinstance(density, Mapping) else {"gates": 0.0, "projections": 0.0, "*": density}
+    rules = density if isinstance(density, Mapping) else {**SKIPS, "*": density}
     if outside := [value for value in rules.values() if not 0 <= value <= 1]:
         raise ValueError(f"sparse_start(density=...): a density must lie in [0, 1], got {outside[0]}")
     names = [str(group.get("name", k)) for k, group in enumerate(groups)]

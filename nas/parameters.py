@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nas.groups import ROWS, WHOLE
+from nas.groups import ROWS, WHOLE, Groups
 from nas.penalised import seen, unit_sets
-from nas.penalties import L1, GroupLasso, LogSum, Penalty, Zero, groups_of, strengths
+from nas.penalties import L1, GroupLasso, LogSum, Penalty, SparseGroup, Zero, groups_of, strengths
 
 ROW_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -54,8 +54,13 @@ def gate_parameters(model: nn.Module) -> Mapping[str, Parameter]:
     return model.gate_parameters() if hasattr(model, "gate_parameters") else {}  # type: ignore[operator]
 
 
+def block_parameters(model: nn.Module) -> Mapping[str, Parameter]:
+    """The weights of skips that lead into an activation; empty for a model without a method ``block_parameters``."""
+    return model.block_parameters() if hasattr(model, "block_parameters") else {}  # type: ignore[operator]
+
+
 def projection_parameters(model: nn.Module) -> Mapping[str, Parameter]:
-    """The matrices of skips with a projection; empty for a model without a method ``projection_parameters``."""
+    """The matrices of skips around an activation; empty for a model without a method ``projection_parameters``."""
     return model.projection_parameters() if hasattr(model, "projection_parameters") else {}  # type: ignore[operator]
 
 
@@ -70,9 +75,9 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups for the optimisers of this package: what is penalised, and the free rest.
 
-    With ``lam`` the units of the model (filters or neurons with their biases, see `unit_parameters`), its skip gates
-    and its projections (each matrix is one group) are penalised. With ``rules`` you say what is, for any model; rules
-    come first, and the first that selects a parameter has it:
+    With ``lam`` the units of the model (filters or neurons with their biases, see `unit_parameters`) and its skips are
+    penalised: gates, blocks (each row, and the block as a whole) and projections (each as a whole). With ``rules`` you
+    say what is, for any model; rules come first, and the first that selects a parameter has it:
 
         param_groups(model, lr=1e-3, rules={
             "head.*": Zero(),                                           names of parameters, * and ? as in a shell
@@ -94,7 +99,7 @@ def param_groups(
         rules: penalty, or a mapping with "penalty" and further options of the optimiser, by selector.
 
     Returns:
-        One group per layer with units, one for the gates, one for the projections, one per rule, one for the rest
+        One group per layer with units, one each for gates, blocks and projections, one per rule, one for the rest
         (without penalty), each
         with a "name" and its parameters with their names. Every parameter of the model is in exactly one of them.
 
@@ -134,6 +139,10 @@ def param_groups(
         if gates := [p for p in gate_parameters(model).values() if id(p) not in taken]:
             penalty = L1(5 * lam if gate_lam is None else gate_lam)
             add("gates", gates, {"lr": 5 * lr if gate_lr is None else gate_lr, "penalty": penalty, "joint": False})
+        if blocks := [p for p in block_parameters(model).values() if id(p) not in taken]:
+            rows = Groups(over=tuple(range(1, blocks[0].ndim)))
+            nested = SparseGroup(GroupLasso(lam, rows), GroupLasso(lam, WHOLE))
+            add("blocks", blocks, {"penalty": nested, "joint": False})
         if projections := [p for p in projection_parameters(model).values() if id(p) not in taken]:
             add("projections", projections, {"penalty": GroupLasso(lam, WHOLE), "joint": False})
     if free := [p for p in model.parameters() if id(p) not in taken]:

@@ -136,7 +136,7 @@ class GroupLasso(_Strength):
     def shrinkage(self, norms: Tensor, size: int, step: Step) -> Tensor:
         """What the prox multiplies groups of these norms and this size by: max(1 - threshold / norm, 0)."""
         threshold: Any = step * self.threshold(size)
-        if threshold == 0:
+        if not isinstance(threshold, Tensor) and threshold == 0:
             return torch.ones_like(norms)
         return norms.reciprocal().mul_(-threshold).add_(1).clamp_(min=0)  # 1 / 0 is infinite, and 0 remains
 
@@ -172,36 +172,47 @@ class NonNegativeL1(_Strength):
 
 @dataclass(frozen=True)
 class SparseGroup:
-    """J = l1 + group: whole groups vanish, and entries inside the groups that survive."""
+    """J = inner + group: whole groups vanish, and parts of the groups that survive.
 
-    l1: L1
+    The parts are entries (``inner`` is an `L1`: the sparse group lasso) or smaller groups that lie in the large ones,
+    such as rows in blocks (a `GroupLasso`: a tree of groups). Because they are nested the proximal operator of the sum
+    is that of ``inner`` followed by that of ``group`` (Jenatton, Mairal, Obozinski, Bach, JMLR 12(67), 2011).
+
+    Raises:
+        ValueError: other penalties, or groups that are not nested.
+    """
+
+    inner: L1 | GroupLasso
     group: GroupLasso
 
     def __post_init__(self) -> None:
-        if not isinstance(self.l1, L1) or not isinstance(self.group, GroupLasso):
-            raise ValueError(f"SparseGroup(l1, group) takes an L1 and a GroupLasso, got {self.l1!r} and {self.group!r}")
+        if not isinstance(self.inner, L1 | GroupLasso) or not isinstance(self.group, GroupLasso):
+            given = f"{self.inner!r} and {self.group!r}"
+            raise ValueError(f"SparseGroup(inner, group) takes an L1 or GroupLasso and a GroupLasso, got {given}")
+        if not self.inner.groups.lie_in(self.group.groups):
+            raise ValueError(f"SparseGroup: {self.inner.groups} do not lie in {self.group.groups}")
 
     @property
     def groups(self) -> Groups:
         return self.group.groups
 
     def value(self, weight: Tensor) -> Tensor:
-        return self.l1.value(weight) + self.group.value(weight)
+        return self.inner.value(weight) + self.group.value(weight)
 
     def prox(self, z: Tensor, step: Step, out: Tensor | None = None) -> Tensor:
-        return self.group.prox(self.l1.prox(z, step, out), step, out)  # exact in this order only
+        return self.group.prox(self.inner.prox(z, step, out), step, out)  # exact in this order only
 
     def subgradient(self, weight: Tensor) -> Tensor:
-        return self.l1.subgradient(weight) + self.group.subgradient(weight)
+        return self.inner.subgradient(weight) + self.group.subgradient(weight)
 
     def gauge(self, p: Tensor) -> Tensor:
-        """The root s of |soft(p_g, s lam_1)| = s lam_2 sqrt(n), by bisection."""
+        """The root s of |prox_inner(p_g, s)| = s lam sqrt(n), by bisection."""
         high = self.group.gauge(p)
         low, threshold = torch.zeros_like(high), self.group.threshold(self.groups.size(p))
         for _ in range(60):
             middle = (low + high) / 2
-            soft = (self.groups.cut(p).abs() - middle * self.l1.lam).clamp(min=0).reshape(p.shape)
-            outside = self.groups.norms(soft) > middle * threshold
+            left = self.inner.prox(p, self.groups.spread(middle, p))
+            outside = self.groups.norms(left) > middle * threshold
             low, high = torch.where(outside, middle, low), torch.where(outside, high, middle)
         return high
 

@@ -70,6 +70,11 @@ def _kill(net, units, weights, gates, free_bias=False):
     for vector in net.gate_parameters().values():
         vector.normal_()
         vector[torch.rand(len(vector)) < gates] = 0
+    for block in net.block_parameters().values():
+        torch.nn.init.normal_(block, std=(2 / block[0].numel()) ** 0.5)
+        block[torch.rand(len(block)) < units] = 0
+        block[torch.rand(block.shape[:2]) < weights] = 0
+        block *= torch.rand(()) >= gates
     for matrix in net.projection_parameters().values():
         matrix.normal_(std=matrix.shape[1] ** -0.5)
         matrix[torch.rand(len(matrix)) < units / 2] = 0

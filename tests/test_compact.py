@@ -34,7 +34,9 @@ def test_everything_in_a_compact_net_is_alive(case):
     small = compact(case[0])
     alive = find_alive(small)
     assert all(mask.all() for name, mask in alive.units.items() if name not in ("in", "out"))
-    assert len(alive.skips) == sum(len(node.skips) + len(node.projections) for node in small.plan.nodes)
+    assert len(alive.skips) == sum(
+        len(node.skips) + len(node.projections) + len(node.blocks) for node in small.plan.nodes
+    )
     assert all(gate.all() for gate in small.gate_parameters().values())
     assert compact(small).plan == small.plan
 

@@ -14,7 +14,6 @@ from nas.analysis.export import FORMATS
 from nas.analysis.source import ACTIVATION_CODE, named_tensors, source_code
 from nas.models import DagNet, Node, Plan, Skip, compact, conv_skip_autoencoder, skip_autoencoder
 from nas.models.dag import ACTIVATIONS
-from nas.models.fold import without_edge_gates
 from tests.nets import sparse_nets
 
 UNALIGNED = Plan(
@@ -90,7 +89,7 @@ def test_any_batch_and_picture_size(name, format, tmp_path):
 @settings(max_examples=100)
 @given(case=sparse_nets())
 def test_source_computes_the_same_in_double_precision(case):
-    for net in (without_edge_gates(case[0]), compact(case[0])):
+    for net in (case[0], compact(case[0])):
         names = {"__file__": "model.py", "__name__": "model"}
         exec(source_code(net.plan), names)
         model = names["Model"]().double()

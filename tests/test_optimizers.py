@@ -430,7 +430,14 @@ def test_schedulers_steer_the_step():
         (lambda p: GroupLasso(0.1, (1,)), r"GroupLasso\(groups=...\) must be Groups such as nas.ROWS, got \(1,\)"),
         (lambda p: L1("0.1"), r"L1\(lam=...\) must be a finite number >= 0, got '0.1'"),
         (lambda p: Groups(over=1), r"Groups\(over=...\) must be a tuple of integers, got 1"),
-        (lambda p: SparseGroup(0.1, 0.2), r"SparseGroup\(l1, group\) takes an L1 and a GroupLasso, got 0.1 and 0.2"),
+        (
+            lambda p: SparseGroup(0.1, 0.2),
+            r"SparseGroup\(inner, group\) takes an L1 or GroupLasso and .*, got 0.1 and 0.2",
+        ),
+        (
+            lambda p: SparseGroup(GroupLasso(0.1, ROWS), GroupLasso(0.1, Groups(over=(0,)))),
+            r"SparseGroup: Groups\(over=\(1,\), block=None\) do not lie in Groups\(over=\(0,\), block=None\)",
+        ),
     ],
 )
 def test_bad_options_are_named(make, message):

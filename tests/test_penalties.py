@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas import FILTERS, L1, GroupLasso, Groups, LogSum, NonNegativeL1, Nuclear, SparseGroup, Zero
+from nas import FILTERS, KERNELS, L1, WHOLE, GroupLasso, Groups, LogSum, NonNegativeL1, Nuclear, SparseGroup, Zero
 from nas.groups import ROWS, join_rows, split_rows
 
 SHAPE = (4, 3, 2, 2)
@@ -20,6 +20,8 @@ PENALTIES = [
     *(GroupLasso(0.3, groups) for groups in LAYOUTS),
     GroupLasso(0.3, FILTERS, rms=False),
     *(SparseGroup(L1(0.2), GroupLasso(0.3, groups)) for groups in (*LAYOUTS[:2], LAYOUTS[-1])),
+    *(SparseGroup(GroupLasso(0.2, KERNELS), GroupLasso(0.1, groups)) for groups in (FILTERS, WHOLE)),
+    SparseGroup(GroupLasso(0.2, FILTERS), GroupLasso(0.05, WHOLE, rms=False)),
     Nuclear(0.3),
     NonNegativeL1(0.3),
 ]

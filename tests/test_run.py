@@ -199,7 +199,10 @@ def test_bad_options_leave_nothing_behind(tmp_path, config, change, message):
     [
         ({"task": "deblur"}, "unknown task 'deblur'; there are: denoise"),
         ({"data": "cats"}, "unknown data 'cats'; there are: folder, mnist, pictures"),
-        ({"model": "unet"}, "unknown model 'unet'; there are: conv_skip_autoencoder, dense_conv, dense_mlp, mlp, skip_autoencoder"),
+        (
+            {"model": "unet"},
+            "unknown model 'unet'; there are: conv_skip_autoencoder, dense_conv, dense_mlp, mlp, skip",
+        ),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"entry_time": "soon"}, "entry_time must be a number of steps or auto, got 'soon'"),
         ({"entry_time": 10.0}, r"entry_time must be at least 20 steps \(below, everything wakes at once\), got 10"),
