@@ -132,21 +132,18 @@ class _Search:
                 self._leave(space, "share their weights with another layer")
 
     def _leave_unaligned(self) -> None:
-        """The channels of a layer are units together or not at all, and are tied to no others but in their order."""
+        """Layers with a channel that is another channel of theirs, or one of a layer with other channels."""
         numbers = torch.tensor([number for space in self.layers for number in space], dtype=torch.long)
         crowded = torch.bincount(numbers, minlength=len(self.free)) > 1
-        left = None
-        while left != len(self.problems):
-            left = len(self.problems)
-            for space in map(list, self.layers):
-                if self.free[space].any() and (crowded[space].any() or not self.free[space].all()):
-                    self._leave(tuple(space), f"are tied to other channels at other places by {self._tie(space)}")
+        for space in self.layers:
+            if self.free[list(space)].any() and crowded[list(space)].any():
+                self._leave(space, f"are tied to other channels at other places by {self._tie(space)}")
 
-    def _tie(self, space: list[int]) -> str:
+    def _tie(self, space: Space) -> str:
         """The sum or product that ties channels of a layer to others."""
         steps = [step for step in self.channels.steps.values() if step.kind in (Kind.SUM, Kind.PRODUCT)]
         tied = [step for step in steps if not set(space).isdisjoint(self._space(step.node))]
-        return _what(min(tied, key=lambda step: self._space(step.node) == tuple(space)))
+        return _what(min(tied, key=lambda step: self._space(step.node) == space))
 
     def _leave_unabsorbed(self) -> None:
         """Every reader has to see zeros, or constants that its bias can take up."""

@@ -291,6 +291,19 @@ def test_param_groups_takes_units():
         param_groups(Residual(), lam=0.1, lr=0.01, units=units)
 
 
+def test_a_constant_that_readers_absorb_is_no_hindrance_and_its_norm_stays_free():
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)),
+        torch.randn(4, *SHAPE),
+    )
+    units = coupled_units(model, x)
+    assert named(model, units) == {"0": ["0.weight", "0.bias"]}
+    randomise(model, torch.Generator().manual_seed(0))
+    alive = kill(units, 0.5, torch.Generator().manual_seed(0))
+    settle_norms(model, units)
+    assert_removed(model, units, alive, x)
+
+
 class Net(nn.Module):
     """Some layers and what is done with them."""
 
@@ -388,6 +401,42 @@ REFUSED = {
             c=conv(6, 2, 3, padding=1),
         ),
         "the channels of a are not zero behind norm when their weights are, and c sees it",
+    ),
+    "a constant before a padded pool": (
+        nn.Sequential(conv(3, 4), nn.Sigmoid(), nn.AvgPool2d(3, 1, 1), conv(4, 2)),
+        "the channels of 0 are not zero behind 1 when their weights are, and 3 sees it",
+    ),
+    "a constant before a padded depthwise convolution": (
+        nn.Sequential(conv(3, 4), nn.Softplus(), conv(4, 4, 3, padding=1, groups=4), conv(4, 2)),
+        "the channels of 0 are not zero behind 1 when their weights are, and 3 sees it",
+    ),
+    "a constant times a gate": (
+        Net(
+            lambda m, x: m.b(m.a(x).sigmoid() * m.gate[0]),
+            a=conv(3, 4),
+            b=conv(4, 2),
+            gate=nn.Parameter(torch.ones(1)),
+        ),
+        "the channels of a are not zero behind sigmoid when their weights are, and b sees it",
+    ),
+    "a constant in a sum": (
+        Net(
+            lambda m, x: m.c(m.a(x) + torch.sigmoid(m.b(x))),
+            a=conv(3, 4),
+            b=conv(3, 4),
+            c=conv(4, 2, 3, padding=1),
+        ),
+        "the channels of a are not zero behind sigmoid when their weights are, and c sees it",
+    ),
+    "biases of a depthwise convolution of a concatenation": (
+        Net(
+            lambda m, x: m.c(m.depth(torch.cat([m.a(x), m.b(x)], 1))),
+            a=conv(3, 4),
+            b=conv(3, 2),
+            depth=conv(6, 6, 3, groups=6),
+            c=conv(6, 2, 3, padding=1),
+        ),
+        "the channels of a are not zero behind depth when their weights are, and c sees it",
     ),
     "a dropout that shifts": (
         nn.Sequential(conv(3, 4), nn.AlphaDropout(), conv(4, 2)),
