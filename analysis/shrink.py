@@ -8,7 +8,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from nas.analysis.changes import FOLDED, PADDED, UNREAD, ZERO, NodeChanges, indices
-from nas.channels import Channels, Kind, Step, evaluation_copy
+from nas.channels import Channels, evaluation_copy
+from nas.operations import Kind, Step
 
 UNKNOWN = "unknown operation"
 LAYERS = (Kind.MIX, Kind.DEPTHWISE, Kind.NORM)

@@ -10,8 +10,9 @@ from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from nas.channels import Channels, Kind, Step, evaluation_copy
+from nas.channels import Channels, evaluation_copy, trace
 from nas.groups import join_rows
+from nas.operations import Kind, Step
 
 ZERO, CONSTANT, MOVING = range(3)  # what a channel is whose unit is zero, whatever the free parameters are
 Space = tuple[int, ...]  # the numbers of the channels that a layer puts out: unit i is the channel numbered space[i]
@@ -46,7 +47,7 @@ def coupled_units(model: nn.Module, inputs: Tensor, *, strict: bool = True) -> d
             channels tied to channels at other places, weights that several layers share, a channel that is not zero
             or not constant when its weights are.
     """
-    copied = evaluation_copy(model)
+    copied, inputs = evaluation_copy(model).cpu(), inputs.cpu()
     channels = Channels(copied, inputs)
     _check_trace(copied, channels.graph, inputs)
     search = _Search(channels, model)
@@ -243,7 +244,7 @@ def _check_trace(copied: nn.Module, graph: fx.Graph, inputs: Tensor) -> None:
             f"coupled_units: torch.fx traces another function than {name} computes; it does so where a "
             "tensor is changed in place, or the outputs are random"
         )
-    training = fx.symbolic_trace(copied.train()).graph
+    training = trace(copied.train())
     if [(node.op, node.target) for node in training.nodes] != [(node.op, node.target) for node in graph.nodes]:
         raise ValueError(f"coupled_units: {name} has other operations in training mode than in evaluation mode")
     copied.eval()
