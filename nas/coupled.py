@@ -153,11 +153,9 @@ class _Search:
                 continue
             [source] = step.sources
             worst = ZERO if not step.keeps_constants() else CONSTANT
-            bad = self.channels.numbers[source][self.states[source] > worst].tolist()
-            for space in self.layers:
-                if self._is_free(space) and (found := sorted(set(bad) & set(space))):
-                    cause = self.causes[found[0]]
-                    self._leave(space, f"are not zero behind {cause} when their weights are, and {step.name} sees it")
+            for space, number in self._free_layers(self.channels.numbers[source][self.states[source] > worst]):
+                cause = self.causes[number]
+                self._leave(space, f"are not zero behind {cause} when their weights are, and {step.name} sees it")
 
     # What a channel is when its unit is zero
 
@@ -180,9 +178,21 @@ class _Search:
             state = state.repeat_interleave(len(numbers) // len(state))  # 1 but for a flatten
             for number in numbers[state.ne(ZERO)].tolist():
                 self.causes.setdefault(number, _what(step))
-            if step.kind is Kind.PRODUCT and self._is_free(space) and not any(each.any() for each in before):
-                self._leave(space, f"are multiplied with each other by {_what(step)}, so that they could never wake")
+            if step.kind is Kind.PRODUCT:
+                for layer, _ in self._free_layers(numbers[torch.maximum(*before) == ZERO]):
+                    self._leave(
+                        layer, f"are multiplied with each other by {_what(step)}, so that they could never wake"
+                    )
         self.states[step.node] = state
+
+    def _free_layers(self, numbers: Tensor) -> list[tuple[Space, int]]:
+        """The layers to be units that have some of these channels, each with one of them."""
+        seen = set(numbers.tolist())
+        return [
+            (space, min(seen.intersection(space)))
+            for space in self.layers
+            if self._is_free(space) and not seen.isdisjoint(space)
+        ]
 
     def _is_free(self, space: Space) -> bool:
         return bool(self.free[list(space)].all())

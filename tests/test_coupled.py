@@ -462,6 +462,15 @@ REFUSED = {
         Net(lambda m, x: m.c(m.a(x) * m.b(x)), a=conv(3, 4), b=conv(3, 4), c=conv(4, 2)),
         "the channels of a are multiplied with each other by mul, so that they could never wake",
     ),
+    "a product of concatenations": (
+        Net(
+            lambda m, x: m.c(torch.cat([m.a(x), x], 1) * torch.cat([m.b(x), x], 1)),
+            a=conv(3, 4),
+            b=conv(3, 4),
+            c=conv(7, 2),
+        ),
+        "the channels of a are multiplied with each other by mul, so that they could never wake",
+    ),
     "a change in place that others see": (
         Net(lambda m, x: m.b(sum_with_itself(m.a(x))), a=conv(3, 4), b=conv(4, 2)),
         "the channels of a meet relu in place, which is not understood",
