@@ -1,5 +1,6 @@
 """Units found from the graph of any model: zero where their tensors are, asleep while they are, removed exactly."""
 
+import random
 import re
 
 import pytest
@@ -216,6 +217,74 @@ def test_dead_units_are_zero_in_both_modes_and_removed_exactly(make, seed, part)
     assert_dead_are_zero(model.eval(), units, alive, x)
     assert_removed(model, units, alive, x)
     assert_dead_are_zero(model.train(), units, alive, x)
+
+
+class RandomGraph(nn.Module):
+    """Convolutions, normalisations, activations, sums, products and concatenations of whatever was there before."""
+
+    def __init__(self, seed, count=8):
+        super().__init__()
+        choose = random.Random(seed)
+        widths, self.recipe, self.layers = [3], [], nn.ModuleList()
+        for _ in range(count):
+            kind, k = (
+                choose.choice(["mix", "mix", "layer", "layer", "sum", "sum", "product", "cat"]),
+                choose.randrange(len(widths)),
+            )
+            equal = [j for j, width in enumerate(widths) if width == widths[k] and j > 0]
+            if kind in ("sum", "product") and equal:
+                self.recipe.append((kind, k, choose.choice(equal)))
+                widths.append(widths[k])
+            elif kind == "cat":
+                self.recipe.append((kind, k, choose.randrange(len(widths))))
+                widths.append(widths[k] + widths[self.recipe[-1][2]])
+            else:
+                mixes = kind == "mix" or k == 0
+                layer, width = (
+                    self.mixing(choose, widths[k]) if mixes else (self.follower(choose, widths[k]), widths[k])
+                )
+                self.recipe.append(("layer", k, len(self.layers)))
+                self.layers.append(layer)
+                widths.append(width)
+        self.head = nn.Linear(sum(widths[1:]), 2)
+
+    def mixing(self, choose, width):
+        size, out = choose.choice([1, 3]), choose.choice([4, 6])
+        return nn.Conv2d(width, out, size, padding=size // 2, bias=choose.random() < 0.5), out
+
+    def follower(self, choose, width):
+        depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=choose.random() < 0.5)
+        return choose.choice([nn.BatchNorm2d(width), nn.GELU(), nn.Sigmoid(), nn.AvgPool2d(3, 1, 1), depthwise])
+
+    def forward(self, x):
+        found = [x]
+        for kind, k, j in self.recipe:
+            if kind == "layer":
+                found.append(self.layers[j](found[k]))
+            elif kind == "cat":
+                found.append(torch.cat([found[k], found[j]], 1))
+            else:
+                found.append(found[k] + found[j] if kind == "sum" else found[k] * found[j])
+        return self.head(torch.cat([each.mean((2, 3)) for each in found[1:]], 1))
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=25)
+def test_units_of_random_graphs_are_removed_exactly(seed):
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model, x = RandomGraph(seed).double(), torch.randn(4, *SHAPE, dtype=torch.float64)
+    try:
+        units = coupled_units(model, x, strict=False)
+    except ValueError as problem:
+        assert "has no layer whose channels can be units" in str(problem)
+        return
+    randomise(model, generator)
+    alive = kill(units, 0.5, generator)
+    settle_norms(model, units)
+    for mode in (True, False):
+        assert_dead_are_zero(model.train(mode), units, alive, x)
+    assert_removed(model, units, alive, x)
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
