@@ -8,6 +8,7 @@ if __name__ == "nas" and not (Path(__file__).parent / "models").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
 from nas.bregman import AdaBreg, Bregman, LinBreg
+from nas.coupled import coupled_units, settle_norms
 from nas.groups import CHANNELS, COLUMNS, ENTRIES, FILTERS, KERNELS, ROWS, WHOLE, Groups
 from nas.init import check_start, sparse_start
 from nas.parameters import describe, param_groups
@@ -40,7 +41,9 @@ __all__ = [
     "SplitLBI",
     "Zero",
     "check_start",
+    "coupled_units",
     "describe",
     "param_groups",
+    "settle_norms",
     "sparse_start",
 ]

@@ -24,7 +24,8 @@ def unit_parameters(model: nn.Module) -> Mapping[str, Sequence[Parameter]]:
 
     A model that has a method ``unit_parameters`` is asked (the supernets of `nas.models`). Of any other model the
     units are the rows (filters) of its linear and convolution modules, each with its bias, and with the shift of the
-    batch normalisation that follows it in an `nn.Sequential`; the last one is left out.
+    batch normalisation that follows it in an `nn.Sequential`; the last one is left out. `nas.coupled_units` looks into
+    the graph of the model instead.
     """
     if hasattr(model, "unit_parameters"):
         return model.unit_parameters()  # type: ignore[operator, no-any-return]
@@ -71,6 +72,7 @@ def param_groups(
     lam: float | None = None,
     gate_lam: float | None = None,
     gate_lr: float | None = None,
+    units: Mapping[str, Sequence[Parameter]] | None = None,
     rules: Mapping[Selector, Rule] | None = None,
 ) -> list[dict[str, Any]]:
     """Parameter groups for the optimisers of this package: what is penalised, and the free rest.
@@ -96,6 +98,8 @@ def param_groups(
         gate_lam: strength of the l1 penalty on the gates, >= 0; 5 * lam by default.
         gate_lr: learning rate of the gates, > 0; 5 * lr by default. A useful gate is near 1 and a useful weight near
             0.05, so that gates need the larger step, and as large a threshold for the same entry time.
+        units: by layer the tensors whose i-th slices are its unit i, as from `nas.coupled_units`; those of
+            `unit_parameters` by default.
         rules: penalty, or a mapping with "penalty" and further options of the optimiser, by selector.
 
     Returns:
@@ -104,12 +108,14 @@ def param_groups(
         with a "name" and its parameters with their names. Every parameter of the model is in exactly one of them.
 
     Raises:
-        ValueError: neither ``lam`` nor ``rules``, no units, a rule that selects nothing (or only what rules before it
-            have), a unit of which a rule before it has a part, an unknown name.
+        ValueError: neither ``lam`` nor ``rules``, no units, ``units`` without ``lam`` or of another model, a rule that
+            selects nothing (or only what rules before it have), a unit of which a rule before it has a part, an
+            unknown name.
     """
     if lam is None and not rules:
         raise ValueError("param_groups needs lam=... or rules=..., else nothing is penalised")
     names = {id(p): name for name, p in model.named_parameters()}
+    _check_units(units, lam, names)
     taken: set[int] = set()
     groups: list[dict[str, Any]] = []
 
@@ -127,7 +133,7 @@ def param_groups(
         options = rule if isinstance(rule, Mapping) else {"penalty": rule}
         add(_label(selector), selected, {"joint": isinstance(selector, tuple), **options})
     if lam is not None:
-        for name, members in unit_parameters(model).items():
+        for name, members in (unit_parameters(model) if units is None else units).items():
             left = [p for p in members if id(p) not in taken]  # a rule, or a layer with the same weight, may have some
             if any(p.ndim > 1 for p in left):
                 add(name, left, {"penalty": GroupLasso(lam, ROWS), "joint": True})
@@ -148,6 +154,13 @@ def param_groups(
     if free := [p for p in model.parameters() if id(p) not in taken]:
         add("free", free, {"penalty": Zero(), "joint": False})
     return groups
+
+
+def _check_units(units: Mapping[str, Sequence[Parameter]] | None, lam: float | None, names: Mapping[int, str]) -> None:
+    if units is not None and lam is None:
+        raise ValueError("param_groups(units=...) needs lam=..., the strength of the penalty on the units")
+    if foreign := [name for name, members in (units or {}).items() if any(id(p) not in names for p in members)]:
+        raise ValueError(f"param_groups(units=...): {foreign[0]!r} has a tensor that is no parameter of the model")
 
 
 def _select(model: nn.Module, selector: Selector) -> list[Parameter]:

@@ -341,6 +341,50 @@ class Functional(nn.Module):
         return self.head(x)
 
 
+class Upsampling(nn.Module):
+    """Sizes of positions are asked for, the number of channels is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up, self.head = nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 5, 3, 1, 1), nn.Conv2d(5, 2, 1)
+
+    def forward(self, x):
+        batch, _, height, width = x.shape
+        y = F.interpolate(self.down(x).relu(), size=(height, width))
+        y = F.interpolate(self.up(y), size=y.shape[-2:])
+        return self.head(y).view(batch, -1)
+
+
+def test_sizes_of_positions_may_be_asked_for():
+    torch.manual_seed(0)
+    model = Upsampling()
+    zero(model, "down", 1, 2)
+    zero(model, "up", 0)
+    _, found = shrink(model, torch.randn(2, 3, 6, 6))
+    assert widths(found) == {"down": (6, 4), "up": (5, 4), "head": (2, 2)}
+    assert_same_function(model, (3, 6, 6))
+
+
+def test_a_change_in_place_of_a_view_is_seen():
+    class View(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.three = nn.Conv2d(3, 4, 1), nn.Linear(16, 2), nn.Conv2d(4, 2, 2)
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            x = self.one(x)
+            return self.two(self.relu(x.flatten(1))) + self.three(x).flatten(1)  # the convolution sees no negative x
+
+    model = View()
+    zero(model, "one", 2)
+    with torch.no_grad():
+        model.one.bias[2] = -1.0
+    _, found = shrink(model, torch.randn(2, 3, 2, 2))
+    assert found[-1].node == "relu in place"
+    assert_same_function(model, (3, 2, 2))
+
+
 def test_a_pool_that_sums_and_a_dropout_that_sleeps():
     torch.manual_seed(0)
     model = Functional()
