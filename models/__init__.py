@@ -4,7 +4,7 @@ from nas.models.alive import Alive, find_alive
 from nas.models.compact import compact
 from nas.models.dag import DagNet, right_relu
 from nas.models.plan import Node, Plan, Skip
-from nas.models.recipes import RECIPES, conv_skip_autoencoder, skip_autoencoder
+from nas.models.recipes import RECIPES, conv_skip_autoencoder, register_recipe, skip_autoencoder
 from nas.models.store import load
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "conv_skip_autoencoder",
     "find_alive",
     "load",
+    "register_recipe",
     "right_relu",
     "skip_autoencoder",
 ]

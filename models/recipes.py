@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from nas.models.dag import DagNet
 from nas.models.plan import INPUT, MAX_SIZE, OUTPUT, Node, Plan, Skip
+from nas.registry import Registry
 
 
 def conv_skip_autoencoder(
@@ -68,10 +69,27 @@ def skip_autoencoder(channels: int = 1, *, depth: int = 5, patch: int | None = 2
     return DagNet(Plan(channels, _chain(width, [width] * depth, None), patch, offset))
 
 
-RECIPES: dict[str, Callable[..., DagNet]] = {
-    "conv_skip_autoencoder": conv_skip_autoencoder,
-    "skip_autoencoder": skip_autoencoder,
-}
+RECIPES: Registry[Callable[..., DagNet]] = Registry(
+    "model",
+    {
+        "conv_skip_autoencoder": conv_skip_autoencoder,
+        "skip_autoencoder": skip_autoencoder,
+    },
+)
+
+
+def register_recipe(name: str, recipe: Callable[..., DagNet]) -> None:
+    """Let ``recipe`` be chosen by ``model: name``.
+
+    Args:
+        name: an identifier.
+        recipe: makes a `DagNet` from the number of channels and keyword-only options with defaults. Where one is
+            named ``outputs``, a task with classes fills in their number.
+
+    Raises:
+        ValueError: the name is taken, or is no identifier.
+    """
+    RECIPES.register(name, recipe)
 
 
 def _chain(inputs: int, widths: Sequence[int], kernel: int | None) -> tuple[Node, ...]:

@@ -14,8 +14,8 @@ from nas.groups import join_rows
 from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.models.plan import OUTPUT
+from nas.search.batches import Batches
 from nas.search.loop import LossFunction, train
-from nas.search.tasks import Batches
 
 
 def retrain(

@@ -67,7 +67,10 @@ def test_bad_folders(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": "cats"}, "unknown data 'cats'; there are folder, mnist, pictures"),
+        (
+            {"source": "cats"},
+            "unknown data 'cats'; there are: cifar10, class_folder, fashion_mnist, folder, mnist, pictures",
+        ),
         ({"source": "pictures", "channels": 2}, r"channels must be 1 \(grey\) or 3 \(colour\), got 2"),
         ({"source": "folder"}, "needs --data-root"),
         ({"source": "mnist"}, "needs --data-root"),

@@ -83,7 +83,9 @@ def test_a_run_writes_its_folder(tmp_path, config):
 def test_births_and_deaths():
     """Unit 0 lives on, 1 dies, 2 dies and comes back, 3 lives between and dies twice, 4 is never alive."""
     alive = [(0, 1, 2), (0, 2, 3), (0,), (0, 2, 3), (0, 2)]
-    points = [Point(Snapshot(epoch, None, {"n1": units}, {}), 0.0, 0.0, 1, 0.0) for epoch, units in enumerate(alive)]
+    points = [
+        Point(Snapshot(epoch, None, {"n1": units}, {}), {"psnr": 0.0}, 1, 0.0) for epoch, units in enumerate(alive)
+    ]
     assert births(points) == {"n1": {0: 0, 2: 3}}
     assert deaths(points) == {"n1": {1: 1, 3: 4}}
     assert deaths(points[:3]) == {"n1": {1: 1, 2: 2, 3: 2}}
@@ -197,8 +199,11 @@ def test_bad_options_leave_nothing_behind(tmp_path, config, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task": "deblur"}, "unknown task 'deblur'; there are: denoise"),
-        ({"data": "cats"}, "unknown data 'cats'; there are: folder, mnist, pictures"),
+        ({"task": "sing"}, "unknown task 'sing'; there are: classify, deblur, denoise, and those that you register"),
+        (
+            {"data": "cats"},
+            "unknown data 'cats'; there are: cifar10, class_folder, fashion_mnist, folder, mnist, pictures",
+        ),
         ({"model": "unet"}, "unknown model 'unet'; there are: conv_skip_autoencoder, skip_autoencoder"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"entry_time": "soon"}, "entry_time must be a number of steps or auto, got 'soon'"),
