@@ -306,6 +306,22 @@ def test_retrain_refuses_bad_options(options, message):
         retrain(net, lambda epoch: iter(()), torch.nn.functional.mse_loss, **{"epochs": 1, "steps": 1, **options})
 
 
+@pytest.mark.parametrize("steps", [*range(1, 12), 20])
+def test_retraining_takes_any_number_of_steps(steps):
+    net = torch.nn.Linear(1, 1)
+    losses = []
+    batches = lambda epoch: iter([(torch.ones(1, 1), torch.ones(1, 1))] * steps)  # noqa: E731
+    retrain(
+        net,
+        batches,
+        torch.nn.functional.mse_loss,
+        epochs=1,
+        steps=steps,
+        on_epoch=lambda epoch, loss: losses.append(loss),
+    )
+    assert len(losses) == 1
+
+
 def test_retraining_ends_with_its_best_weights_and_stops_early():
     """Scores 1, 3, 2, 2, 2: the weights of the second look are kept, the fifth epoch is the last."""
     torch.manual_seed(0)
