@@ -134,7 +134,7 @@ class Restoration(Task):
     """
 
     metrics = (PSNR, SSIM)
-    most_held_out = 1000
+    most_held_out = 500
     observed_name: ClassVar[str] = "noisy"  # in print and in the names of files
 
     @property
