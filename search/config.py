@@ -12,7 +12,7 @@ from nas.models.recipes import RECIPES
 from nas.search.data import SOURCES
 from nas.search.tasks import TASKS
 
-Options = dict[str, bool | int | float | None]
+Options = dict[str, bool | int | float | list[int] | None]
 AUTO: Literal["auto"] = "auto"
 
 

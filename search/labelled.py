@@ -1,5 +1,6 @@
 """Data sets whose pictures have classes: all of one size, kept as bytes."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 from nas.search.images import read_folder, to_bytes, warn_of_skipped
 from nas.search.stack import Pictures, Stack, split
 
-Named = tuple[str, Tensor]  # name and bytes of a picture
+Labelled = tuple[Path, Tensor, int]  # file, bytes and class of a picture
 VALIDATION = 5_000  # the last training pictures of a data set of torchvision
 
 
@@ -74,55 +75,53 @@ def class_folder(root: Path, channels: int = 1) -> Pictures:
     if not root.is_dir():
         raise ValueError(f"there is no folder {root}")
     tops = [root / "train", root / "test"] if (root / "train").is_dir() and (root / "test").is_dir() else [root]
-    classes, *others = (_folders(top) for top in tops)
-    if len(classes) < 2:
-        raise ValueError(
-            f"{tops[0]} holds {len(classes)} folders; classes need a folder each, and there must be 2 or more"
-        )
-    if others and others[0] != classes:
-        odd = min(set(classes).symmetric_difference(others[0]))
-        raise ValueError(f"{root}: the class {odd!r} is in only one of train/ and test/")
+    classes = _class_names(tops)
     skipped: list[str] = []
-    found = [
-        [
-            [(path.relative_to(root).as_posix(), to_bytes(pixels, channels)) for path, pixels in pictures]
-            for pictures in (read_folder(top / name, skipped) for name in classes)
-        ]
-        for top in tops
-    ]
+    found = [[_read(top / name, label, channels, skipped) for label, name in enumerate(classes)] for top in tops]
     warn_of_skipped(skipped, root)
+    parts: list[list[Labelled]] = [[], [], []]
     num_held_out = 3 - len(tops)
-    for name, each in zip(classes, found[0], strict=True):
-        if len(each) <= num_held_out:
-            raise ValueError(f"the class {name!r} in {tops[0]} has {len(each)} pictures; it needs {num_held_out + 1}")
-    if not any(found[-1]):
-        raise ValueError(f"{tops[-1]} holds no picture")
-    _check_sizes([picture for part in found for each in part for picture in each])
-    splits = [split(len(each), num_held_out) for each in found[0]]
-    parts = [
-        [[each[k] for k in indices[part]] for each, indices in zip(found[0], splits, strict=True)]
-        for part in range(1 + num_held_out)
-    ]
-    train, validation, test = (_join(part, channels) for part in [*parts, *found[1:]])
-    return Pictures(train, validation, test, classes)
+    for name, pictures in zip(classes, found[0], strict=True):
+        if len(pictures) <= num_held_out:
+            count = len(pictures)
+            raise ValueError(f"the class {name!r} in {tops[0]} has {count} pictures; it needs {num_held_out + 1}")
+        for part, indices in zip(parts, split(len(pictures), num_held_out), strict=False):
+            part += [pictures[k] for k in indices]
+    if len(tops) == 2:
+        parts[2] = list(itertools.chain(*found[1]))
+        if not parts[2]:
+            raise ValueError(f"{tops[1]} holds no picture")
+    _check_sizes([*itertools.chain(*parts)], root)
+    return Pictures(*(_join(part, root, channels) for part in parts), classes)
 
 
-def _folders(top: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in top.iterdir() if path.is_dir()))
+def _class_names(tops: Sequence[Path]) -> tuple[str, ...]:
+    """The names of the folders in each of ``tops``, which must agree."""
+    first, *others = (
+        tuple(sorted(path.name for path in top.iterdir() if path.is_dir() and not path.name.startswith(".")))
+        for top in tops
+    )
+    if len(first) < 2:
+        raise ValueError(f"{tops[0]} holds {len(first)} folders; each class needs one, and there must be 2 or more")
+    if others and others[0] != first:
+        odd = min(set(first).symmetric_difference(others[0]))
+        raise ValueError(f"the class {odd!r} is in only one of {tops[0]} and {tops[1]}")
+    return first
 
 
-def _check_sizes(pictures: Sequence[Named]) -> None:
-    first, size = pictures[0][0], pictures[0][1].shape
-    for name, pixels in pictures:
+def _read(folder: Path, label: int, channels: int, skipped: list[str]) -> list[Labelled]:
+    return [(path, to_bytes(pixels, channels), label) for path, pixels in read_folder(folder, skipped)]
+
+
+def _check_sizes(pictures: Sequence[Labelled], root: Path) -> None:
+    first, size = pictures[0][0].relative_to(root), pictures[0][1].shape
+    for path, pixels, _ in pictures:
         if pixels.shape != size:
-            here, there = (f"{shape[2]} x {shape[1]}" for shape in (pixels.shape, size))
-            raise ValueError(
-                f"pictures with classes must be of one size, but {name} has {here} pixels, {first} {there}"
-            )
+            odd, (here, there) = path.relative_to(root), (f"{h} x {w}" for _, w, h in (pixels.shape, size))
+            raise ValueError(f"pictures with classes must be of one size, but {odd} has {here} pixels, {first} {there}")
 
 
-def _join(classes: Sequence[Sequence[Named]], channels: int) -> Stack:
-    """One stack of the pictures of all classes."""
-    labels = [label for label, pictures in enumerate(classes) for _ in pictures]
-    names, pixels = zip(*(picture for pictures in classes for picture in pictures), strict=True)
+def _join(pictures: Sequence[Labelled], root: Path, channels: int) -> Stack:
+    paths, pixels, labels = zip(*pictures, strict=True)
+    names = [path.relative_to(root).as_posix() for path in paths]
     return Stack(names, torch.stack(pixels), torch.tensor(labels), channels)

@@ -130,11 +130,11 @@ def test_a_folder_of_classes_with_a_test_part(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        ({}, "holds 0 folders; classes need a folder each, and there must be 2 or more"),
-        ({"a": 5}, "holds 1 folders; classes need a folder each"),
+        ({}, "holds 0 folders; each class needs one, and there must be 2 or more"),
+        ({"a": 5}, "holds 1 folders; each class needs one"),
         ({"a": 5, "b": 2}, "the class 'b' in .* has 2 pictures; it needs 3"),
         ({"train/a": 1, "train/b": 2, "test/a": 1, "test/b": 1}, "the class 'a' in .*train has 1 pictures; it needs 2"),
-        ({"train/a": 2, "train/b": 2, "test/a": 1}, "the class 'b' is in only one of train/ and test/"),
+        ({"train/a": 2, "train/b": 2, "test/a": 1}, "the class 'b' is in only one of .*train and .*test"),
         ({"train/a": 2, "train/b": 2, "test/a": 0, "test/b": 0}, "test holds no picture"),
     ],
 )
