@@ -92,7 +92,8 @@ def class_folder(root: Path, channels: int = 1) -> Pictures:
         if not parts[2]:
             raise ValueError(f"{tops[1]} holds no picture")
     _check_sizes([*itertools.chain(*parts)], root)
-    return Pictures(*(_join(part, root, channels) for part in parts), classes)
+    train, validation, test = (_join(part, root, channels) for part in parts)
+    return Pictures(train, validation, test, classes)
 
 
 def _class_names(tops: Sequence[Path]) -> tuple[str, ...]:
