@@ -34,13 +34,14 @@ from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.models.store import load
 from nas.registry import import_registrations
-from nas.search.config import SearchConfig, check_seed
+from nas.search.config import TASKS, SearchConfig, check_seed
 from nas.search.images import read_picture, to_array, write_picture
 from nas.search.path import Point, births, deaths
+from nas.search.restoration import Restoration, restore
 from nas.search.retrain import retrain, rewound, same_size
 from nas.search.run import COMPACT, DRAWINGS, EXPORT, PICTURES, RETRAINED, Run, Search
 from nas.search.stack import Pictures
-from nas.search.tasks import TASKS, Example, Metric, Restoration, Scores, Task, evaluate, restore, score
+from nas.search.tasks import Example, Metric, Scores, Task, evaluate, score
 from nas.search.use import beside, denoise_pixels
 from nas.steering import DeadTraining
 
@@ -156,7 +157,7 @@ def show(options: Namespace) -> Result:
     draw(graph, files[0])
     write_graph(graph, files[1])
     write_graph(graph, files[2])
-    metric = run.headline
+    metric = run.config.headline
     draw_growth(points, files[3], metric=metric, picked=chosen.snapshot.epoch)
 
     state = "" if last == run.config.epochs else f" (the search stopped after epoch {last} of {run.config.epochs})"

@@ -1,5 +1,6 @@
 """Everything that determines a search."""
 
+import inspect
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -9,11 +10,29 @@ import yaml
 
 from nas.models.dag import DagNet
 from nas.models.recipes import RECIPES
+from nas.registry import Registry
+from nas.search.classification import Classify
 from nas.search.data import SOURCES
-from nas.search.tasks import TASKS
+from nas.search.restoration import Deblur, Denoise
+from nas.search.stack import Pictures
+from nas.search.tasks import Metric, Task
 
 Options = dict[str, bool | int | float | list[int] | None]
 AUTO: Literal["auto"] = "auto"
+TASKS: Registry[type[Task]] = Registry("task", {"denoise": Denoise, "deblur": Deblur, "classify": Classify})
+
+
+def register_task(name: str, task: type[Task]) -> None:
+    """Let ``task`` be chosen by ``task: name``.
+
+    Args:
+        name: an identifier.
+        task: a subclass of `Task` such as `Restoration` or `Classify`, a frozen dataclass whose fields are its options.
+
+    Raises:
+        ValueError: the name is taken, or is no identifier.
+    """
+    TASKS.register(name, task)
 
 
 @dataclass(frozen=True)
@@ -66,7 +85,7 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        metric = TASKS.find(self.task).metrics[0]
+        TASKS.find(self.task)
         SOURCES.find(self.data)
         RECIPES.find(self.model)
         for name in ("epochs", "steps", "batch", "crop"):
@@ -77,7 +96,7 @@ class SearchConfig:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
         check_seed(self.seed)
         if not self.tolerance >= 0:
-            raise ValueError(f"tolerance must be >= 0 {metric.unit}, got {self.tolerance}")
+            raise ValueError(f"tolerance must be >= 0 {self.headline.unit}, got {self.tolerance}")
         if not 0 < self.max_params <= 1:
             raise ValueError(f"max_params must lie in (0, 1], got {self.max_params}")
         if isinstance(self.entry_time, str):
@@ -110,6 +129,27 @@ class SearchConfig:
             return cls(**parser.parse_string(text).as_dict())
         except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as problem:
             raise ValueError(f"not the configuration of a search: {' '.join(str(problem).split())}") from None
+
+    @property
+    def headline(self) -> Metric:
+        """What the search picks its network by."""
+        return TASKS.find(self.task).metrics[0]
+
+    def make_task(self, data: Pictures) -> Task:
+        """The task for a data set, which gives it the fields that are no options (`Task.from_data`).
+
+        Raises:
+            ValueError: unknown options, options out of range, or data that do not suit the task.
+        """
+        kind = TASKS.find(self.task)
+        fields = inspect.signature(kind).parameters
+        known = [name for name in fields if name not in ("sigma", *kind.from_data)]
+        if unknown := sorted(set(self.task_options) - set(known)):
+            raise ValueError(f"{self.task} has no option {unknown[0]!r}; its options are {', '.join(known) or 'none'}")
+        given: dict[str, Any] = {name: getattr(data, name) for name in kind.from_data}
+        if "sigma" in fields:
+            given["sigma"] = self.sigma
+        return kind(**given, **self.task_options)
 
     def with_outputs(self, num_outputs: int | None) -> "SearchConfig":
         """The same with the option ``outputs`` of the supernet, where it has one that is not set."""

@@ -33,7 +33,7 @@ from nas.search.data import load_data
 from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Point, load_sparse, pick, read_points, save_sparse
 from nas.search.stack import Pictures
-from nas.search.tasks import TASKS, Example, Metric, Task, evaluate, held_out, make_task
+from nas.search.tasks import Example, Task, evaluate, held_out
 from nas.steering import EARLIEST, calibrate
 
 CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINT = "config.yaml", "metrics.jsonl", "path.json", "path", "checkpoint.pt"
@@ -114,13 +114,7 @@ class Run:
         return load_data(config.data, root=config.data_root, download=download, channels=config.channels)
 
     def task(self, data: Pictures) -> Task:
-        config = self.config
-        return make_task(config.task, data, sigma=config.sigma, options=config.task_options)
-
-    @property
-    def headline(self) -> Metric:
-        """What the search picks its network by."""
-        return TASKS.find(self.config.task).metrics[0]
+        return self.config.make_task(data)
 
     def batches(self, data: Pictures, seed: int) -> Batches:
         config = self.config

@@ -8,8 +8,8 @@ import torch
 from hypothesis import settings
 
 from nas.models import RECIPES
+from nas.search.config import TASKS
 from nas.search.data import SOURCES
-from nas.search.tasks import TASKS
 
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("tests")

@@ -29,7 +29,6 @@ from nas.search import (
     random_samples,
     score,
 )
-from nas.search.tasks import make_task
 
 NAMES = ("top_left", "top_right", "bottom_left", "bottom_right")
 PLAIN = Classify(NAMES, (0.0,), (1.0,))
@@ -82,7 +81,7 @@ def test_the_network_sees_normalised_pixels():
     pixels = torch.randint(256, (50, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     stack = Stack([str(k) for k in range(50)], pixels, torch.arange(50) % 2, 3)
     data = Pictures(stack, stack, stack, ("even", "odd"))
-    task = make_task("classify", data, sigma=25.0, options={})
+    task = SearchConfig(task="classify").make_task(data)
     (x, labels) = next(task.batches(stack, crop=48, batch=50, steps=1)(1))
     examples = held_out(stack, task)
     for seen in (x, torch.stack([example.observed for example in examples])):
@@ -163,16 +162,16 @@ def test_accuracy_and_loss_are_their_closed_forms():
 
 def test_what_is_no_classification():
     with pytest.raises(ValueError, match="the task classify needs pictures of two classes or more: data such as mnist"):
-        make_task("classify", pictures(), sigma=25.0, options={})
+        SearchConfig(task="classify").make_task(pictures())
     with pytest.raises(ValueError, match=r"needs a mean and a std > 0, got \(0.5,\) and \(0.0,\)"):
         Classify(NAMES, (0.5,), (0.0,))
     with pytest.raises(ValueError, match="returns 8 x 1 x 2 x 2 numbers, not 8 x 4: the task needs 4 logits"):
         PLAIN.loss(torch.zeros(8, 1, 2, 2), torch.zeros(8, dtype=torch.long))
     data = Pictures(*[labelled(5)] * 3, classes=NAMES)
     with pytest.raises(ValueError, match="classify has no option 'mean'; its options are flip, shift"):
-        make_task("classify", data, sigma=25.0, options={"mean": (1.0,)})
+        SearchConfig(task="classify", task_options={"mean": 1.0}).make_task(data)
     with pytest.raises(ValueError, match="denoise has no option 'blur'; its options are none"):
-        make_task("denoise", data, sigma=25.0, options={"blur": 5.0})
+        SearchConfig(task_options={"blur": 5.0}).make_task(data)
 
 
 def test_logistic_regression_separates_what_is_linear():
