@@ -102,7 +102,7 @@ def random_samples(
     check_labelled(pictures)
     height, width = pictures[0].pixels.shape[-2:]
     _check_batch(batch, height, width)
-    if not 0 <= shift < min(height, width):
+    if not isinstance(shift, int) or not 0 <= shift < min(height, width):
         raise ValueError(f"shift must lie between 0 and {min(height, width) - 1} pixels, got {shift}")
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

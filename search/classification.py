@@ -30,7 +30,7 @@ class Classify(Task):
         shift: move each training picture by up to so many pixels, in each direction, at random; black comes in.
 
     Raises:
-        ValueError: fewer than two classes, a mean or a std that does not fit.
+        ValueError: fewer than two classes, a mean or a std that does not fit, or an option out of range.
     """
 
     classes: tuple[str, ...]
@@ -47,6 +47,8 @@ class Classify(Task):
             raise ValueError(
                 "the task classify needs pictures of two classes or more: data such as mnist, cifar10 or class_folder"
             )
+        if not isinstance(self.flip, bool):
+            raise ValueError(f"flip must be true or false, got {self.flip}")
         if len(self.mean) != len(self.std) or not all(0 < std < math.inf for std in self.std):
             raise ValueError(f"each channel needs a mean and a std > 0, got {self.mean} and {self.std}")
 
@@ -65,6 +67,10 @@ class Classify(Task):
 
     def target(self, picture: Picture) -> Tensor:
         check_labelled([picture])
+        if not 0 <= (picture.label or 0) < len(self.classes):
+            raise ValueError(
+                f"the picture {picture.name} has the label {picture.label}, of {len(self.classes)} classes"
+            )
         return torch.tensor(picture.label)
 
     def batches(self, pictures: Sequence[Picture], *, crop: int, batch: int, steps: int, seed: int = 0) -> Batches:

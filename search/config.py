@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,6 @@ from nas.search.restoration import Deblur, Denoise
 from nas.search.stack import Pictures
 from nas.search.tasks import Metric, Task
 
-Options = dict[str, bool | int | float | list[int] | None]
 AUTO: Literal["auto"] = "auto"
 TASKS: Registry[type[Task]] = Registry("task", {"denoise": Denoise, "deblur": Deblur, "classify": Classify})
 
@@ -65,11 +65,11 @@ class SearchConfig:
     """
 
     task: str = "denoise"
-    task_options: Options = field(default_factory=dict)
+    task_options: dict[str, bool | int | float] = field(default_factory=dict)
     data: str = "pictures"
     data_root: Path | None = None
     model: str = "conv_skip_autoencoder"
-    model_options: Options = field(default_factory=dict)
+    model_options: dict[str, bool | int | float | list[int] | None] = field(default_factory=dict)
     channels: int = 1
     sigma: float = 25.0
     epochs: int = 50
@@ -139,16 +139,18 @@ class SearchConfig:
         """The task for a data set, which gives it the fields that are no options (`Task.from_data`).
 
         Raises:
-            ValueError: unknown options, options out of range, or data that do not suit the task.
+            ValueError: unknown or missing options, options out of range, or data that do not suit the task.
         """
         kind = TASKS.find(self.task)
         fields = inspect.signature(kind).parameters
-        known = [name for name in fields if name not in ("sigma", *kind.from_data)]
-        if unknown := sorted(set(self.task_options) - set(known)):
-            raise ValueError(f"{self.task} has no option {unknown[0]!r}; its options are {', '.join(known) or 'none'}")
         given: dict[str, Any] = {name: getattr(data, name) for name in kind.from_data}
         if "sigma" in fields:
             given["sigma"] = self.sigma
+        options = {name: field.default for name, field in fields.items() if name not in given}
+        _check_options(self.task, self.task_options, options)
+        for name, default in options.items():
+            if default is inspect.Parameter.empty and name not in self.task_options:
+                raise ValueError(f"{self.task} needs the option {name!r}")
         return kind(**given, **self.task_options)
 
     def with_outputs(self, num_outputs: int | None) -> "SearchConfig":
@@ -157,9 +159,10 @@ class SearchConfig:
             return self
         return replace(self, model_options={**self.model_options, "outputs": num_outputs})
 
-    def _known_options(self) -> dict[str, Any]:
-        """Options of the supernet, with their defaults."""
-        return RECIPES.find(self.model).__kwdefaults__ or {}
+    def _known_options(self) -> list[str]:
+        """Names of the options of the supernet."""
+        parameters = inspect.signature(RECIPES.find(self.model)).parameters.values()
+        return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
     def build(self) -> DagNet:
         """The supernet, before its sparse start.
@@ -167,10 +170,13 @@ class SearchConfig:
         Raises:
             ValueError: the supernet does not take the ``model_options``.
         """
-        known = self._known_options()
-        if unknown := sorted(set(self.model_options) - set(known)):
-            raise ValueError(f"{self.model} has no option {unknown[0]!r}; its options are {', '.join(known)}")
+        _check_options(self.model, self.model_options, self._known_options())
         return RECIPES.find(self.model)(self.channels, **self.model_options)
+
+
+def _check_options(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"{name} has no option {unknown[0]!r}; its options are {', '.join(known) or 'none'}")
 
 
 def check_seed(seed: int) -> None:

@@ -138,6 +138,7 @@ def test_flips_and_shifts_are_those_of_the_picture():
         ),
         (labelled(4), {"batch": 0}, "batch must be at least 1, got 0"),
         (labelled(4), {"batch": 10**9}, "a batch of 1000000000 times 2 x 2 pixels is larger than"),
+        (labelled(4), {"shift": 0.5}, "shift must lie between 0 and 1 pixels, got 0.5"),
         (labelled(4), {"shift": 2}, "shift must lie between 0 and 1 pixels, got 2"),
     ],
 )
@@ -163,6 +164,10 @@ def test_accuracy_and_loss_are_their_closed_forms():
 def test_what_is_no_classification():
     with pytest.raises(ValueError, match="the task classify needs pictures of two classes or more: data such as mnist"):
         SearchConfig(task="classify").make_task(pictures())
+    with pytest.raises(ValueError, match="flip must be true or false, got 3"):
+        replace(PLAIN, flip=3)
+    with pytest.raises(ValueError, match="the picture a has the label 4, of 4 classes"):
+        held_out([Picture("a", torch.zeros(1, 2, 2), 4)], PLAIN)
     with pytest.raises(ValueError, match=r"needs a mean and a std > 0, got \(0.5,\) and \(0.0,\)"):
         Classify(NAMES, (0.5,), (0.0,))
     with pytest.raises(ValueError, match="returns 8 x 1 x 2 x 2 numbers, not 8 x 4: the task needs 4 logits"):

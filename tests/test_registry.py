@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import yaml
 from nas.cli import main
 from nas.models import RECIPES, conv_skip_autoencoder, register_recipe
 from nas.registry import import_registrations
-from nas.search import Denoise, SearchConfig, pictures, register_data, register_task
+from nas.search import Denoise, Restoration, SearchConfig, pictures, register_data, register_task
 from nas.search.config import TASKS
 from nas.search.data import SOURCES
 
@@ -76,6 +78,29 @@ def test_what_is_registered_can_be_configured():
         SearchConfig(model="mine")
     register_recipe("mine", conv_skip_autoencoder)
     assert SearchConfig(model="mine", model_options={"depth": 2}).build().plan == conv_skip_autoencoder(depth=2).plan
+
+
+def test_an_option_without_a_default_is_asked_for():
+    @dataclass(frozen=True)
+    class Darken(Restoration):
+        factor: float
+
+        def observe(self, clean, generator):
+            return self.factor * clean
+
+    register_task("darken", Darken)
+    data = pictures()
+    with pytest.raises(ValueError, match="darken needs the option 'factor'"):
+        SearchConfig(task="darken").make_task(data)
+    with pytest.raises(ValueError, match="darken has no option 'by'; its options are factor"):
+        SearchConfig(task="darken", task_options={"by": 2}).make_task(data)
+    assert SearchConfig(task="darken", task_options={"factor": 0.5}).make_task(data) == Darken(0.5)
+
+
+def test_a_recipe_may_be_any_callable():
+    register_recipe("narrow", partial(conv_skip_autoencoder, width=3))
+    config = SearchConfig(model="narrow", model_options={"depth": 2})
+    assert config.build().plan == conv_skip_autoencoder(depth=2, width=3).plan
 
 
 def test_a_file_is_imported_once(tmp_path):
