@@ -263,6 +263,33 @@ def test_damaged_files_are_named(tmp_path, config, name, damage):
         Search(run, resume=True)
 
 
+@pytest.mark.parametrize(
+    "scores", [None, {}, [1.0], {"psnr": None}, {"psnr": "20"}, {"psnr": float("nan")}, {"ssim": 0.5, "psnr": 20.0}]
+)
+def test_damaged_scores_are_named(tmp_path, config, scores):
+    """No scores, none that are finite numbers, or those of other points in another order."""
+    run = Run(tmp_path / "run", config)
+    engine = Search(run)
+    next(iter(engine))
+    points = [point.to_dict() for point in engine.points]
+    points[1]["scores"] = scores
+    (run.folder / "path.json").write_text(json.dumps(points))
+    with pytest.raises(ValueError, match=r"path.json is missing or damaged: .*scores|path.json .* finite numbers"):
+        run.points()
+
+
+def test_networks_are_compared_on_some_of_many_pictures(tmp_path, config, monkeypatch):
+    monkeypatch.setattr("nas.search.run.MAX_COMPARED", 2)
+    run = Run(tmp_path / "run", config)
+    data = run.data()
+    many = replace(data, test=[replace(data.test[0], name=str(k)) for k in range(5)])
+    expected = run.test(many)[::3]
+    found = run.inputs(many)
+    assert len(found) == len(expected) == 2
+    assert all(torch.equal(one, other.observed) for one, other in zip(found, expected, strict=True))
+    assert len(run.inputs(data)) == len(data.test) == 1
+
+
 def test_an_epoch_that_does_not_exist(tmp_path, config):
     run = Run(tmp_path / "run", config)
     Search(run)
