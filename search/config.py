@@ -142,11 +142,11 @@ class SearchConfig:
             ValueError: unknown or missing options, options out of range, or data that do not suit the task.
         """
         kind = TASKS.find(self.task)
-        fields = inspect.signature(kind).parameters
+        parameters = inspect.signature(kind).parameters
         given: dict[str, Any] = {name: getattr(data, name) for name in kind.from_data}
-        if "sigma" in fields:
+        if "sigma" in parameters:
             given["sigma"] = self.sigma
-        options = {name: field.default for name, field in fields.items() if name not in given}
+        options = {name: parameter.default for name, parameter in parameters.items() if name not in given}
         _check_options(self.task, self.task_options, options)
         for name, default in options.items():
             if default is inspect.Parameter.empty and name not in self.task_options:
