@@ -5,14 +5,16 @@ from pathlib import Path
 
 from nas.files import replacing
 from nas.search.path import Point
+from nas.search.tasks import Metric
 
 
-def draw_growth(points: Sequence[Point], path: Path, *, picked: int | None = None) -> None:
-    """Two curves over the epochs: alive units per node (stacked), and validation PSNR.
+def draw_growth(points: Sequence[Point], path: Path, *, metric: Metric, picked: int | None = None) -> None:
+    """Two curves over the epochs: alive units per node (stacked), and the headline score in validation.
 
     Args:
         points: a search path.
         path: file to write; its suffix names the format.
+        metric: the headline.
         picked: epoch to mark.
     """
     from matplotlib.figure import Figure
@@ -24,8 +26,8 @@ def draw_growth(points: Sequence[Point], path: Path, *, picked: int | None = Non
     left.stackplot(epochs, *units.values(), labels=list(units), alpha=0.8)
     left.set(xlabel="epoch", ylabel="alive units")
     left.legend(loc="upper left", fontsize="small", ncols=2)
-    right.plot(epochs, [point.psnr for point in points], color="#4a6fa5")
-    right.set(xlabel="epoch", ylabel="validation PSNR in dB")
+    right.plot(epochs, [point.headline for point in points], color="#4a6fa5")
+    right.set(xlabel="epoch", ylabel=f"validation {metric.title}" + (f" in {metric.unit}" if metric.unit else ""))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         if picked is not None:

@@ -47,7 +47,7 @@ def extract(
             cannot be traced or returns no tensor.
     """
     if isinstance(net, Run):
-        inputs = [*inputs, *(example.observed for example in net.test(net.data()))]
+        inputs = [*inputs, *net.inputs(net.data())]
         net = net.supernet(net.choose().snapshot.epoch)
     if isinstance(net, DagNet):
         small = compact(net, round_to=round_to)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from nas.models.dag import DagNet
 from nas.models.plan import INPUT, MAX_SIZE, OUTPUT, Node, Plan, Skip
+from nas.registry import Registry
 
 
 def conv_skip_autoencoder(
@@ -149,9 +150,9 @@ def dense_mlp(
     penalised is nested instead (`nas.SparseGroup`), and its operator exact: each row of the block from the layer
     before, with its bias; each row of a block that skips, and this block as a whole,
 
-        J = lam sum_l [ sum_i sqrt(n) |(A_(l,l-1) b_l)_i| + sum_(j<l-1) ( sum_i sqrt(n) |(A_lj)_i| + sqrt(N) |A_lj| ) ]
+        J = lam sum_l [ sum_i sqrt(n) |(A_(l,l-1) b_l)_i| + 1/2 sum_(j<l-1) ( sum_i sqrt(n) |A_lj,i| + sqrt(N) |A_lj| ) ]
 
-    A neuron is dead when its rows in all blocks are.
+    with n and N the sizes of a row and of a block. A neuron is dead when its rows in all blocks are.
 
     Args:
         channels, patch, offset: as in `skip_autoencoder`.
@@ -200,13 +201,30 @@ def dense_conv(
     return DagNet(replace(plan, residual=residual))
 
 
-RECIPES: dict[str, Callable[..., DagNet]] = {
-    "conv_skip_autoencoder": conv_skip_autoencoder,
-    "skip_autoencoder": skip_autoencoder,
-    "dense_mlp": dense_mlp,
-    "dense_conv": dense_conv,
-    "mlp": mlp,
-}
+RECIPES: Registry[Callable[..., DagNet]] = Registry(
+    "model",
+    {
+        "conv_skip_autoencoder": conv_skip_autoencoder,
+        "skip_autoencoder": skip_autoencoder,
+        "dense_mlp": dense_mlp,
+        "dense_conv": dense_conv,
+        "mlp": mlp,
+    },
+)
+
+
+def register_recipe(name: str, recipe: Callable[..., DagNet]) -> None:
+    """Let ``recipe`` be chosen by ``model: name``.
+
+    Args:
+        name: an identifier.
+        recipe: makes a `DagNet` from the number of channels and keyword-only options with defaults. Where one is
+            named ``outputs``, a task with classes fills in their number.
+
+    Raises:
+        ValueError: the name is taken, or is no identifier.
+    """
+    RECIPES.register(name, recipe)
 
 
 def _chain(

@@ -1,5 +1,6 @@
 """The command line: ``nas VERB --help``. Every verb is one function that returns what ``--json`` prints."""
 
+import argparse
 import json
 import os
 import re
@@ -32,18 +33,20 @@ from nas.files import replacing_folder, write_json
 from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.models.store import load
-from nas.search.baselines import baselines
-from nas.search.config import SearchConfig, check_seed
-from nas.search.data import Pictures
+from nas.registry import import_registrations
+from nas.search.config import TASKS, SearchConfig, check_seed
 from nas.search.images import read_picture, to_array, write_picture
 from nas.search.path import Point, births, deaths
+from nas.search.restoration import Restoration, restore
 from nas.search.retrain import retrain, rewound, same_size
 from nas.search.run import COMPACT, DRAWINGS, EXPORT, PICTURES, RETRAINED, Run, Search
-from nas.search.tasks import Example, evaluate, restore, score
+from nas.search.stack import Pictures
+from nas.search.tasks import Example, Metric, Scores, Task, evaluate, score
 from nas.search.use import beside, denoise_pixels
 from nas.steering import DeadTraining
 
 Result = dict[str, Any]
+IMPORT_HELP = "run this Python file or module first; it registers tasks, data or models of your own (with any verb)"
 CONSTANT = "the network is constant: no path from input to output"
 
 
@@ -57,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_flush_denormal(True)  # moments of silent units decay into denormal numbers, on which a step is slow
     verb = "nas"
     try:
-        arguments = _parser().parse_args(_with_underscores(sys.argv[1:] if argv is None else argv))
+        words, to_import = _split_imports(sys.argv[1:] if argv is None else argv)
+        for source in to_import:
+            import_registrations(source)
+        arguments = _parser().parse_args(_with_underscores(words))
         verb = f"nas {arguments.verb}"
         options = arguments[arguments.verb]
         with warnings.catch_warnings():
@@ -97,9 +103,9 @@ def resume(options: Namespace) -> Result:
 
 
 def _run_to_the_end(engine: Search) -> Result:
-    run, config = engine.run, engine.run.config
-    noisy = score(engine.validation, [example.observed for example in engine.validation])
-    print(f"{run.folder}: {config.model} on {config.data}, sigma {config.sigma:g} of 255, seed {config.seed}")
+    run, config, task = engine.run, engine.run.config, engine.task
+    name, before = _trivial(task, engine.validation)
+    print(f"{run.folder}: {config.task} with {config.model} on {config.data}, {task}, seed {config.seed}")
     steps = config.epochs * config.steps
     entry_time = engine.lam / config.lr
     print(f"the first units can wake after about {entry_time:.0f} of {steps} steps (lam = {engine.lam:.3g})")
@@ -107,13 +113,15 @@ def _run_to_the_end(engine: Search) -> Result:
         warnings.warn(
             "nothing can wake in so few steps: more epochs, or a shorter entry_time, would help", stacklevel=1
         )
-    print(f"at the start {_alive(engine.points[0], run)}; the noisy validation pictures have {noisy.psnr:.2f} dB")
+    metric = task.metrics[0]
+    print(f"at the start {_alive(engine.points[0], run)}; {name} in validation: {metric.text(before[metric.key])}")
     bar = tqdm(engine, total=config.epochs, initial=len(engine.points) - 1, unit="epoch", desc="search")
     try:
         for point in bar:
             found = point.snapshot
             bar.set_postfix_str(
-                f"loss {found.loss:.5f}, PSNR {point.psnr:.2f} dB, units {found.num_units}, skips {len(found.skips)}"
+                f"loss {found.loss:.5f}, {metric.text(point.headline)}, units {found.num_units}, "
+                f"skips {len(found.skips)}"
             )
     except KeyboardInterrupt:
         bar.close()
@@ -125,12 +133,13 @@ def _run_to_the_end(engine: Search) -> Result:
         )
         raise
     chosen = run.choose()
-    print(f"picked epoch {chosen.snapshot.epoch} of {config.epochs}: {chosen.psnr:.2f} dB with {_alive(chosen, run)}")
+    picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
+    print(f"picked epoch {chosen.snapshot.epoch} of {config.epochs}: {picked}")
     return {
         "run": str(run.folder),
         "epoch": chosen.snapshot.epoch,
-        "psnr_noisy": noisy.psnr,
-        "psnr": chosen.psnr,
+        f"{metric.key}_{name}": before[metric.key],
+        **chosen.scores,
         **_sizes(chosen, run),
         "seconds": engine.points[-1].seconds,
     }
@@ -148,10 +157,11 @@ def show(options: Namespace) -> Result:
     draw(graph, files[0])
     write_graph(graph, files[1])
     write_graph(graph, files[2])
-    draw_growth(points, files[3], picked=chosen.snapshot.epoch)
+    metric = run.config.headline
+    draw_growth(points, files[3], metric=metric, picked=chosen.snapshot.epoch)
 
     state = "" if last == run.config.epochs else f" (the search stopped after epoch {last} of {run.config.epochs})"
-    print(f"{run.folder}: epoch {chosen.snapshot.epoch}{state}, validation PSNR {chosen.psnr:.2f} dB\n")
+    print(f"{run.folder}: epoch {chosen.snapshot.epoch}{state}, validation {metric.text(chosen.headline)}\n")
     print(f"{'node':<8}{'alive':>12}{'born first':>12}{'born last':>12}{'died':>12}")
     for name, units in net.plan.units.items():
         ages = born.get(name, {}).values()
@@ -174,7 +184,7 @@ def show(options: Namespace) -> Result:
     print(f"\nwrote {', '.join(map(str, files))}")
     return {
         "epoch": chosen.snapshot.epoch,
-        "psnr": chosen.psnr,
+        **chosen.scores,
         **_sizes(chosen, run),
         "flops": {"alive": small.flops, "total": full.flops},
         "structure": {**asdict(whole), "skips": [[*arc, gate] for arc, gate in whole.skips.items()]},
@@ -186,8 +196,7 @@ def run_extract(options: Namespace) -> Result:
     run = Run.open(options.run)
     chosen = run.choose(options.epoch)
     net = run.supernet(chosen.snapshot.epoch)
-    observed = [example.observed for example in run.test(run.data())]
-    small, certificate = extract(net, observed, round_to=options.round_to)
+    small, certificate = extract(net, run.inputs(run.data()), round_to=options.round_to)
     sizes, supernet = cost(small), cost(net)
     timings = () if options.no_latency else latency(net, small)
     result = {
@@ -220,8 +229,7 @@ def run_verify(options: Namespace) -> Result:
     small = _load(run.folder / COMPACT, f"nas extract {run.folder}")
     record = read_record(run.folder / COMPACT / "certificate.json")
     net = run.supernet(record.epoch)
-    pictures = [example.observed for example in run.test(run.data())]
-    verification = verify(net, small, record.hashes, pictures, seed=options.seed)
+    verification = verify(net, small, record.hashes, run.inputs(run.data()), seed=options.seed)
     certificate = verification.certificate
     if certificate is not None:
         print(f"epoch {record.epoch}: {_differences(certificate)}")
@@ -244,7 +252,7 @@ def run_retrain(options: Namespace) -> Result:
     if not os.access(run.folder, os.W_OK):  # said now rather than after the training
         raise ValueError(f"{run.folder}: no permission to write")
     data = run.data()
-    validation, test = run.validation(data), run.test(data)
+    task, validation, test = run.task(data), run.validation(data), run.test(data)
     check_seed(options.seed)
     if options.from_scratch:
         torch.manual_seed(options.seed)
@@ -253,9 +261,10 @@ def run_retrain(options: Namespace) -> Result:
         found = read_record(run.folder / COMPACT / "certificate.json").epoch
         early = run.choose(options.rewind_epoch).snapshot.epoch
         net = rewound(run.supernet(found), run.supernet(early), seed=options.seed)
-    before = evaluate(net, test)
+    before = evaluate(net, test, task)
     _train_to_the_end(net, run, data, validation, options, "retrain")
-    measured = {"before retraining": before, "retrained network": evaluate(net, test)}
+    after = evaluate(net, test, task)
+    compared: dict[str, Scores] = {}
     if options.compare:
         torch.manual_seed(options.seed)
         supernet = run.supernet(0)
@@ -264,17 +273,16 @@ def run_retrain(options: Namespace) -> Result:
             ("the supernet, dense", DagNet(supernet.plan)),
         ):
             _train_to_the_end(other, run, data, validation, options, title)
-            measured[title] = evaluate(other, test)
-    noisy = score(test, [example.observed for example in test])
-    classical = baselines(run.config.sigma, validation, test)
-    after = measured["retrained network"]
+            compared[title] = evaluate(other, test, task)
+    name, untouched = _trivial(task, test)
+    classical = task.baselines(data.train, validation, test)
+    key = task.metrics[0].key
     result = {
-        "psnr": after.psnr,
-        "psnr_noisy": noisy.psnr,
-        "ssim": after.ssim,
-        "psnr_before": before.psnr,
-        "baselines": {name: result.psnr for name, result in classical.items()},
-        "compared": {title: each.psnr for title, each in list(measured.items())[2:]},
+        **after,
+        f"{key}_{name}": untouched[key],
+        f"{key}_before": before[key],
+        "baselines": {title: scores[key] for title, scores in classical.items()},
+        "compared": {title: scores[key] for title, scores in compared.items()},
         "params": sum(p.numel() for p in net.parameters()),
         "from_scratch": options.from_scratch,
     }
@@ -284,18 +292,34 @@ def run_retrain(options: Namespace) -> Result:
         write_json(folder / "result.json", result)
 
     replacing_folder(run.folder / RETRAINED, write)
-    replacing_folder(run.folder / PICTURES, lambda folder: _write_pictures(net, test, folder))
-    print(f"mean over {len(test)} held-out pictures      PSNR      SSIM")
-    for name, each in {"noisy": noisy, **classical, **measured}.items():
-        print(f"  {name:<28}{each.psnr:>8.2f} dB{each.ssim:>8.3f}")
-    print(f"wrote {run.folder / RETRAINED} and {run.folder / PICTURES}")
+    rows = {name: untouched, **classical, "before retraining": before, "retrained network": after, **compared}
+    _print_table(f"mean over {len(test)} held-out pictures", rows, task.metrics)
+    wrote = [run.folder / RETRAINED]
+    if isinstance(task, Restoration):
+        wrote.append(run.folder / PICTURES)
+        replacing_folder(wrote[-1], lambda folder: _write_pictures(net, test, folder, task.observed_name))
+    print(f"wrote {' and '.join(map(str, wrote))}")
     return result
 
 
+def _trivial(task: Task, examples: Sequence[Example]) -> tuple[str, Scores]:
+    """What the results without any network are called, and their scores."""
+    name, outputs = task.trivial(examples)
+    return name, score(examples, outputs, task)
+
+
+def _print_table(title: str, rows: dict[str, Scores], metrics: Sequence[Metric]) -> None:
+    print(f"{title:<36}" + "".join(f"{metric.title:>12}" for metric in metrics))
+    for name, scores in rows.items():
+        print(f"  {name:<34}" + "".join(f"{metric.number(scores[metric.key]):>12}" for metric in metrics))
+
+
 def _train_to_the_end(
-    net: DagNet, run: Run, data: Pictures, validation: list[Example], options: Namespace, title: str
+    net: DagNet, run: Run, data: Pictures, validation: Sequence[Example], options: Namespace, title: str
 ) -> None:
     """Train ``net`` with the options of nas retrain, with a progress bar; it ends with its best weights."""
+    task = run.task(data)
+    metric = task.metrics[0]
     bar = tqdm(total=options.epochs, unit="epoch", desc=title, delay=0.1)  # none for options that are refused
 
     def progress(epoch: int, loss: float) -> None:
@@ -303,16 +327,16 @@ def _train_to_the_end(
         bar.update()
 
     def validate() -> float:
-        psnr = evaluate(net, validation).psnr
-        bar.set_description(f"{title}, PSNR {psnr:.2f} dB")
-        return psnr
+        headline = evaluate(net, validation, task)[metric.key]
+        bar.set_description(f"{title}, {metric.text(headline)}")
+        return headline
 
     batches = run.batches(data, run.config.seed + 1 + options.seed)  # other crops and noise than in the search
     with bar:
         retrain(
             net,
             batches,
-            run.task().loss,
+            task.loss,
             epochs=options.epochs,
             steps=run.config.steps,
             lr=options.lr,
@@ -324,6 +348,10 @@ def _train_to_the_end(
 
 def denoise(options: Namespace) -> Result:
     run = Run.open(options.run)
+    if not issubclass(TASKS.find(run.config.task), Restoration):
+        raise ValueError(
+            f"the task of {run.folder} is {run.config.task}; denoise is for networks that restore pictures"
+        )
     folder, net = _network(run)
     comparison = options.out.with_name(f"{options.out.stem}-before-after.png")
     for path in (options.out, comparison):
@@ -378,6 +406,7 @@ def _parser() -> ArgumentParser:
     parser = _make(
         "Networks found by Bregman iterations: search, look, extract, retrain, use.", prog="nas", version=__version__
     )
+    parser.add_argument("--import", action="append", metavar="FILE.py|MODULE", help=IMPORT_HELP)  # for its help only
     verbs = parser.add_subcommands(required=True, dest="verb", metavar="VERB")
 
     search = _make("Start almost empty and let units and skips enter when the loss asks for them.")
@@ -400,7 +429,7 @@ def _parser() -> ArgumentParser:
     verified = _make("Recompute the certificate from the stored networks; exit with 1 if it does not hold any more.")
     verified.add_argument("--seed", type=int, default=0, help="of the random inputs")
 
-    retrained = _make("Train the compact network with Adam; measure it beside classical denoisers.")
+    retrained = _make("Train the compact network with Adam; measure it beside classical methods.")
     retrained.add_argument("--epochs", type=int, default=120, help="epochs, as long as those of the search")
     retrained.add_argument("--lr", type=float, default=0.005, help="highest learning rate of the one-cycle schedule")
     retrained.add_argument("--from_scratch", action="store_true", help="forget the found weights, keep the topology")
@@ -412,14 +441,14 @@ def _parser() -> ArgumentParser:
     retrained.add_argument(
         "--patience",
         type=int,
-        help="stop after so many looks (every 5 epochs) without a better validation PSNR",
+        help="stop after so many looks (every 5 epochs) without a better validation score",
     )
     retrained.add_argument(
         "--compare",
         action="store_true",
         help="train two more networks alike, from scratch: one of the same size built by hand, and the dense supernet",
     )
-    retrained.add_argument("--seed", type=int, default=0, help="of the crops, the noise and new weights")
+    retrained.add_argument("--seed", type=int, default=0, help="of the training data, the noise and new weights")
 
     denoised = _make("Clean a picture with the retrained network (the compact one if it was not retrained).")
 
@@ -452,6 +481,17 @@ def _parser() -> ArgumentParser:
 
 def _make(description: str, **options: Any) -> ArgumentParser:
     return ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, **options)
+
+
+def _split_imports(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words without each ``--import SOURCE``, and the sources.
+
+    Taken from the command line before anything else is read, so that no configuration file can import anything.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--import", dest="sources", action="append", default=[])
+    found, words = parser.parse_known_args(argv)
+    return words, found.sources
 
 
 def _with_underscores(argv: Iterable[str]) -> list[str]:
@@ -527,12 +567,12 @@ def _times(timed: Latency) -> str:
     )
 
 
-def _write_pictures(net: DagNet, test: Sequence[Example], folder: Path, most: int = 8) -> None:
+def _write_pictures(net: DagNet, test: Sequence[Example], folder: Path, observed_name: str, most: int = 8) -> None:
     shown = test[:most]
     for example, restored in zip(shown, restore(net, [each.observed for each in shown]), strict=True):
-        stem = Path(example.name).stem
-        views = {"clean": example.clean, "noisy": example.observed, "restored": restored}
+        stem = Path(example.name.replace("/", "-")).stem
+        views = {"clean": example.target, observed_name: example.observed, "restored": restored}
         arrays = {name: to_array(view) for name, view in views.items()}
         for name, array in arrays.items():
             write_picture(folder / f"{stem}-{name}.png", array)
-        write_picture(folder / f"{stem}.png", beside([arrays["noisy"], arrays["restored"], arrays["clean"]]))
+        write_picture(folder / f"{stem}.png", beside([arrays[name] for name in (observed_name, "restored", "clean")]))

@@ -211,7 +211,7 @@ class SparseGroup:
         low, threshold = torch.zeros_like(high), self.group.threshold(self.groups.size(p))
         for _ in range(60):
             middle = (low + high) / 2
-            left = self.inner.prox(p, self.groups.spread(middle, p))
+            left = self.inner.prox(p, self.groups.spread(middle, p) if isinstance(self.inner, L1) else middle)
             outside = self.groups.norms(left) > middle * threshold
             low, high = torch.where(outside, middle, low), torch.where(outside, high, middle)
         return high

@@ -1,38 +1,55 @@
 """What happens over time: data and tasks, the search loop and its path, runs, retraining."""
 
-from nas.search.baselines import baselines
-from nas.search.config import SearchConfig
-from nas.search.data import Picture, Pictures, folder, load_data, mnist, pictures
+from nas.search.batches import Batches, random_crops, random_samples
+from nas.search.classification import Classify
+from nas.search.config import SearchConfig, register_task
+from nas.search.data import folder, load_data, pictures, register_data
+from nas.search.labelled import cifar10, class_folder, fashion_mnist, mnist
 from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Point, births, deaths, pick
+from nas.search.restoration import Deblur, Denoise, Restoration, restore
 from nas.search.retrain import retrain
 from nas.search.run import Run, Search
-from nas.search.tasks import Denoise, Example, Score, evaluate, held_out, random_crops, restore
+from nas.search.stack import Picture, Pictures, Stack
+from nas.search.tasks import Example, Metric, Task, evaluate, held_out, predict, score
 
 __all__ = [
+    "Batches",
+    "Classify",
+    "Deblur",
     "Denoise",
     "Example",
+    "Metric",
     "Picture",
     "Pictures",
     "Point",
+    "Restoration",
     "Run",
-    "Score",
     "Search",
     "SearchConfig",
     "Snapshot",
-    "baselines",
+    "Stack",
+    "Task",
     "births",
+    "cifar10",
+    "class_folder",
     "deaths",
     "evaluate",
+    "fashion_mnist",
     "folder",
     "held_out",
     "load_data",
     "mnist",
     "pick",
     "pictures",
+    "predict",
     "random_crops",
+    "random_samples",
+    "register_data",
+    "register_task",
     "restore",
     "retrain",
+    "score",
     "search",
     "snapshot",
 ]

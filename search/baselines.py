@@ -1,14 +1,8 @@
-"""Classical denoisers of scikit-image, tuned on the validation pictures: the least that a network has to beat."""
-
-from collections.abc import Callable, Sequence
+"""Classical restoration by scikit-image: the least that a network has to beat."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-
-from nas.search.tasks import Example, Score, score
-
-Method = Callable[[Tensor, float, float], Tensor]  # (observed picture, sigma of 1, strength) -> restored picture
-STRENGTHS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)
 
 
 def tv(picture: Tensor, sigma: float, strength: float) -> Tensor:
@@ -33,21 +27,22 @@ def nl_means(picture: Tensor, sigma: float, strength: float) -> Tensor:
     return torch.from_numpy(restored).clamp(0, 1)
 
 
-METHODS: dict[str, Method] = {"tv": tv, "nl_means": nl_means}
-
-
-def baselines(sigma: float, validation: Sequence[Example], test: Sequence[Example]) -> dict[str, Score]:
-    """Test score of each method of `METHODS`, with the strength that has the best PSNR on the validation pictures.
+def wiener(picture: Tensor, kernel: Tensor, balance: float) -> Tensor:
+    """Wiener deconvolution, with a smoothness prior of weight ``balance``, of a picture that was blurred behind a black
+    border: the darkening there is divided out, then the picture is continued as in a mirror.
 
     Args:
-        sigma: standard deviation of the noise on the 0..255 scale.
+        picture: (channels, height, width).
+        kernel: (k, k) of the blur, non-negative.
     """
-    return {name: _tuned(method, sigma / 255, validation, test) for name, method in METHODS.items()}
+    import numpy as np
+    from skimage.restoration import wiener as deconvolve
 
-
-def _tuned(method: Method, sigma: float, validation: Sequence[Example], test: Sequence[Example]) -> Score:
-    def result(examples: Sequence[Example], strength: float) -> Score:
-        return score(examples, [method(example.observed, sigma, strength) for example in examples])
-
-    best = max(STRENGTHS, key=lambda strength: result(validation, strength).psnr)
-    return result(test, best)
+    brightness = F.conv2d(torch.ones_like(picture[None, :1]), kernel[None, None], padding=len(kernel) // 2)[0]
+    margin = 2 * len(kernel)
+    restored = [
+        deconvolve(np.pad(channel.numpy(), margin, mode="symmetric"), kernel.numpy(), balance, clip=False)
+        for channel in picture / brightness
+    ]
+    inside = torch.from_numpy(np.stack(restored))[:, margin:-margin, margin:-margin]
+    return inside.to(picture.dtype).clamp(0, 1)

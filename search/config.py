@@ -1,18 +1,38 @@
 """Everything that determines a search."""
 
+import inspect
 import math
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
 from nas.models.dag import DagNet
 from nas.models.recipes import RECIPES
+from nas.registry import Registry
+from nas.search.classification import Classify
 from nas.search.data import SOURCES
-from nas.search.tasks import TASKS
+from nas.search.restoration import Deblur, Denoise
+from nas.search.stack import Pictures
+from nas.search.tasks import Metric, Task
 
 AUTO: Literal["auto"] = "auto"
+TASKS: Registry[type[Task]] = Registry("task", {"denoise": Denoise, "deblur": Deblur, "classify": Classify})
+
+
+def register_task(name: str, task: type[Task]) -> None:
+    """Let ``task`` be chosen by ``task: name``.
+
+    Args:
+        name: an identifier.
+        task: a subclass of `Task` such as `Restoration` or `Classify`, a frozen dataclass whose fields are its options.
+
+    Raises:
+        ValueError: the name is taken, or is no identifier.
+    """
+    TASKS.register(name, task)
 
 
 @dataclass(frozen=True)
@@ -20,32 +40,36 @@ class SearchConfig:
     """Options of a search. The same options and threads give the same run, bit for bit, on the same machine.
 
     Args:
-        task: what the network is to learn: denoise.
-        data: source of pictures: pictures (ships with scikit-image), folder, mnist.
-        data_root: folder of the pictures (data folder) or of the data set (data mnist).
+        task: what the network is to learn: denoise, deblur, classify.
+        task_options: options of the task, such as blur and kernel (deblur), flip and shift (classify).
+        data: source of pictures: pictures (ships with scikit-image), folder, mnist, fashion_mnist, cifar10,
+            class_folder (pictures of one size, a folder for each class).
+        data_root: folder of the pictures or of the data set.
         model: supernet: conv_skip_autoencoder, skip_autoencoder.
         model_options: options of the supernet, such as depth, width and patch.
         channels: 1 searches on grey pictures, 3 on colour.
-        sigma: standard deviation of the noise on the 0..255 scale.
+        sigma: standard deviation of the noise on the 0..255 scale (denoise, deblur).
         epochs: number of epochs; the learning rate falls to 0 along a cosine.
         steps: optimiser steps per epoch.
-        batch: crops per step.
-        crop: side of the training crops in pixels.
+        batch: crops, or pictures to classify, per step.
+        crop: side of the training crops in pixels (denoise, deblur).
         density: part of each layer's units that is alive at the start, at least one unit.
         lr: learning rate of weights and biases (AdaBreg).
         entry_time: steps until the first units can wake, lam / lr; larger keeps the network smaller. auto chooses
             it by a trial of 200 steps, so that a tenth of the units would wake within them.
         gate_scale: learning rate and strength of the skip gates, as multiples of those of the units.
-        tolerance: the search picks its smallest network whose validation PSNR is within this many dB of its best.
+        tolerance: the search picks its smallest network whose validation score is within this much of its best: dB of
+            PSNR, percentage points of accuracy.
         max_params: only networks with at most this part of the supernet's parameters are picked.
-        seed: of the weights, the crops and the noise.
+        seed: of the weights, the training data and the noise.
     """
 
     task: str = "denoise"
+    task_options: dict[str, bool | int | float] = field(default_factory=dict)
     data: str = "pictures"
     data_root: Path | None = None
     model: str = "conv_skip_autoencoder"
-    model_options: dict[str, bool | int | float | None] = field(default_factory=dict)
+    model_options: dict[str, bool | int | float | list[int] | None] = field(default_factory=dict)
     channels: int = 1
     sigma: float = 25.0
     epochs: int = 50
@@ -61,9 +85,9 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("task", TASKS), ("data", SOURCES), ("model", RECIPES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; there are: {', '.join(sorted(known))}")
+        TASKS.find(self.task)
+        SOURCES.find(self.data)
+        RECIPES.find(self.model)
         for name in ("epochs", "steps", "batch", "crop"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -72,7 +96,7 @@ class SearchConfig:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
         check_seed(self.seed)
         if not self.tolerance >= 0:
-            raise ValueError(f"tolerance must be >= 0 dB, got {self.tolerance}")
+            raise ValueError(f"tolerance must be >= 0 {self.headline.unit}, got {self.tolerance}")
         if not 0 < self.max_params <= 1:
             raise ValueError(f"max_params must lie in (0, 1], got {self.max_params}")
         if isinstance(self.entry_time, str):
@@ -106,17 +130,53 @@ class SearchConfig:
         except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as problem:
             raise ValueError(f"not the configuration of a search: {' '.join(str(problem).split())}") from None
 
+    @property
+    def headline(self) -> Metric:
+        """What the search picks its network by."""
+        return TASKS.find(self.task).metrics[0]
+
+    def make_task(self, data: Pictures) -> Task:
+        """The task for a data set, which gives it the fields that are no options (`Task.from_data`).
+
+        Raises:
+            ValueError: unknown or missing options, options out of range, or data that do not suit the task.
+        """
+        kind = TASKS.find(self.task)
+        parameters = inspect.signature(kind).parameters
+        given: dict[str, Any] = {name: getattr(data, name) for name in kind.from_data}
+        if "sigma" in parameters:
+            given["sigma"] = self.sigma
+        options = {name: parameter.default for name, parameter in parameters.items() if name not in given}
+        _check_options(self.task, self.task_options, options)
+        for name, default in options.items():
+            if default is inspect.Parameter.empty and name not in self.task_options:
+                raise ValueError(f"{self.task} needs the option {name!r}")
+        return kind(**given, **self.task_options)
+
+    def with_outputs(self, num_outputs: int | None) -> "SearchConfig":
+        """The same with the option ``outputs`` of the supernet, where it has one that is not set."""
+        if num_outputs is None or "outputs" in self.model_options or "outputs" not in self._known_options():
+            return self
+        return replace(self, model_options={**self.model_options, "outputs": num_outputs})
+
+    def _known_options(self) -> list[str]:
+        """Names of the options of the supernet."""
+        parameters = inspect.signature(RECIPES.find(self.model)).parameters.values()
+        return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
     def build(self) -> DagNet:
         """The supernet, before its sparse start.
 
         Raises:
             ValueError: the supernet does not take the ``model_options``.
         """
-        recipe = RECIPES[self.model]
-        known = recipe.__kwdefaults__ or {}
-        if unknown := sorted(set(self.model_options) - set(known)):
-            raise ValueError(f"{self.model} has no option {unknown[0]!r}; its options are {', '.join(known)}")
-        return recipe(self.channels, **self.model_options)
+        _check_options(self.model, self.model_options, self._known_options())
+        return RECIPES.find(self.model)(self.channels, **self.model_options)
+
+
+def _check_options(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"{name} has no option {unknown[0]!r}; its options are {', '.join(known) or 'none'}")
 
 
 def check_seed(seed: int) -> None:

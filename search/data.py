@@ -1,13 +1,12 @@
 """Data sources: clean pictures for training, validation and test, split by picture."""
 
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
-from nas.search.images import NotAPictureError, read_picture, to_tensor
+from nas.registry import Registry
+from nas.search.images import read_folder, to_tensor, warn_of_skipped
+from nas.search.labelled import cifar10, class_folder, fashion_mnist, mnist
+from nas.search.stack import Picture, Pictures, split
 
 # The photographs that ship inside scikit-image. Fixed; listed in docs/data.md.
 TRAIN = (
@@ -18,21 +17,7 @@ VALIDATION = ("cat", "coins")
 TEST = ("camera", "coffee", "rocket")
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A clean picture: its name and its pixels, float32 of shape (channels, height, width) in [0, 1]."""
-
-    name: str
-    pixels: Tensor
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """A data set. Each picture is in one part only."""
-
-    train: Sequence[Picture]
-    validation: Sequence[Picture]
-    test: Sequence[Picture]
+Source = Callable[[Path | None, bool, int], Pictures]  # (data root, download, channels) -> data set
 
 
 def load_data(source: str, *, root: Path | None = None, download: bool = False, channels: int = 1) -> Pictures:
@@ -40,18 +25,17 @@ def load_data(source: str, *, root: Path | None = None, download: bool = False, 
 
     Args:
         source: a key of `SOURCES`.
-        root: folder of the pictures ("folder") or of the data set ("mnist").
-        download: fetch a data set that is missing ("mnist").
+        root: folder of the pictures ("folder", "class_folder") or of the data set ("mnist", ...).
+        download: fetch a data set that is missing ("mnist", ...).
         channels: 1 for grey, 3 for colour.
 
     Raises:
         ValueError: unknown source, unsuitable options, or pictures that cannot be used.
     """
-    if source not in SOURCES:
-        raise ValueError(f"unknown data {source!r}; there are {', '.join(sorted(SOURCES))}")
+    load = SOURCES.find(source)
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
-    return SOURCES[source](root, download, channels)
+    return load(root, download, channels)
 
 
 def pictures(channels: int = 1) -> Pictures:
@@ -77,55 +61,15 @@ def folder(root: Path, channels: int = 1) -> Pictures:
     """
     if not root.is_dir():
         raise ValueError(f"there is no folder {root}")
-    found, skipped = [], []
-    for path in sorted(path for path in root.iterdir() if path.is_file()):
-        try:
-            found.append(Picture(path.name, to_tensor(read_picture(path), channels)))
-        except NotAPictureError:
-            skipped.append(path.name)
-    if skipped:
-        warnings.warn(f"skipped {len(skipped)} files in {root} that are not pictures: {_some(skipped)}", stacklevel=2)
+    skipped: list[str] = []
+    found = [Picture(path.name, to_tensor(pixels, channels)) for path, pixels in read_folder(root, skipped)]
+    warn_of_skipped(skipped, root)
     if len(found) < 3:
         raise ValueError(
             f"the folder {root} holds {len(found)} pictures; a search needs at least 3 (training, validation, test)"
         )
-    return _split(found)
-
-
-def _split(found: Sequence[Picture]) -> Pictures:
-    validation, test = found[4::10], found[5::10]
-    if not test:
-        validation, test = found[-2:-1], found[-1:]
-    held_out = {id(picture) for picture in (*validation, *test)}
-    return Pictures([picture for picture in found if id(picture) not in held_out], validation, test)
-
-
-def mnist(root: Path, *, download: bool = False, channels: int = 1) -> Pictures:
-    """MNIST: 55,000 pictures of 28 x 28 to train, the next 500 to validate, the first 1,000 test pictures to test.
-
-    Raises:
-        ValueError: the data set is not in ``root`` and ``download`` is False, or the download failed.
-    """
-    from nas.search.vision import import_torchvision
-
-    datasets = import_torchvision().datasets
-    try:
-        train, test = (datasets.MNIST(root, train=part, download=download) for part in (True, False))
-    except (RuntimeError, OSError) as problem:
-        hint = f"the download failed: {problem}" if download else "fetch it with --download"
-        raise ValueError(f"MNIST is not in the folder {root}; {hint}") from None
-    except (ValueError, AssertionError):
-        raise ValueError(f"the files of MNIST in the folder {root} are damaged; fetch them again") from None
-
-    def part(pixels: Tensor, first: int, last: int, name: str) -> list[Picture]:
-        scaled = (pixels[first:last, None].float() / 255).expand(-1, channels, -1, -1)
-        return [Picture(f"{name}{k}", picture) for k, picture in enumerate(scaled, first)]
-
-    return Pictures(
-        part(train.data, 0, 55_000, "train"),
-        part(train.data, 55_000, 55_500, "train"),
-        part(test.data, 0, 1_000, "test"),
-    )
+    train, validation, test = ([found[k] for k in part] for part in split(len(found), 2))
+    return Pictures(train, validation, test)
 
 
 def _pictures(root: Path | None, download: bool, channels: int) -> Pictures:
@@ -134,24 +78,48 @@ def _pictures(root: Path | None, download: bool, channels: int) -> Pictures:
     return pictures(channels)
 
 
-def _folder(root: Path | None, download: bool, channels: int) -> Pictures:
-    if root is None or download:
-        raise ValueError("the data 'folder' needs --data-root FOLDER and takes no download")
-    return folder(root, channels)
+def _in_folder(name: str, load: Callable[[Path, int], Pictures]) -> Source:
+    def source(root: Path | None, download: bool, channels: int) -> Pictures:
+        if root is None or download:
+            raise ValueError(f"the data {name!r} needs --data-root FOLDER and takes no download")
+        return load(root, channels)
+
+    return source
 
 
-def _mnist(root: Path | None, download: bool, channels: int) -> Pictures:
-    if root is None:
-        raise ValueError("the data 'mnist' needs --data-root FOLDER, where the data set is or is to be downloaded to")
-    return mnist(root, download=download, channels=channels)
+def _fetched(name: str, load: Callable[..., Pictures]) -> Source:
+    def source(root: Path | None, download: bool, channels: int) -> Pictures:
+        if root is None:
+            raise ValueError(
+                f"the data {name!r} needs --data-root FOLDER, where the data set is or is to be downloaded to"
+            )
+        return load(root, download=download, channels=channels)
+
+    return source
 
 
-SOURCES: dict[str, Callable[[Path | None, bool, int], Pictures]] = {
-    "pictures": _pictures,
-    "folder": _folder,
-    "mnist": _mnist,
-}
+SOURCES: Registry[Source] = Registry(
+    "data",
+    {
+        "pictures": _pictures,
+        **{name: _in_folder(name, load) for name, load in {"folder": folder, "class_folder": class_folder}.items()},
+        **{
+            name: _fetched(name, load)
+            for name, load in {"mnist": mnist, "fashion_mnist": fashion_mnist, "cifar10": cifar10}.items()
+        },
+    },
+)
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+def register_data(name: str, source: Source) -> None:
+    """Let ``source`` be chosen by ``data: name``.
+
+    Args:
+        name: an identifier.
+        source: makes the data set from the data root (None if not given), whether to download, and the number of
+            channels, 1 or 3. It raises ValueError for what it cannot use.
+
+    Raises:
+        ValueError: the name is taken, or is no identifier.
+    """
+    SOURCES.register(name, source)

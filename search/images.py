@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +55,25 @@ def read_picture(path: Path) -> np.ndarray:
     return np.array(picture)
 
 
+def read_folder(folder: Path, skipped: list[str]) -> Iterator[tuple[Path, np.ndarray]]:
+    """The picture files of a folder (not of its subfolders) with their pixels, in the order of their names.
+
+    The names of other files are added to ``skipped``. Errors as of `read_picture`.
+    """
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        try:
+            yield path, read_picture(path)
+        except NotAPictureError:
+            skipped.append(path.name)
+
+
+def warn_of_skipped(names: Sequence[str], root: Path) -> None:
+    """Warn, with their number, of files that are no pictures, if there are any."""
+    if names:
+        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        warnings.warn(f"skipped {len(names)} files in {root} that are not pictures: {some}", stacklevel=3)
+
+
 def write_picture(path: Path, pixels: np.ndarray) -> None:
     """Write (height, width) or (height, width, 1..4) pixels of type uint8 or uint16; the suffix names the format.
 
@@ -95,6 +116,16 @@ def to_tensor(pixels: np.ndarray, channels: int) -> Tensor:
     if colours.shape[-1] == 3 and channels == 1:
         colours = color.rgb2gray(colours)[..., None]
     return torch.from_numpy(colours).permute(2, 0, 1).clamp(0, 1).expand(channels, -1, -1).contiguous()
+
+
+def to_bytes(pixels: np.ndarray, channels: int) -> Tensor:
+    """The same, rounded to 8 bits: a uint8 tensor (channels, height, width)."""
+    import numpy as np
+
+    colours = split_alpha(pixels)[0]
+    if colours.dtype == np.uint8 and colours.shape[-1] == channels:
+        return torch.from_numpy(colours).permute(2, 0, 1)
+    return (to_tensor(pixels, channels) * 255).round().to(torch.uint8)
 
 
 def to_array(picture: Tensor) -> np.ndarray:

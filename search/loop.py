@@ -13,7 +13,7 @@ from nas.bregman import AdaBreg
 from nas.models.alive import find_alive
 from nas.models.dag import DagNet
 from nas.penalised import Penalised
-from nas.search.tasks import Batches
+from nas.search.batches import Batches
 from nas.steering import Watchdog, check_entry_times
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]

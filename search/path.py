@@ -24,17 +24,20 @@ class Point:
 
     Attributes:
         snapshot: what was alive.
-        psnr: mean validation PSNR in dB.
-        ssim: mean validation SSIM.
+        scores: validation scores by the key of their metric; the first one is the headline (`nas.search.Metric`).
         params: parameters of the compact network.
         seconds: since the search began.
     """
 
     snapshot: Snapshot
-    psnr: float
-    ssim: float
+    scores: dict[str, float]
     params: int
     seconds: float
+
+    @property
+    def headline(self) -> float:
+        """The first of the scores."""
+        return next(iter(self.scores.values()))
 
     def to_dict(self) -> dict[str, Any]:
         snapshot = self.snapshot
@@ -43,10 +46,12 @@ class Point:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Point":
-        stored = data["snapshot"]
-        numbers = [stored["epoch"], data["psnr"], data["ssim"], data["params"], data["seconds"]]
+        stored, scores = data["snapshot"], data["scores"]
+        if not isinstance(scores, dict) or not scores:
+            raise ValueError(f"the scores of a point must be numbers by name, got {scores!r}")
+        numbers = [stored["epoch"], *scores.values(), data["params"], data["seconds"]]
         if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-            raise ValueError(f"{numbers} are not five finite numbers")
+            raise ValueError(f"{numbers} are not finite numbers")
         skips = {(source, target): gate for source, target, gate in stored["skips"]}
         units = {name: tuple(map(int, indices)) for name, indices in stored["units"].items()}
         return cls(**{**data, "snapshot": Snapshot(**{**stored, "units": units, "skips": skips})})
@@ -57,13 +62,13 @@ def pick(points: Iterable[Point], tolerance: float, max_params: float = math.inf
 
     Args:
         points: a search path.
-        tolerance: how much worse in PSNR it may be than the best, in dB.
+        tolerance: how much worse its headline score may be than the best, in the unit of that score.
         max_params: budget of parameters; where no network fits, the smallest of all is picked.
     """
-    points = sorted(points, key=lambda point: (point.params, -point.psnr))
+    points = sorted(points, key=lambda point: (point.params, -point.headline))
     fitting = [point for point in points if point.params <= max_params] or points[:1]
-    best = max(point.psnr for point in fitting)
-    return next(point for point in fitting if point.psnr >= best - tolerance)
+    best = max(point.headline for point in fitting)
+    return next(point for point in fitting if point.headline >= best - tolerance)
 
 
 def births(points: Iterable[Point]) -> dict[str, dict[int, int]]:
@@ -129,6 +134,8 @@ def read_points(file: Path) -> list[Point]:
         points = [Point.from_dict(data) for data in json.loads(file.read_text(encoding="utf-8"))]
         if [point.snapshot.epoch for point in points] != list(range(len(points))):
             raise ValueError("its epochs do not count from 0 upwards")
+        if len({tuple(point.scores) for point in points}) > 1:
+            raise ValueError("its points do not have the same scores")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ValueError(f"the search path {file} is missing or damaged: {problem}") from None
     return points

@@ -14,8 +14,8 @@ from nas.groups import join_rows
 from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.models.plan import OUTPUT
+from nas.search.batches import Batches
 from nas.search.loop import LossFunction, train
-from nas.search.tasks import Batches
 
 
 def retrain(
@@ -56,7 +56,8 @@ def retrain(
     if every < 1 or (patience is not None and patience < 1):
         raise ValueError(f"every and patience must be at least 1, got every={every}, patience={patience}")
     optimizer = torch.optim.Adam(net.parameters(), lr)
-    scheduler = OneCycleLR(optimizer, lr, epochs=epochs, steps_per_epoch=steps, pct_start=0.1)
+    rise = min(0.9, max(0.1, 1.5 / (epochs * steps)))  # a rise of exactly one step would divide by zero
+    scheduler = OneCycleLR(optimizer, lr, epochs=epochs, steps_per_epoch=steps, pct_start=rise)
     best, best_weights, behind = -math.inf, None, 0
     for epoch, loss in islice(train(net, batches, optimizer, loss_fn, scheduler=scheduler), epochs):
         on_epoch(epoch, loss)

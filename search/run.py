@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from nas import AdaBreg, param_groups, sparse_start
@@ -26,17 +27,20 @@ from nas.files import replacing, write_json, write_text
 from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.penalties import scaled, strengths
+from nas.search.batches import Batches
 from nas.search.config import AUTO, SearchConfig
-from nas.search.data import Pictures, load_data
+from nas.search.data import load_data
 from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Point, load_sparse, pick, read_points, save_sparse
-from nas.search.tasks import TASKS, Batches, Denoise, Example, evaluate, held_out, random_crops
+from nas.search.stack import Pictures
+from nas.search.tasks import Example, Task, evaluate, held_out
 from nas.steering import EARLIEST, calibrate
 
 CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINT = "config.yaml", "metrics.jsonl", "path.json", "path", "checkpoint.pt"
 COMPACT, RETRAINED, PICTURES, EXPORT = "compact", "retrained", "pictures", "export"  # folders that later steps add
 DRAWINGS = ("topology.svg", "topology.json", "topology.graphml", "growth.svg")
 VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
+MAX_COMPARED = 1000
 TRIAL_STEPS, TRIAL_FRACTION = 200, 0.1  # of the trial that chooses lam
 
 
@@ -105,24 +109,27 @@ class Run:
         load_sparse(net, self.folder / SNAPSHOTS / f"{epoch:04}.safetensors")
         return net
 
-    def task(self) -> Denoise:
-        return TASKS[self.config.task](self.config.sigma)
-
     def data(self, *, download: bool = False) -> Pictures:
         config = self.config
         return load_data(config.data, root=config.data_root, download=download, channels=config.channels)
 
+    def task(self, data: Pictures) -> Task:
+        return self.config.make_task(data)
+
     def batches(self, data: Pictures, seed: int) -> Batches:
         config = self.config
-        return random_crops(
-            data.train, self.task(), crop=config.crop, batch=config.batch, steps=config.steps, seed=seed
-        )
+        return self.task(data).batches(data.train, crop=config.crop, batch=config.batch, steps=config.steps, seed=seed)
 
     def validation(self, data: Pictures) -> list[Example]:
-        return held_out(data.validation, self.task(), seed=VALIDATION_SEED)
+        return held_out(data.validation, self.task(data), seed=VALIDATION_SEED)
 
     def test(self, data: Pictures) -> list[Example]:
-        return held_out(data.test, self.task(), seed=TEST_SEED)
+        return held_out(data.test, self.task(data), seed=TEST_SEED)
+
+    def inputs(self, data: Pictures) -> list[Tensor]:
+        """Observed test pictures, evenly spaced, on which networks are compared: at most `MAX_COMPARED`."""
+        test = self.test(data)
+        return [example.observed for example in test[:: math.ceil(len(test) / MAX_COMPARED)]]
 
 
 class Search:
@@ -131,7 +138,7 @@ class Search:
     Everything that can be wrong with the options or the data is found before the folder is touched.
 
     Args:
-        run: the folder and the options.
+        run: the folder and the options; `Search.run` has those options too that the data determine.
         resume: continue the search that the folder holds instead of starting a new one.
         force: replace a run that the folder holds.
         download: fetch a data set that is missing.
@@ -141,9 +148,10 @@ class Search:
     """
 
     def __init__(self, run: Run, *, resume: bool = False, force: bool = False, download: bool = False) -> None:
-        config = run.config
-        self.run = run
         data = run.data(download=download)
+        self.task = run.task(data)
+        run = self.run = Run(run.folder, run.config.with_outputs(self.task.num_outputs))
+        config = run.config
         self.validation = run.validation(data)
         run.test(data)  # what is wrong with the test pictures is said now, not after the search
         self.batches = run.batches(data, config.seed)
@@ -172,12 +180,11 @@ class Search:
     def _calibrate(self) -> None:
         """Choose lam by a trial (`nas.steering.calibrate`)."""
         pairs = chain.from_iterable(map(self.batches, count(1)))
-        task = self.run.task()
 
         def train_step() -> None:
             x, y = next(pairs)
             self.optimizer.zero_grad()
-            task.loss(self.net(x), y).backward()
+            self.task.loss(self.net(x), y).backward()
             self.optimizer.step()
 
         calibrate(self.net, self.optimizer, train_step, steps=TRIAL_STEPS, fraction=TRIAL_FRACTION)
@@ -192,9 +199,8 @@ class Search:
         if first > config.epochs:
             return
         began = time.perf_counter() - self.points[-1].seconds
-        task = self.run.task()
         for found in search(
-            self.net, self.batches, self.optimizer, task.loss, scheduler=self.scheduler, first_epoch=first
+            self.net, self.batches, self.optimizer, self.task.loss, scheduler=self.scheduler, first_epoch=first
         ):
             point = self._measure(found, time.perf_counter() - began)
             self._record(point)
@@ -204,10 +210,10 @@ class Search:
 
     def _measure(self, found: Snapshot, seconds: float) -> Point:
         small = compact(self.net)
-        result = evaluate(small, self.validation)
-        if not math.isfinite(result.psnr):
+        scores = evaluate(small, self.validation, self.task)
+        if not all(map(math.isfinite, scores.values())):
             raise FloatingPointError(f"the weights of epoch {found.epoch} are not finite; use a smaller lr")
-        return Point(found, result.psnr, result.ssim, sum(p.numel() for p in small.parameters()), seconds)
+        return Point(found, scores, sum(p.numel() for p in small.parameters()), seconds)
 
     def _record(self, point: Point) -> None:
         """Weights first, then the path that names them, the metrics, and last the checkpoint to go on from."""
@@ -231,8 +237,7 @@ class Search:
         return {
             "epoch": point.snapshot.epoch,
             "loss": point.snapshot.loss,
-            "psnr": point.psnr,
-            "ssim": point.ssim,
+            **point.scores,
             "density": nonzero / sum(p.numel() for p in self.net.parameters()),
             "units": point.snapshot.num_units,
             "skips": len(point.snapshot.skips),

@@ -1,165 +1,166 @@
-"""What a network is to learn: how pictures are degraded, how batches are drawn, how results are measured."""
+"""What a network is to learn: what it sees, what is minimised, and how results are scored."""
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.search.data import Picture
+from nas.search.batches import Batches
+from nas.search.stack import Picture
 
-Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # epoch -> pairs (observed, clean)
+Scores = dict[str, float]  # key of a metric -> value
 MAX_PIXELS = 2**20  # of one batch in an evaluation
-MAX_BATCH = 2**26  # pixels of one batch in training
-MAX_PSNR = 100.0  # of a picture restored without any error, which has no finite PSNR
 
 
 @dataclass(frozen=True)
-class Denoise:
-    """Remove additive white Gaussian noise; the loss is the mean squared error.
+class Metric:
+    """A number that says how good a result is; the higher, the better.
 
-    Args:
-        sigma: standard deviation of the noise on the 0..255 scale, in (0, 255].
-
-    Raises:
-        ValueError: ``sigma`` out of range.
+    Attributes:
+        key: its name in files and in JSON, such as "psnr".
+        title: its name in print.
+        unit: such as "dB"; may be empty.
+        decimals: that are printed.
     """
 
-    sigma: float
+    key: str
+    title: str
+    unit: str = ""
+    decimals: int = 2
 
-    def __post_init__(self) -> None:
-        if not 0 < self.sigma <= 255:
-            raise ValueError(f"sigma must lie in (0, 255], on the 0..255 scale, got {self.sigma}")
+    def number(self, value: float) -> str:
+        """Such as "28.61 dB"."""
+        return f"{value:.{self.decimals}f} {self.unit}".rstrip()
 
-    def observe(self, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """``clean`` plus noise, not clipped; pictures in [0, 1] of any shape."""
-        return clean + self.sigma / 255 * torch.randn(clean.shape, generator=generator)
-
-    def loss(self, restored: Tensor, clean: Tensor) -> Tensor:
-        return F.mse_loss(restored, clean)
-
-
-TASKS: dict[str, Callable[[float], Denoise]] = {"denoise": Denoise}
-
-
-def random_crops(
-    pictures: Sequence[Picture], task: Denoise, *, crop: int, batch: int, steps: int, seed: int = 0
-) -> Batches:
-    """Batches of random square crops, flipped and turned at random, with noise that is fresh in every epoch.
-
-    The batches of an epoch depend on ``seed`` and the number of the epoch alone, so that a run can be continued.
-
-    Args:
-        pictures: of one number of channels.
-        crop: side of the crops in pixels; at most the smaller side of every picture.
-        batch: crops per batch.
-        steps: batches per epoch.
-
-    Returns:
-        A function of the epoch that iterates over pairs (observed, clean), each (batch, channels, crop, crop).
-
-    Raises:
-        ValueError: a size below 1, or a picture smaller than the crop.
-    """
-    for name, size in (("crop", crop), ("batch", batch), ("steps", steps)):
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-    if batch * crop**2 > MAX_BATCH:
-        raise ValueError(f"a batch of {batch} crops of {crop} x {crop} pixels is larger than {MAX_BATCH} pixels")
-    for picture in pictures:
-        _check_size(picture, crop, f"the crop of {crop}")
-
-    def draw(generator: torch.Generator) -> Tensor:
-        def below(limit: int) -> int:
-            return int(torch.randint(limit, (), generator=generator))
-
-        pixels = pictures[below(len(pictures))].pixels
-        top, left = (below(size - crop + 1) for size in pixels.shape[-2:])
-        square = pixels[:, top : top + crop, left : left + crop].rot90(below(4), (1, 2))
-        return square.flip(2) if below(2) else square
-
-    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        for _ in range(steps):
-            clean = torch.stack([draw(generator) for _ in range(batch)])
-            yield task.observe(clean, generator), clean
-
-    return batches
-
-
-def _check_size(picture: Picture, least: int, what: str) -> None:
-    height, width = picture.pixels.shape[-2:]
-    if min(height, width) < least:
-        raise ValueError(f"the picture {picture.name} has {width} x {height} pixels, smaller than {what}")
+    def text(self, value: float) -> str:
+        """Such as "PSNR 28.61 dB"."""
+        return f"{self.title} {self.number(value)}"
 
 
 @dataclass(frozen=True)
 class Example:
-    """A held-out picture and its observation, both (channels, height, width)."""
+    """A held-out picture: what the network sees, (channels, height, width), and what it is to return."""
 
     name: str
-    clean: Tensor
     observed: Tensor
+    target: Tensor
 
 
-def held_out(pictures: Sequence[Picture], task: Denoise, *, seed: int = 0) -> list[Example]:
-    """The pictures with fixed noise: picture k is always observed with the noise of seed ``seed + k``.
+class Task(ABC):
+    """What a network is to learn. A task is a frozen dataclass whose fields are its options.
+
+    Attributes:
+        metrics: what results are scored by; the first one is the headline.
+        from_data: names of the fields that are attributes of the data set (`nas.search.Pictures`) and no options.
+        most_held_out: at most so many pictures, evenly spaced, are measured in validation and in the test.
+        num_outputs: what a recipe with the option ``outputs`` is made with, such as the number of classes.
+    """
+
+    metrics: ClassVar[tuple[Metric, ...]]
+    from_data: ClassVar[tuple[str, ...]] = ()
+    most_held_out: ClassVar[float] = math.inf
+
+    @property
+    def num_outputs(self) -> int | None:
+        return None
+
+    @abstractmethod
+    def observe(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        """What the network sees of pictures (..., channels, height, width) in [0, 1]."""
+
+    @abstractmethod
+    def target(self, picture: Picture) -> Tensor:
+        """What the network is to return for a held-out picture, without the batch axis.
+
+        Raises:
+            ValueError: the picture does not suit the task.
+        """
+
+    @abstractmethod
+    def batches(self, pictures: Sequence[Picture], *, crop: int, batch: int, steps: int, seed: int = 0) -> Batches:
+        """Training data: a function of the epoch that iterates over ``steps`` pairs (observed, target)."""
+
+    @abstractmethod
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean loss of a batch, a scalar."""
+
+    @abstractmethod
+    def score(self, output: Tensor, target: Tensor) -> Scores:
+        """The `metrics` of one finished output."""
+
+    @abstractmethod
+    def trivial(self, examples: Sequence[Example]) -> tuple[str, list[Tensor]]:
+        """The outputs without any network, such as the observations themselves, and what that is called."""
+
+    def finish(self, output: Tensor) -> Tensor:
+        """What is made of the output of the network before it is scored; nothing by default."""
+        return output
+
+    def baselines(
+        self, train: Sequence[Picture], validation: Sequence[Example], test: Sequence[Example]
+    ) -> dict[str, Scores]:
+        """Test scores of classical methods, by name; none by default.
+
+        Args:
+            train: for those that are trained.
+            validation: to choose their options on.
+            test: to score them on.
+        """
+        return {}
+
+
+def held_out(pictures: Sequence[Picture], task: Task, *, seed: int = 0) -> list[Example]:
+    """Pictures to measure on, with fixed noise: number k is always observed with the noise of seed ``seed + k``.
 
     Raises:
-        ValueError: there is no picture, or one is smaller than the 7 x 7 pixels over which SSIM is taken.
+        ValueError: there is no picture, or one does not suit the task.
     """
     if not pictures:
         raise ValueError("there is no picture to validate or test on")
-    for picture in pictures:
-        _check_size(picture, 7, "the 7 x 7 pixels that SSIM needs")
+    every = max(1, math.ceil(len(pictures) / task.most_held_out))
     return [
-        Example(picture.name, picture.pixels, task.observe(picture.pixels, torch.Generator().manual_seed(seed + k)))
-        for k, picture in enumerate(pictures)
+        Example(
+            picture.name,
+            task.observe(picture.pixels, torch.Generator().manual_seed(seed + k)),
+            task.target(picture),
+        )
+        for k, picture in enumerate(pictures[::every])
     ]
 
 
-@dataclass(frozen=True)
-class Score:
-    """Means over pictures: PSNR in dB and SSIM, both with a data range of 1."""
-
-    psnr: float
-    ssim: float
-
-
-def score(examples: Sequence[Example], restored: Sequence[Tensor]) -> Score:
-    """PSNR and SSIM of each picture against the clean one, then the means. Nothing is clamped here.
-
-    A picture that is restored without any error counts as 100 dB.
-    """
-    import numpy as np
-    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-
-    psnr, ssim = [], []
-    for example, picture in zip(examples, restored, strict=True):
-        clean, other = example.clean.numpy(), picture.numpy()
-        equal = np.array_equal(clean, other)
-        psnr.append(MAX_PSNR if equal else float(peak_signal_noise_ratio(clean, other, data_range=1)))
-        ssim.append(float(structural_similarity(clean, other, data_range=1, channel_axis=0)))
-    return Score(math.fsum(psnr) / len(psnr), math.fsum(ssim) / len(ssim))
+def score(examples: Sequence[Example], outputs: Sequence[Tensor], task: Task) -> Scores:
+    """The mean over the examples of each metric of the task. Outputs are taken as they are (`Task.finish`)."""
+    each = [task.score(output, example.target) for example, output in zip(examples, outputs, strict=True)]
+    return {metric.key: math.fsum(scores[metric.key] for scores in each) / len(each) for metric in task.metrics}
 
 
 @torch.no_grad()
-def restore(net: nn.Module, pictures: Sequence[Tensor]) -> list[Tensor]:
-    """What ``net`` makes of each whole picture (channels, height, width), clamped to [0, 1].
+def predict(net: nn.Module, pictures: Sequence[Tensor]) -> list[Tensor]:
+    """What ``net`` returns for each picture (channels, height, width), without the batch axis.
 
     Neighbours of equal shape go through the network together.
     """
-    restored: list[Tensor] = []
+    outputs: list[Tensor] = []
     for _, equal in itertools.groupby(pictures, key=lambda picture: picture.shape):
         stack = torch.stack(list(equal))
         for batch in stack.split(max(1, MAX_PIXELS // stack[0].numel())):
-            restored.extend(net(batch).clamp(0, 1))
-    return restored
+            outputs.extend(net(batch))
+    return outputs
 
 
-def evaluate(net: nn.Module, examples: Sequence[Example]) -> Score:
-    """Score of a network on held-out pictures."""
-    return score(examples, restore(net, [example.observed for example in examples]))
+def evaluate(net: nn.Module, examples: Sequence[Example], task: Task) -> Scores:
+    """Scores of a network on held-out pictures."""
+    outputs = predict(net, [example.observed for example in examples])
+    return score(examples, [task.finish(output) for output in outputs], task)
+
+
+def check_shape(output: Tensor, shape: Sequence[int], needed: str) -> None:
+    """Raise ValueError, saying what the task ``needed``, if ``output`` has another shape."""
+    if tuple(output.shape) != tuple(shape):
+        got, expected = (" x ".join(map(str, each)) for each in (output.shape, shape))
+        raise ValueError(f"the network returns {got} numbers, not {expected}: the task needs {needed}")

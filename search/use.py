@@ -8,7 +8,7 @@ import torch
 
 from nas.models.dag import DagNet
 from nas.search.images import split_alpha
-from nas.search.tasks import restore
+from nas.search.restoration import restore
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,6 +7,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+from nas.models import RECIPES
+from nas.search.config import TASKS
+from nas.search.data import SOURCES
+
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("tests")
 
@@ -24,3 +28,13 @@ def denormal_numbers():
     """The command line flushes them, and says so to the whole process; hypothesis draws them."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    """What a test registers is forgotten after it."""
+    before = [(registry, dict(registry)) for registry in (RECIPES, SOURCES, TASKS)]
+    yield
+    for registry, things in before:
+        registry.clear()
+        registry.update(things)

@@ -256,8 +256,11 @@ def test_ctrl_c_leaves_a_valid_run(place, search_result):
         (["search", "--sigma=-25"], r"sigma must lie in \(0, 255\], on the 0..255 scale, got -25.0"),
         (["search", "--sigma=1e9"], r"sigma must lie in \(0, 255\]"),
         (["search", "--epochs=0"], "epochs must be at least 1, got 0"),
-        (["search", "--task=sing"], "unknown task 'sing'; there are: denoise"),
-        (["search", "--data=cats"], "unknown data 'cats'; there are: folder, mnist, pictures"),
+        (["search", "--task=sing"], "unknown task 'sing'; there are: classify, deblur, denoise"),
+        (
+            ["search", "--data=cats"],
+            "unknown data 'cats'; there are: cifar10, class_folder, fashion_mnist, folder, mnist, pictures",
+        ),
         (["search", "--model=unet"], "unknown model 'unet'; there are: conv_skip_autoencoder, skip_autoencoder"),
         (["search", *TINY, "--data-root=nowhere"], r"there is no folder \S*nowhere"),
         (["search", *TINY, "--data-root=run/path"], "holds 0 pictures; a search needs at least 3"),

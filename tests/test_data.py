@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from nas.models import conv_skip_autoencoder
-from nas.search import folder, load_data, mnist, pictures
+from nas.search import folder, load_data, pictures
 from nas.search.data import TEST, TRAIN, VALIDATION
 from nas.search.images import NotAPictureError, read_picture, to_array, to_tensor, write_picture
 from nas.search.use import beside, denoise_pixels
@@ -67,7 +67,10 @@ def test_bad_folders(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": "cats"}, "unknown data 'cats'; there are folder, mnist, pictures"),
+        (
+            {"source": "cats"},
+            "unknown data 'cats'; there are: cifar10, class_folder, fashion_mnist, folder, mnist, pictures",
+        ),
         ({"source": "pictures", "channels": 2}, r"channels must be 1 \(grey\) or 3 \(colour\), got 2"),
         ({"source": "folder"}, "needs --data-root"),
         ({"source": "mnist"}, "needs --data-root"),
@@ -77,28 +80,6 @@ def test_bad_folders(tmp_path):
 def test_bad_sources(options, message):
     with pytest.raises(ValueError, match=message):
         load_data(**options)
-
-
-def test_missing_mnist_says_how_to_get_it(tmp_path):
-    with pytest.raises(ValueError, match="MNIST is not in the folder .*; fetch it with --download"):
-        mnist(tmp_path)
-
-
-def test_mnist_is_split(tmp_path):
-    """In the format of the data set, with the right number of random pictures."""
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for part, count in (("train", 60_000), ("t10k", 10_000)):
-        images = np.zeros((count, 28, 28), np.uint8)
-        images[:, 0, 0] = np.arange(count) % 251
-        header = np.array([2051, count, 28, 28], ">i4").tobytes()
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
-        labels = np.array([2049, count], ">i4").tobytes() + bytes(count)
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
-    data = mnist(tmp_path)
-    assert [len(part) for part in (data.train, data.validation, data.test)] == [55_000, 500, 1_000]
-    assert data.validation[0].name == "train55000"
-    assert data.validation[0].pixels[0, 0, 0].item() == pytest.approx(55_000 % 251 / 255)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "1", "P", "CMYK"])

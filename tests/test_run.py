@@ -83,7 +83,9 @@ def test_a_run_writes_its_folder(tmp_path, config):
 def test_births_and_deaths():
     """Unit 0 lives on, 1 dies, 2 dies and comes back, 3 lives between and dies twice, 4 is never alive."""
     alive = [(0, 1, 2), (0, 2, 3), (0,), (0, 2, 3), (0, 2)]
-    points = [Point(Snapshot(epoch, None, {"n1": units}, {}), 0.0, 0.0, 1, 0.0) for epoch, units in enumerate(alive)]
+    points = [
+        Point(Snapshot(epoch, None, {"n1": units}, {}), {"psnr": 0.0}, 1, 0.0) for epoch, units in enumerate(alive)
+    ]
     assert births(points) == {"n1": {0: 0, 2: 3}}
     assert deaths(points) == {"n1": {1: 1, 3: 4}}
     assert deaths(points[:3]) == {"n1": {1: 1, 2: 2, 3: 2}}
@@ -197,12 +199,12 @@ def test_bad_options_leave_nothing_behind(tmp_path, config, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task": "deblur"}, "unknown task 'deblur'; there are: denoise"),
-        ({"data": "cats"}, "unknown data 'cats'; there are: folder, mnist, pictures"),
+        ({"task": "sing"}, "unknown task 'sing'; there are: classify, deblur, denoise, and those that you register"),
         (
-            {"model": "unet"},
-            "unknown model 'unet'; there are: conv_skip_autoencoder, dense_conv, dense_mlp, mlp, skip",
+            {"data": "cats"},
+            "unknown data 'cats'; there are: cifar10, class_folder, fashion_mnist, folder, mnist, pictures",
         ),
+        ({"model": "unet"}, "unknown model 'unet'; there are: conv_skip_autoencoder, dense_conv, dense_mlp, mlp, skip"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"entry_time": "soon"}, "entry_time must be a number of steps or auto, got 'soon'"),
         ({"entry_time": 10.0}, r"entry_time must be at least 20 steps \(below, everything wakes at once\), got 10"),
@@ -261,6 +263,33 @@ def test_damaged_files_are_named(tmp_path, config, name, damage):
         Search(run, resume=True)
 
 
+@pytest.mark.parametrize(
+    "scores", [None, {}, [1.0], {"psnr": None}, {"psnr": "20"}, {"psnr": float("nan")}, {"ssim": 0.5, "psnr": 20.0}]
+)
+def test_damaged_scores_are_named(tmp_path, config, scores):
+    """No scores, none that are finite numbers, or those of other points in another order."""
+    run = Run(tmp_path / "run", config)
+    engine = Search(run)
+    next(iter(engine))
+    points = [point.to_dict() for point in engine.points]
+    points[1]["scores"] = scores
+    (run.folder / "path.json").write_text(json.dumps(points))
+    with pytest.raises(ValueError, match=r"path.json is missing or damaged: .*scores|path.json .* finite numbers"):
+        run.points()
+
+
+def test_networks_are_compared_on_some_of_many_pictures(tmp_path, config, monkeypatch):
+    monkeypatch.setattr("nas.search.run.MAX_COMPARED", 2)
+    run = Run(tmp_path / "run", config)
+    data = run.data()
+    many = replace(data, test=[replace(data.test[0], name=str(k)) for k in range(5)])
+    expected = run.test(many)[::3]
+    found = run.inputs(many)
+    assert len(found) == len(expected) == 2
+    assert all(torch.equal(one, other.observed) for one, other in zip(found, expected, strict=True))
+    assert len(run.inputs(data)) == len(data.test) == 1
+
+
 def test_an_epoch_that_does_not_exist(tmp_path, config):
     run = Run(tmp_path / "run", config)
     Search(run)
@@ -302,6 +331,22 @@ def test_retrain_refuses_bad_options(options, message):
     net = torch.nn.Linear(1, 1)
     with pytest.raises(ValueError, match=message):
         retrain(net, lambda epoch: iter(()), torch.nn.functional.mse_loss, **{"epochs": 1, "steps": 1, **options})
+
+
+@pytest.mark.parametrize("steps", [*range(1, 12), 20])
+def test_retraining_takes_any_number_of_steps(steps):
+    net = torch.nn.Linear(1, 1)
+    losses = []
+    batches = lambda epoch: iter([(torch.ones(1, 1), torch.ones(1, 1))] * steps)  # noqa: E731
+    retrain(
+        net,
+        batches,
+        torch.nn.functional.mse_loss,
+        epochs=1,
+        steps=steps,
+        on_epoch=lambda epoch, loss: losses.append(loss),
+    )
+    assert len(losses) == 1
 
 
 def test_retraining_ends_with_its_best_weights_and_stops_early():

@@ -9,9 +9,11 @@ from torch import nn
 
 from nas import (
     ENTRIES,
+    FILTERS,
     KERNELS,
     L1,
     ROWS,
+    WHOLE,
     AdaBreg,
     GroupLasso,
     Groups,
@@ -52,7 +54,8 @@ def student(lam=0.1, lr=0.01, kind=AdaBreg, seed=0):
 @pytest.mark.parametrize(
     "penalty",
     [L1(0.3), GroupLasso(0.3, ROWS), GroupLasso(0.3, KERNELS, rms=False), Nuclear(0.3), NonNegativeL1(0.3),
-     SparseGroup(L1(0.1), GroupLasso(0.2, KERNELS)), GroupLasso(0.3, Groups(over=(0, 1), block=(2, 3)))],
+     SparseGroup(L1(0.1), GroupLasso(0.2, KERNELS)), GroupLasso(0.3, Groups(over=(0, 1), block=(2, 3))),
+     SparseGroup(GroupLasso(0.1, FILTERS), GroupLasso(0.2, WHOLE))],
     ids=repr,
 )  # fmt: skip
 def test_a_group_wakes_when_its_gauge_exceeds_one(penalty):

@@ -7,9 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.search import Denoise, Picture, Score, evaluate, held_out, pick, random_crops, restore
-from nas.search.baselines import METHODS, baselines
-from nas.search.tasks import score
+from nas.search import Deblur, Denoise, Picture, evaluate, held_out, pick, random_crops, restore, score
 
 
 def ramp(height=32, width=40, channels=1, name="ramp"):
@@ -33,13 +31,15 @@ def test_bad_sigma(sigma):
 
 def test_psnr_of_the_noisy_picture_is_its_closed_form():
     example = held_out([ramp(400, 400)], Denoise(25))
-    assert score(example, [example[0].observed]).psnr == pytest.approx(-20 * math.log10(25 / 255), abs=0.05)
+    assert score(example, [example[0].observed], Denoise(25))["psnr"] == pytest.approx(
+        -20 * math.log10(25 / 255), abs=0.05
+    )
 
 
 def test_psnr_is_per_picture_then_averaged():
     examples = held_out([ramp(), ramp()], Denoise(10))
-    near, far = (examples[0].clean + offset for offset in (0.01, 0.1))
-    assert score(examples, [near, far]).psnr == pytest.approx((40 + 20) / 2, abs=1e-4)
+    near, far = (examples[0].target + offset for offset in (0.01, 0.1))
+    assert score(examples, [near, far], Denoise(10))["psnr"] == pytest.approx((40 + 20) / 2, abs=1e-4)
 
 
 def test_held_out_noise_is_fixed_and_differs_by_picture():
@@ -83,7 +83,7 @@ def test_held_out_pictures_must_be_large_enough_for_ssim():
 
 def test_a_picture_without_error_counts_as_100_db():
     examples = held_out([ramp()], Denoise(25))
-    assert score(examples, [examples[0].clean]) == Score(100.0, 1.0)
+    assert score(examples, [examples[0].target], Denoise(25)) == {"psnr": 100.0, "ssim": 1.0}
 
 
 def test_restore_keeps_order_and_shapes_and_clamps():
@@ -94,7 +94,7 @@ def test_restore_keeps_order_and_shapes_and_clamps():
 
 def test_a_perfect_restoration():
     examples = held_out([ramp(channels=3)], Denoise(25))
-    assert evaluate(_Oracle(examples[0].clean), examples).ssim == pytest.approx(1)
+    assert evaluate(_Oracle(examples[0].target), examples, Denoise(25))["ssim"] == pytest.approx(1)
 
 
 class _Oracle(torch.nn.Module):
@@ -107,20 +107,85 @@ class _Oracle(torch.nn.Module):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_baselines_beat_the_noise(channels):
+@pytest.mark.parametrize(
+    ("task", "names", "gain"), [(Denoise(25), {"tv", "nl_means"}, 5), (Deblur(12.75), {"wiener"}, 2)]
+)
+def test_baselines_beat_the_observation(task, names, gain, channels):
     pictures = [ramp(channels=channels)]
-    validation, test = held_out(pictures, Denoise(25), seed=1), held_out(pictures, Denoise(25), seed=2)
-    results = baselines(25, validation, test)
-    assert set(results) == set(METHODS) == {"tv", "nl_means"}
-    noisy = score(test, [example.observed for example in test])
-    assert all(isinstance(result, Score) and result.psnr > noisy.psnr + 5 for result in results.values())
+    validation, test = held_out(pictures, task, seed=1), held_out(pictures, task, seed=2)
+    results = task.baselines(pictures, validation, test)
+    assert set(results) == names
+    untouched = score(test, [example.observed for example in test], task)
+    assert all(result["psnr"] > untouched["psnr"] + gain for result in results.values())
+
+
+def test_the_strength_of_a_baseline_is_the_best_in_validation():
+    task = Denoise(25)
+    validation, test = held_out([ramp()], task, seed=1), held_out([ramp()], task, seed=2)
+    method, strengths = task.methods["tv"]
+    results = {s: score(validation, [method(validation[0].observed, s)], task)["psnr"] for s in strengths}
+    best = max(results, key=results.get)
+    assert task.baselines([], validation, test)["tv"] == score(test, [method(test[0].observed, best)], task)
+
+
+def test_blur_is_the_convolution_it_is_said_to_be():
+    """A point becomes the kernel, constants darken only at the border, and channels do not mix."""
+    task, generator = Deblur(1e-9), torch.Generator()
+    x = torch.arange(-4, 5)
+    kernel = torch.exp(-(x[:, None] ** 2 + x**2) / (2 * 5.0**2))
+    kernel /= kernel.sum()
+    point = torch.zeros(2, 3, 21, 21)
+    point[1, 2, 10, 10] = 1
+    blurred = task.observe(point, generator)
+    torch.testing.assert_close(blurred[1, 2, 6:15, 6:15], kernel, atol=1e-7, rtol=0)
+    assert blurred.sum().item() == pytest.approx(1, abs=1e-5)
+    assert blurred[0].abs().max() < 1e-9
+    white = task.observe(torch.ones(1, 21, 21), generator)
+    torch.testing.assert_close(white[:, 4:-4, 4:-4], torch.ones(1, 13, 13))
+    assert white[0, 0, 0].item() == pytest.approx(kernel[4:, 4:].sum().item(), abs=1e-6)
+
+
+def test_noise_comes_after_the_blur():
+    task, picture = Deblur(25, blur=2.0, kernel=5), ramp(60, 60).pixels
+    one, other = (task.observe(picture, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    clean = Deblur(1e-9, blur=2.0, kernel=5).observe(picture, torch.Generator())
+    assert 255 * (one - clean).std().item() == pytest.approx(25, rel=0.03)
+    assert 255 * (one - other).std().item() == pytest.approx(25 * math.sqrt(2), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sigma": 0}, "sigma must lie in"),
+        ({"blur": 0.0}, "blur must be > 0 pixels, got 0.0"),
+        ({"blur": float("nan")}, "blur must be > 0 pixels, got nan"),
+        ({"kernel": 8}, "kernel must be an odd number of pixels below 100, got 8"),
+        ({"kernel": 9.0}, "kernel must be an odd number of pixels below 100, got 9.0"),
+    ],
+)
+def test_bad_blurs(options, message):
+    with pytest.raises(ValueError, match=message):
+        Deblur(**{"sigma": 12.75, **options})
+
+
+def test_a_network_of_another_shape_is_refused():
+    examples = held_out([ramp()], Denoise(25))
+    with pytest.raises(ValueError, match="returns 32 x 40 x 1 numbers, not 1 x 32 x 40: the task needs pictures"):
+        score(examples, [examples[0].target.permute(1, 2, 0)], Denoise(25))
+    with pytest.raises(ValueError, match="returns 4 x 10 numbers, not 4 x 1 x 8 x 8: the task needs pictures"):
+        Denoise(25).loss(torch.zeros(4, 10), torch.zeros(4, 1, 8, 8))
+
+
+def test_of_many_pictures_at_most_500_are_measured_evenly_spaced():
+    examples = held_out([ramp(8, 8, name=str(k)) for k in range(1250)], Denoise(25))
+    assert [example.name for example in examples] == [str(k) for k in range(0, 1250, 3)]
 
 
 def test_pick_is_the_smallest_good_network():
     from nas.search import Point, Snapshot
 
     def point(epoch, psnr, params):
-        return Point(Snapshot(epoch, None, {}, {}), psnr, 0.5, params, 0.0)
+        return Point(Snapshot(epoch, None, {}, {}), {"psnr": psnr, "ssim": -psnr}, params, 0.0)
 
     points = [point(0, 20, 10), point(1, 27.95, 50), point(2, 28, 70), point(3, 27.99, 50), point(4, 27.9, 20)]
     assert pick(points, 0.06).snapshot.epoch == 3

@@ -1,0 +1,123 @@
+"""Pictures and data sets: single pictures, and many of one size kept as bytes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import overload
+
+import torch
+from torch import Tensor
+
+LUMINANCE = (0.2125, 0.7154, 0.0721)  # of red, green and blue, as in skimage.color.rgb2gray
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A clean picture.
+
+    Attributes:
+        name: of the file or the entry of the data set.
+        pixels: float32 of shape (channels, height, width) in [0, 1].
+        label: index of its class; None where the data set has no classes.
+    """
+
+    name: str
+    pixels: Tensor
+    label: int | None = None
+
+
+class Stack(Sequence[Picture]):
+    """Many pictures of one size, kept with 8 bits per value; each becomes a `Picture` when it is asked for.
+
+    Args:
+        names: of the pictures.
+        pixels: uint8 of shape (n, 1 or 3, height, width).
+        labels: (n,) integers.
+        channels: of the pictures to be made: 1 (colour becomes luminance) or 3 (grey is repeated).
+    """
+
+    def __init__(self, names: Sequence[str], pixels: Tensor, labels: Tensor, channels: int) -> None:
+        self.names, self.pixels, self.labels, self.channels = names, pixels, labels, channels
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Picture: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Stack": ...
+    def __getitem__(self, index: int | slice) -> "Picture | Stack":
+        if isinstance(index, slice):
+            return Stack(self.names[index], self.pixels[index], self.labels[index], self.channels)
+        pixels = self._with_channels(self.pixels[index])
+        return Picture(self.names[index], pixels, int(self.labels[index]))
+
+    def _with_channels(self, pixels: Tensor) -> Tensor:
+        """uint8 (..., 1 or 3, height, width) as float32 (..., channels, height, width) in [0, 1]."""
+        values = pixels / 255
+        if self.channels == 1 and values.shape[-3] == 3:
+            return torch.einsum("c,...chw->...hw", torch.tensor(LUMINANCE), values).unsqueeze(-3)
+        return values.expand(*values.shape[:-3], self.channels, -1, -1)
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """All pixels in their order, (size, channels, height, width) at a time."""
+        return map(self._with_channels, self.pixels.split(size))
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The pixels (k, channels, height, width) and labels (k,) of some pictures at once."""
+        return self._with_channels(self.pixels[indices]), self.labels[indices]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A data set. Each picture is in one part only.
+
+    Attributes:
+        train, validation, test: its parts.
+        classes: names of the classes; empty where the pictures have no labels.
+    """
+
+    train: Sequence[Picture]
+    validation: Sequence[Picture]
+    test: Sequence[Picture]
+    classes: tuple[str, ...] = ()
+
+    @cached_property
+    def mean(self) -> tuple[float, ...]:
+        """Of each channel, over all pixels of the training pictures."""
+        return self._moments[0]
+
+    @cached_property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel, over all pixels of the training pictures."""
+        return self._moments[1]
+
+    @cached_property
+    def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        train = self.train
+        batches = train.batches(1000) if isinstance(train, Stack) else (picture.pixels[None] for picture in train)
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        for values in batches:
+            count += values[:, 0].numel()
+            total = total + values.sum(dim=(0, 2, 3), dtype=torch.float64)
+            squares = squares + values.square().sum(dim=(0, 2, 3), dtype=torch.float64)
+        mean = total / count
+        return tuple(mean.tolist()), tuple((squares / count - mean**2).clamp(min=0).sqrt().tolist())
+
+
+def first_of_each_size(pictures: Sequence[Picture]) -> Sequence[Picture]:
+    """Pictures among which all sizes occur; of a stack one is enough."""
+    return pictures[:1] if isinstance(pictures, Stack) else pictures
+
+
+def split(count: int, num_held_out: int) -> list[Sequence[int]]:
+    """Indices of ``count`` pictures for training, validation and (where ``num_held_out`` is 2) the test.
+
+    Every tenth, counted from the fifth, validates and the one after it tests; at least the last ones, where there are
+    fewer.
+    """
+    everything = range(count)
+    held_out = [everything[4 + k :: 10] for k in range(num_held_out)]
+    if not held_out[-1]:
+        held_out = [everything[count - num_held_out + k :][:1] for k in range(num_held_out)]
+    return [[k for k in everything if not any(k in part for part in held_out)], *held_out]
