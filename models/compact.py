@@ -1,5 +1,6 @@
 """The compact network inside a sparse one: the same function with nothing that is dead."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 
@@ -40,7 +41,7 @@ def compact(net: DagNet, *, round_to: int = 1, weights_of: DagNet | None = None)
         raise ValueError(f"round_to must be an integer from 1 to {MAX_SIZE}, got {round_to}")
     net, _ = fold_constants(net)
     alive = find_alive(net).units
-    kept = {**alive, INPUT: torch.ones_like(alive[INPUT]), OUTPUT: torch.ones_like(alive[OUTPUT])}
+    kept = _kept(alive)
     given = (weights_of or net).named_nodes()
     pieces = {
         name: _restrict(node, given[name], alive[name], kept)
@@ -54,6 +55,42 @@ def compact(net: DagNet, *, round_to: int = 1, weights_of: DagNet | None = None)
     small.to(device=parameter.device, dtype=parameter.dtype)
     small.load_state_dict({f"nodes.{name}.{key}": t for name, (_, ts) in pieces.items() for key, t in ts.items()})
     return small
+
+
+def kept_units(net: DagNet) -> dict[str, Tensor]:
+    """For every node, "in" and "out" included, which of its units `compact` keeps: boolean masks of shape (units,)."""
+    return _kept(find_alive(fold_constants(net)[0]).units)
+
+
+def _kept(alive: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**alive, INPUT: torch.ones_like(alive[INPUT]), OUTPUT: torch.ones_like(alive[OUTPUT])}
+
+
+@torch.no_grad()
+def expand(small: DagNet, units: Mapping[str, Tensor], like: DagNet) -> DagNet:
+    """The inverse of `compact`: a network of the plan of ``like`` that computes what ``small`` does.
+
+    Args:
+        small: a compact network, perhaps trained since.
+        units: for every node of ``small``, "in" and "out" included, the indices that its units have in ``like``.
+        like: a network that has the nodes, edges and skips of ``small``, and computes all its units.
+    """
+    net = copy.deepcopy(like)
+    for tensor in net.parameters():
+        tensor.zero_()
+    nodes = net.named_nodes()
+    for name, node in small.named_nodes().items():
+        whole, own = nodes[name], units[name]
+        rows = own if node.plan.rows is None else own[list(node.plan.rows)]
+        whole.bias[rows] = node.bias
+        for source, weight in node.edges.items():
+            whole.edges[source][rows[:, None], units[source]] = weight
+        for source, matrix in node.projections.items():
+            whole.projections[source][own[:, None], units[source]] = matrix
+        sources = [skip.source for skip in whole.plan.skips]
+        for skip, gate in zip(node.plan.skips, node.gates, strict=True):
+            whole.gates[sources.index(skip.source)] = gate
+    return net
 
 
 def _restrict(node: DagNode, given: DagNode, alive: Tensor, kept: dict[str, Tensor]) -> tuple[Node, Tensors]:

@@ -37,6 +37,7 @@ from nas.registry import import_registrations
 from nas.search.config import TASKS, SearchConfig, check_seed
 from nas.search.images import read_picture, to_array, write_picture
 from nas.search.path import Point, births, deaths
+from nas.search.polish import Polished
 from nas.search.restoration import Restoration, restore
 from nas.search.retrain import retrain, rewound, same_size
 from nas.search.run import COMPACT, DRAWINGS, EXPORT, PICTURES, RETRAINED, Run, Search
@@ -115,10 +116,15 @@ def _run_to_the_end(engine: Search) -> Result:
         )
     metric = task.metrics[0]
     print(f"at the start {_alive(engine.points[0], run)}; {name} in validation: {metric.text(before[metric.key])}")
-    bar = tqdm(engine, total=config.epochs, initial=len(engine.points) - 1, unit="epoch", desc="search")
+    done = min(len(engine.points) - 1, config.epochs)
+    bar = tqdm(total=config.epochs + config.polish, initial=done, unit="epoch", desc="search")
+    engine.on_trial = lambda candidate, accepted: _show_trial(bar, candidate)
     try:
-        for point in bar:
+        for point in engine:
             found = point.snapshot
+            if found.epoch > config.epochs:
+                continue
+            bar.update()
             bar.set_postfix_str(
                 f"loss {found.loss:.5f}, {metric.text(point.headline)}, units {found.num_units}, "
                 f"skips {len(found.skips)}"
@@ -132,9 +138,10 @@ def _run_to_the_end(engine: Search) -> Result:
             file=sys.stderr,
         )
         raise
+    bar.close()
     chosen = run.choose()
     picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
-    print(f"picked epoch {chosen.snapshot.epoch} of {config.epochs}: {picked}")
+    print(f"picked {_when(chosen.snapshot.epoch, config.epochs)}: {picked}")
     return {
         "run": str(run.folder),
         "epoch": chosen.snapshot.epoch,
@@ -143,6 +150,17 @@ def _run_to_the_end(engine: Search) -> Result:
         **_sizes(chosen, run),
         "seconds": engine.points[-1].seconds,
     }
+
+
+def _show_trial(bar: Any, candidate: Polished) -> None:
+    bar.set_description_str("polish")
+    bar.set_postfix_str(f"trial with {candidate.num_params:,} parameters")
+    bar.update()
+
+
+def _when(epoch: int, epochs: int) -> str:
+    """Such as "epoch 31 of 50", or of a later point "epoch 53, step 3 of the polishing"."""
+    return f"epoch {epoch} of {epochs}" if epoch <= epochs else f"epoch {epoch}, step {epoch - epochs} of the polishing"
 
 
 def show(options: Namespace) -> Result:
@@ -160,7 +178,7 @@ def show(options: Namespace) -> Result:
     metric = run.config.headline
     draw_growth(points, files[3], metric=metric, picked=chosen.snapshot.epoch)
 
-    state = "" if last == run.config.epochs else f" (the search stopped after epoch {last} of {run.config.epochs})"
+    state = "" if last >= run.config.epochs else f" (the search stopped after epoch {last} of {run.config.epochs})"
     print(f"{run.folder}: epoch {chosen.snapshot.epoch}{state}, validation {metric.text(chosen.headline)}\n")
     print(f"{'node':<8}{'alive':>12}{'born first':>12}{'born last':>12}{'died':>12}")
     for name, units in net.plan.units.items():

@@ -7,6 +7,7 @@ from nas.search.data import folder, load_data, pictures, register_data
 from nas.search.labelled import cifar10, class_folder, fashion_mnist, mnist
 from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Point, births, deaths, pick
+from nas.search.polish import Polished, polish
 from nas.search.restoration import Deblur, Denoise, Restoration, restore
 from nas.search.retrain import retrain
 from nas.search.run import Run, Search
@@ -23,6 +24,7 @@ __all__ = [
     "Picture",
     "Pictures",
     "Point",
+    "Polished",
     "Restoration",
     "Run",
     "Search",
@@ -42,6 +44,7 @@ __all__ = [
     "mnist",
     "pick",
     "pictures",
+    "polish",
     "predict",
     "random_crops",
     "random_samples",

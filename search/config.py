@@ -61,6 +61,7 @@ class SearchConfig:
         tolerance: the search picks its smallest network whose validation score is within this much of its best: dB of
             PSNR, percentage points of accuracy.
         max_params: only networks with at most this part of the supernet's parameters are picked.
+        polish: removals that are tried after the last epoch, to give back what does not earn its place; 0 for none.
         seed: of the weights, the training data and the noise.
     """
 
@@ -82,6 +83,7 @@ class SearchConfig:
     gate_scale: float = 5.0
     tolerance: float = 0.1
     max_params: float = 0.5
+    polish: int = 20
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -99,6 +101,8 @@ class SearchConfig:
             raise ValueError(f"tolerance must be >= 0 {self.headline.unit}, got {self.tolerance}")
         if not 0 < self.max_params <= 1:
             raise ValueError(f"max_params must lie in (0, 1], got {self.max_params}")
+        if self.polish < 0:
+            raise ValueError(f"polish must be a number of trials >= 0, got {self.polish}")
         if isinstance(self.entry_time, str):
             if self.entry_time != AUTO:
                 raise ValueError(f"entry_time must be a number of steps or {AUTO}, got {self.entry_time!r}")

@@ -25,7 +25,8 @@ class Snapshot:
 
     Attributes:
         epoch: number of epochs done.
-        loss: mean training loss over the epoch, in the units of the loss function; None before the first epoch.
+        loss: mean training loss over the epoch, in the units of the loss function; None before the first epoch and in
+            polishing.
         units: for every searched node the indices of its alive units.
         skips: the gates of the alive skips, by (source, target).
     """

@@ -2,7 +2,7 @@
 
 config.yaml        everything that determines the run
 metrics.jsonl      one line per epoch
-path.json, path/   what was alive after each epoch, and the weights
+path.json, path/   what was alive after each epoch, and after each removal of the polishing; and the weights
 checkpoint.pt      to continue, bit for bit
 """
 
@@ -11,10 +11,10 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, count
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from nas import AdaBreg, param_groups, sparse_start
 from nas.files import replacing, write_json, write_text
-from nas.models.compact import compact
+from nas.models.compact import compact, expand
 from nas.models.dag import DagNet
 from nas.penalties import scaled, strengths
 from nas.search.batches import Batches
@@ -32,8 +32,9 @@ from nas.search.config import AUTO, SearchConfig
 from nas.search.data import load_data
 from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Point, load_sparse, pick, read_points, save_sparse
+from nas.search.polish import Polished, polish
 from nas.search.stack import Pictures
-from nas.search.tasks import Example, Task, evaluate, held_out
+from nas.search.tasks import Example, Task, evaluate, held_out, predict
 from nas.steering import EARLIEST, calibrate
 
 CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINT = "config.yaml", "metrics.jsonl", "path.json", "path", "checkpoint.pt"
@@ -42,6 +43,7 @@ DRAWINGS = ("topology.svg", "topology.json", "topology.graphml", "growth.svg")
 VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
 MAX_COMPARED = 1000
 TRIAL_STEPS, TRIAL_FRACTION = 200, 0.1  # of the trial that chooses lam
+POLISHING, POLISHING_LR = 20, 5e-3  # a removal is fitted for this part of the steps of the search
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ class Run:
 class Search:
     """One search in its folder; iterate over it to let it run.
 
-    Everything that can be wrong with the options or the data is found before the folder is touched.
+    Everything that can be wrong with the options or the data is found before the folder is touched. Its attribute
+    ``on_trial`` can be set to what `nas.search.polish` is to call after each trial.
 
     Args:
         run: the folder and the options; `Search.run` has those options too that the data determine.
@@ -165,10 +168,11 @@ class Search:
             self._calibrate()
         self.scheduler = CosineAnnealingLR(self.optimizer, T_max=config.epochs * config.steps)
         self.points: list[Point] = []
+        self.on_trial: Callable[[Polished, bool], None] = lambda candidate, accepted: None
         if resume:
             self._restore()
         else:
-            start = self._measure(snapshot(self.net, 0), 0.0)
+            start = self._measure(snapshot(self.net, 0), self.net, 0.0)
             _prepare_folder(run, force)
             self._record(start)
 
@@ -194,22 +198,46 @@ class Search:
                 group["penalty"] = scaled(group["penalty"], too_early)
 
     def __iter__(self) -> Iterator[Point]:
-        """Search on to the last epoch; each point is on disk before it is yielded."""
+        """Search on to the last epoch, then polish; each point is on disk before it is yielded."""
         config, first = self.run.config, len(self.points)
-        if first > config.epochs:
-            return
         began = time.perf_counter() - self.points[-1].seconds
-        for found in search(
+        searched = search(
             self.net, self.batches, self.optimizer, self.task.loss, scheduler=self.scheduler, first_epoch=first
-        ):
-            point = self._measure(found, time.perf_counter() - began)
+        )
+        for found in islice(searched, max(0, config.epochs + 1 - first)):
+            point = self._measure(found, self.net, time.perf_counter() - began)
             self._record(point)
             yield point
-            if found.epoch == config.epochs:
-                return
+        if config.polish and len(self.points) == config.epochs + 1:
+            yield from self._polish(began)
 
-    def _measure(self, found: Snapshot, seconds: float) -> Point:
-        small = compact(self.net)
+    def _polish(self, began: float) -> list[Point]:
+        """Polish the picked network; the points of what was removed continue the path, all at once."""
+        config = self.run.config
+        chosen = self.run.supernet(self.run.choose().snapshot.epoch)
+        way = polish(
+            chosen, self.batches, self.task.loss, self._validation_loss, next(self.batches(0)),
+            trials=config.polish, steps=max(1, config.epochs * config.steps // POLISHING),
+            lr=POLISHING_LR, first_epoch=config.epochs + 1, on_trial=self.on_trial,
+        )  # fmt: skip
+        points = []
+        for epoch, state in enumerate(way, config.epochs + 1):
+            net = expand(state.net, state.units, chosen)
+            points.append(self._measure(snapshot(net, epoch), net, time.perf_counter() - began))
+            save_sparse(net, self.run.folder / SNAPSHOTS / f"{epoch:04}.safetensors")
+        write_json(self.run.folder / PATH, [each.to_dict() for each in (*self.points, *points)])
+        for point, state in zip(points, way, strict=True):
+            self._add(point, expand(state.net, state.units, chosen))
+        return points
+
+    def _validation_loss(self, net: DagNet) -> float:
+        outputs = predict(net, [example.observed for example in self.validation])
+        pairs = zip(outputs, self.validation, strict=True)
+        losses = [self.task.loss(output[None], example.target[None]) for output, example in pairs]
+        return float(torch.stack(losses).mean())
+
+    def _measure(self, found: Snapshot, net: DagNet, seconds: float) -> Point:
+        small = compact(net)
         scores = evaluate(small, self.validation, self.task)
         if not all(map(math.isfinite, scores.values())):
             raise FloatingPointError(f"the weights of epoch {found.epoch} are not finite; use a smaller lr")
@@ -220,9 +248,7 @@ class Search:
         folder = self.run.folder
         save_sparse(self.net, folder / SNAPSHOTS / f"{point.snapshot.epoch:04}.safetensors")
         write_json(folder / PATH, [each.to_dict() for each in (*self.points, point)])
-        self.points.append(point)
-        with (folder / METRICS).open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(self._metrics(point)) + "\n")
+        self._add(point, self.net)
         state = {
             "config": self.run.config.to_yaml(),
             "epoch": point.snapshot.epoch,
@@ -232,13 +258,18 @@ class Search:
         }
         replacing(folder / CHECKPOINT, lambda temporary: torch.save(state, temporary))
 
-    def _metrics(self, point: Point) -> dict[str, Any]:
-        nonzero = sum(int(p.count_nonzero()) for p in self.net.parameters())
+    def _add(self, point: Point, net: DagNet) -> None:
+        self.points.append(point)
+        with (self.run.folder / METRICS).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(self._metrics(point, net)) + "\n")
+
+    def _metrics(self, point: Point, net: DagNet) -> dict[str, Any]:
+        nonzero = sum(int(p.count_nonzero()) for p in net.parameters())
         return {
             "epoch": point.snapshot.epoch,
             "loss": point.snapshot.loss,
             **point.scores,
-            "density": nonzero / sum(p.numel() for p in self.net.parameters()),
+            "density": nonzero / sum(p.numel() for p in net.parameters()),
             "units": point.snapshot.num_units,
             "skips": len(point.snapshot.skips),
             "params": point.params,
@@ -259,11 +290,13 @@ class Search:
             raise ValueError(f"the checkpoint {file} is missing or damaged: {_first_line(problem)}") from None
         if stored != self.run.config.to_yaml():
             raise ValueError(f"{self.run.folder / CONFIG} was changed after the search began; make a new run with it")
-        self.points = self.run.points()[: done + 1]
-        if len(self.points) != done + 1:
+        self.points = self.run.points()
+        if len(self.points) < done + 1:
             raise ValueError(f"the search path {self.run.folder / PATH} is damaged: it ends before the checkpoint")
+        if done < self.run.config.epochs:
+            del self.points[done + 1 :]
         metrics = self.run.folder / METRICS
-        lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[: done + 1]
+        lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[: len(self.points)]
         write_text(metrics, "".join(lines))
 
 

@@ -3,9 +3,11 @@ import os
 # Before torch starts its threads: small tensors are faster on one, and results don't depend on the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 
 from nas.models import RECIPES
 from nas.search.config import TASKS
@@ -38,3 +40,14 @@ def registered():
     for registry, things in before:
         registry.clear()
         registry.update(things)
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    """A folder of four small pictures."""
+    root = tmp_path_factory.mktemp("data")
+    x, y = np.meshgrid(np.arange(28), np.arange(24))
+    for k in range(4):
+        pixels = 127 + 100 * np.sin(x / (2 + k)) * np.cos(y / (3 + k))
+        Image.fromarray(pixels.astype(np.uint8)).save(root / f"{k}.png")
+    return root

@@ -72,7 +72,7 @@ def data_root(tmp_path_factory):
 def config(data_root, tiny):
     return SearchConfig(
         task="classify", data="class_folder", data_root=data_root, model="tiny",
-        epochs=4, steps=60, batch=16, density=0.2, lr=0.01, entry_time=20, tolerance=2.0, max_params=1.0,
+        epochs=4, polish=0, steps=60, batch=16, density=0.2, lr=0.01, entry_time=20, tolerance=2.0, max_params=1.0,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from nas.search import Run, Search, SearchConfig
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
     "--data=folder", "--model_options={depth: 2, width: 4}", "--epochs=3", "--steps=40", "--batch=2", "--crop=16",
-    "--density=0.25", "--entry-time=20", "--lr=0.01",
+    "--density=0.25", "--entry-time=20", "--polish=0", "--lr=0.01",
 ]  # fmt: skip
 
 
@@ -261,7 +261,10 @@ def test_ctrl_c_leaves_a_valid_run(place, search_result):
             ["search", "--data=cats"],
             "unknown data 'cats'; there are: cifar10, class_folder, fashion_mnist, folder, mnist, pictures",
         ),
-        (["search", "--model=unet"], "unknown model 'unet'; there are: conv_skip_autoencoder, skip_autoencoder"),
+        (
+            ["search", "--model=unet"],
+            "unknown model 'unet'; there are: conv_skip_autoencoder, dense_conv, dense_mlp",
+        ),
         (["search", *TINY, "--data-root=nowhere"], r"there is no folder \S*nowhere"),
         (["search", *TINY, "--data-root=run/path"], "holds 0 pictures; a search needs at least 3"),
         (["search", *TINY, "--data-root=data", "--crop=25"], "32 x 24 pixels, smaller than the crop of 25"),

@@ -21,16 +21,6 @@ from nas.search.retrain import rewound, same_size
 from nas.steering import DeadTraining
 
 
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    x, y = np.meshgrid(np.arange(28), np.arange(24))
-    for k in range(4):
-        pixels = 127 + 100 * np.sin(x / (2 + k)) * np.cos(y / (3 + k))
-        Image.fromarray(pixels.astype(np.uint8)).save(root / f"{k}.png")
-    return root
-
-
 @pytest.fixture
 def config(data_root):
     return SearchConfig(
@@ -38,6 +28,7 @@ def config(data_root):
         data_root=data_root,
         model_options={"depth": 2, "width": 6},
         epochs=4,
+        polish=0,
         steps=40,
         batch=4,
         crop=16,

@@ -1,0 +1,270 @@
+"""Polishing: what a search has found gives back the units and skips that do not earn their place.
+
+Growth alone overshoots: what was useful early stays although it is superfluous later, and under AdaBreg every dual
+crosses its threshold in the end. So parts are removed again, by measurement: a part is left out, the rest is refitted,
+and the removal stands if the validation loss stays what it was.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain, count, islice
+
+import torch
+from torch import Tensor
+
+from nas.models.compact import compact, kept_units
+from nas.models.dag import DagNet, DagNode
+from nas.search.batches import Batches
+from nas.search.loop import LossFunction
+from nas.search.retrain import retrain
+
+MORE = 3  # times the steps for the first fit, and for a trial that comes near
+NEAR = 1.7  # a refused trial comes near below this multiple of the best loss
+MAX_SAMPLES = 4096  # on which one unit is expressed by others
+RIDGE = 1e-9  # keeps that solvable where others say the same
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What can go as a whole: row ``unit`` of a node (a neuron or filter), or what leads to it from ``source``."""
+
+    node: str
+    unit: int | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Polished:
+    """A compact network on the way.
+
+    Attributes:
+        net: the network.
+        units: for every node, "in" and "out" included, the indices that its units had before polishing.
+        loss: its validation loss.
+    """
+
+    net: DagNet
+    units: dict[str, Tensor]
+    loss: float
+
+    @property
+    def num_params(self) -> int:
+        return sum(p.numel() for p in self.net.parameters())
+
+
+def polish(
+    net: DagNet,
+    batches: Batches,
+    loss_fn: LossFunction,
+    validate: Callable[[DagNet], float],
+    probe: Pair,
+    *,
+    trials: int = 100,
+    steps: int = 300,
+    lr: float = 0.01,
+    tolerance: float = 0.02,
+    first_epoch: int = 1,
+    on_trial: Callable[[Polished, bool], None] = lambda candidate, accepted: None,
+) -> list[Polished]:
+    """Remove, by measured ablation, what the validation loss does not miss; ``net`` is left as it is.
+
+    The compact network is fitted without any penalty first. Then parts go: first the half of the units that costs
+    least, a quarter where that is refused, and so on; at last one by one, units before skips, and once again from the
+    same point skips before units, since a skip can stand for units and units for a skip. The smaller result counts.
+
+    Parts are tried in the order of their cost: the loss on ``probe`` without the part, where the other units of its
+    node take up what they can express of it (linear least squares, exact for a unit that doubles another). After a
+    removal the network is fitted with Adam for ``steps`` steps, and for three times as many more where it then is near.
+    The removal stands if the validation loss is at most ``1 + tolerance`` times the best one so far.
+
+    Args:
+        net: a searched network.
+        batches: function of the epoch that iterates over pairs (x, y).
+        loss_fn: mean loss of ``(prediction, y)``.
+        validate: loss on held-out data, >= 0.
+        probe: a pair (x, y) on which costs are measured.
+        trials: at most so many removals are tried, >= 1.
+        steps: optimiser steps after a removal, >= 1.
+        lr: highest learning rate of a fit.
+        tolerance: by what part the validation loss may grow, >= 0, over all removals together.
+        first_epoch: number of the first epoch that is drawn from ``batches``.
+        on_trial: called after each trial with what it led to, and whether that stands.
+
+    Returns:
+        The networks from the fitted one, the largest, to the result, each with what was removed.
+
+    Raises:
+        ValueError: an argument out of range.
+        FloatingPointError: training diverged.
+    """
+    if trials < 1 or steps < 1 or not tolerance >= 0:
+        raise ValueError(
+            f"polish needs trials and steps >= 1 and tolerance >= 0, got {trials}, {steps} and {tolerance}"
+        )
+    pairs = chain.from_iterable(map(batches, count(first_epoch)))
+
+    def fitted(candidate: Polished, steps: int) -> Polished:
+        trained = copy.deepcopy(candidate.net)
+        retrain(trained, lambda epoch: islice(pairs, steps), loss_fn, epochs=1, steps=steps, lr=lr)
+        return Polished(trained, candidate.units, validate(trained))
+
+    polisher = _Polisher(fitted, loss_fn, probe, trials, steps, tolerance, on_trial)
+    whole = {name: torch.arange(n) for name, n in net.plan.units.items()}
+    start = fitted(_compacted(net, whole), MORE * steps)
+    common = polisher.thin_out([start])
+    ends = [polisher.eliminate(common, skips_last=order) for order in (True, False)]
+    return min(ends, key=lambda way: (way[-1].num_params, way[-1].loss))
+
+
+@dataclass
+class _Polisher:
+    fit: Callable[[Polished, int], Polished]
+    loss_fn: LossFunction
+    probe: Pair
+    trials_left: int
+    steps: int
+    tolerance: float
+    on_trial: Callable[[Polished, bool], None]
+
+    def thin_out(self, way: list[Polished]) -> list[Polished]:
+        """Remove many units at once."""
+        share = 0.5
+        while True:
+            units = [part for part in self.by_cost(way[-1]) if part.unit is not None]
+            several = units[: int(share * len(units))]
+            if len(several) < 2 or self.trials_left < 1:
+                return way
+            found, accepted = self.attempt(way, several, hopeful=False)
+            if accepted:
+                way = [*way, found]
+            else:
+                share /= 2
+
+    def eliminate(self, way: list[Polished], *, skips_last: bool) -> list[Polished]:
+        """Remove parts one by one, until none of those that came near goes."""
+        todo = sorted(self.by_cost(way[-1]), key=lambda part: (part.unit is None) == skips_last)
+        while todo:
+            again: list[Part] = []
+            removed = False
+            for part in todo:
+                if part not in _parts(way[-1]):  # it went with another one
+                    continue
+                if self.trials_left < 1:
+                    return way
+                found, accepted = self.attempt(way, [part], hopeful=True)
+                if accepted:
+                    way, removed = [*way, found], True
+                elif found.loss <= NEAR * _best(way):
+                    again.append(part)
+            todo = again if removed else []
+        return way
+
+    def attempt(self, way: list[Polished], parts: Sequence[Part], *, hopeful: bool) -> tuple[Polished, bool]:
+        """The network without these parts, fitted, and whether it is as good."""
+        self.trials_left -= 1
+        limit = (1 + self.tolerance) * _best(way)
+        found = self.fit(_without(way[-1], parts, self.probe[0]), self.steps)
+        if hopeful and limit < found.loss <= NEAR * _best(way):
+            found = self.fit(found, MORE * self.steps)
+        self.on_trial(found, found.loss <= limit)
+        return found, found.loss <= limit
+
+    @torch.no_grad()
+    def by_cost(self, state: Polished) -> list[Part]:
+        """The parts, those without which the loss on the probe is least first."""
+        x, y = self.probe
+        costs = {part: float(self.loss_fn(_zeroed(state, [part], x)(x), y)) for part in _parts(state)}
+        return sorted(costs, key=lambda part: costs[part])
+
+
+def _best(way: Sequence[Polished]) -> float:
+    return min(state.loss for state in way)
+
+
+def _parts(state: Polished) -> list[Part]:
+    """Everything that can go: units of searched nodes, gates, projections, and edges that are not the only one."""
+    parts = []
+    for name, node in state.net.named_nodes().items():
+        if node.plan.searched:
+            parts += [Part(name, unit=int(state.units[name][row])) for row in _rows(node)]
+        edges = node.plan.edges if len(node.plan.edges) > 1 else {}
+        sources = [*(skip.source for skip in node.plan.skips), *node.plan.projections, *edges]
+        parts += [Part(name, source=source) for source in dict.fromkeys(sources)]
+    return parts
+
+
+def _rows(node: DagNode) -> list[int]:
+    """The units that the rows of a node compute."""
+    return list(range(node.plan.units) if node.plan.rows is None else node.plan.rows)
+
+
+def _without(state: Polished, parts: Sequence[Part], x: Tensor) -> Polished:
+    return _compacted(_zeroed(state, parts, x), state.units)
+
+
+def _compacted(net: DagNet, units: dict[str, Tensor]) -> Polished:
+    kept = kept_units(net)
+    small = compact(net)
+    return Polished(small, {name: units[name][kept[name]] for name in small.plan.units}, float("inf"))
+
+
+@torch.no_grad()
+def _zeroed(state: Polished, parts: Sequence[Part], x: Tensor) -> DagNet:
+    """A copy of the network whose ``parts`` are zero, and in which other units stand for them as well as they can."""
+    net = copy.deepcopy(state.net)
+    for name, node in net.named_nodes().items():
+        for part in parts:
+            if part.node == name and part.source is not None:
+                _zero_skip(node, part.source)
+        gone = {part.unit for part in parts if part.node == name and part.unit is not None}
+        rows = [row for row, unit in enumerate(_rows(node)) if int(state.units[name][unit]) in gone]
+        if rows:
+            before = net.states(x)
+            for tensor in (*node.edges.values(), node.bias):
+                tensor[rows] = 0
+            _take_up(net, name, [_rows(node)[row] for row in rows], before)
+    return net
+
+
+def _zero_skip(node: DagNode, source: str) -> None:
+    for k, skip in enumerate(node.plan.skips):
+        if skip.source == source:
+            node.gates[k] = 0
+    if source in node.projections:
+        node.projections[source].zero_()
+    if source in node.edges and len(node.edges) > 1:
+        node.edges[source].zero_()
+
+
+def _take_up(net: DagNet, name: str, gone: list[int], before: dict[str, Tensor]) -> None:
+    """Readers of the units ``gone`` of a node read what the others can express of them.
+
+    With x the states of the node without these units, and r what is missing of these, the coefficients minimise
+    |x C + c - r|^2; a reader with the weight W then gets W[:, gone] C on top, and W[:, gone] c on its bias.
+    """
+    node, axis = net.named_nodes()[name], net.unit_axis
+    after = node(before)
+    x, lost = (_samples(tensor, axis) for tensor in (after, before[name] - after))
+    live = x.ne(0).any(dim=0)
+    design = torch.cat([x[:, live], torch.ones_like(x[:, :1])], dim=1)
+    gram = design.T @ design
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+    coefficients = torch.linalg.solve(gram, design.T @ lost[:, gone]).to(next(net.parameters()).dtype)
+    for reader in net.named_nodes().values():
+        if name in reader.edges:
+            weight = reader.edges[name]
+            missing = weight[:, gone]
+            weight[:, live] += torch.einsum("rk...,lk->rl...", missing, coefficients[:-1])
+            reader.bias.add_(missing.reshape(*missing.shape[:2], -1).sum(dim=2) @ coefficients[-1])
+        if name in reader.projections:
+            matrix = reader.projections[name]
+            matrix[:, live] += matrix[:, gone] @ coefficients[:-1].T
+
+
+def _samples(state: Tensor, axis: int) -> Tensor:
+    """At most `MAX_SAMPLES` positions and samples of a state, evenly spaced, as rows; in double precision."""
+    rows = state.movedim(axis, -1).flatten(0, -2)
+    return rows[:: -(-len(rows) // MAX_SAMPLES)].double()

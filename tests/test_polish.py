@@ -1,0 +1,163 @@
+"""Polishing: superfluous units and skips go, by measurement; what is needed stays."""
+
+import copy
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nas.models import compact, conv_skip_autoencoder, dense_mlp, skip_autoencoder
+from nas.models.compact import expand, kept_units
+from nas.search import Run, Search, SearchConfig, births, deaths, polish
+from nas.search.polish import Part, Polished, _compacted, _parts, _zeroed
+from tests.nets import random_net
+
+
+def num_params(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+def doubled(seed=0):
+    """A net of 3 neurons, and one of 6 that computes the same: each neuron is there twice, with half the weight."""
+    torch.manual_seed(seed)
+    single, double = dense_mlp(4, widths=[3], outputs=2), dense_mlp(4, widths=[6], outputs=2)
+    with torch.no_grad():
+        single.nodes["n1"].bias.uniform_(-0.5, 0.5)
+        for key in ("edges.in", "bias"):
+            tensor = single.get_parameter(f"nodes.n1.{key}")
+            double.get_parameter(f"nodes.n1.{key}").copy_(torch.cat([tensor, tensor]))
+        double.nodes["out"].edges["n1"].copy_(single.nodes["out"].edges["n1"].repeat(1, 2) / 2)
+    return single, double
+
+
+def data_of(net, n=512, seed=0):
+    x = torch.randn(n, net.plan.channels, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return x, net(x)
+
+
+def polished(net, pair, **options):
+    x, y = pair
+
+    def batches(epoch):
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch))
+        return iter([(x[part], y[part]) for part in order.split(64)])
+
+    @torch.no_grad()
+    def validate(net):
+        return F.mse_loss(net(x), y).item()
+
+    return polish(net, batches, F.mse_loss, validate, (x, y), **options)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_expand_is_the_inverse_of_compact(seed):
+    net, x = random_net(seed)
+    if any(node.rows is not None for node in net.plan.nodes):
+        return
+    small, kept = compact(net), kept_units(net)
+    units = {name: kept[name].nonzero()[:, 0] for name in small.plan.units}
+    whole = expand(small, units, net)
+    torch.testing.assert_close(whole(x), net(x), rtol=1e-4, atol=1e-5)
+    assert compact(whole).plan == small.plan
+
+
+def test_a_unit_that_doubles_another_is_taken_up_exactly():
+    single, double = doubled()
+    pair = data_of(single)
+    state = _compacted(double.double(), {name: torch.arange(n) for name, n in double.plan.units.items()})
+    without = _zeroed(state, [Part("n1", unit=4)], pair[0].double())
+    torch.testing.assert_close(without(pair[0].double()), double(pair[0].double()), rtol=0, atol=1e-4)
+    assert without.nodes["n1"].bias[4].item() == 0 and not without.nodes["n1"].edges["in"][4].any()
+
+
+def test_filters_that_double_others_are_taken_up_exactly():
+    torch.manual_seed(0)
+    net = conv_skip_autoencoder(depth=2, width=6, patch=1).double()
+    with torch.no_grad():
+        for key in ("edges.in", "bias"):
+            tensor = net.get_parameter(f"nodes.n1.{key}")
+            tensor[3:] = 2 * tensor[:3]
+    x = torch.rand(4, 1, 9, 9, dtype=torch.double)
+    state = _compacted(net, {name: torch.arange(n) for name, n in net.plan.units.items()})
+    without = _zeroed(state, [Part("n1", unit=k) for k in (0, 4, 5)], x)
+    torch.testing.assert_close(without(x), net(x), rtol=0, atol=1e-4)
+
+
+def test_the_parts_of_a_net():
+    net = skip_autoencoder(2, depth=1, patch=None)
+    with torch.no_grad():
+        net.nodes["n1"].gates.fill_(1)
+        net.nodes["n1"].edges["in"][1] = 0
+    state = _compacted(net, {name: torch.arange(n) for name, n in net.plan.units.items()})
+    assert _parts(state) == [Part("n1", unit=0), Part("n1", source="in"), Part("out", unit=0), Part("out", unit=1)]
+
+
+def test_superfluous_neurons_and_skips_go():
+    """Each neuron is there three times and all blocks are open, on data of a teacher of 3 neurons without skips."""
+    single, _ = doubled(1)
+    pair = data_of(single)
+    torch.manual_seed(3)
+    student = dense_mlp(4, widths=[9], outputs=2)
+    with torch.no_grad():
+        for key in ("edges.in", "bias"):
+            student.get_parameter(f"nodes.n1.{key}").copy_(
+                single.get_parameter(f"nodes.n1.{key}").repeat(3, *[1] * (key != "bias"))
+            )
+        student.nodes["n1"].edges["in"].mul_(1 + 0.1 * torch.randn(9, 1))
+        student.nodes["out"].edges["in"].normal_(std=0.1)
+    before = copy.deepcopy(student.state_dict())
+    seen = []
+    way = polished(student, pair, trials=40, steps=150, tolerance=0.5, on_trial=lambda state, good: seen.append(good))
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    small = way[-1].net
+    assert small.plan.units == {"in": 4, "n1": 3, "out": 2}
+    assert set(small.nodes["out"].plan.edges) == {"n1"}
+    assert way[-1].loss < 5e-3 * pair[1].var()
+    sizes = [state.num_params for state in way]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
+    assert len(seen) <= 40 and seen.count(True) >= len(way) - 1
+    assert isinstance(way[0], Polished) and len(way[0].units["n1"]) == 9
+
+
+def test_what_is_needed_stays():
+    single, _ = doubled(1)
+    way = polished(single, data_of(single), trials=10, steps=50)
+    assert [state.num_params for state in way] == [num_params(compact(single))]
+
+
+@pytest.mark.parametrize("options", [{"trials": 0}, {"steps": 0}, {"tolerance": -0.1}, {"tolerance": float("nan")}])
+def test_bad_options(options):
+    single, _ = doubled()
+    with pytest.raises(ValueError, match="polish needs trials and steps >= 1 and tolerance >= 0, got"):
+        polished(single, data_of(single), **options)
+
+
+def test_a_run_polishes_and_shows_it(data_root, tmp_path):
+    config = SearchConfig(
+        data="folder", data_root=data_root, model_options={"depth": 2, "width": 4}, epochs=3, steps=60, batch=4,
+        crop=16, density=0.5, lr=0.01, entry_time=20, max_params=1.0, polish=6,
+    )  # fmt: skip
+    run = Run(tmp_path / "run", config)
+    points = list(Search(run))
+    epochs = [point.snapshot.epoch for point in points]
+    assert epochs == list(range(1, len(points) + 1)) and len(points) > 3
+    assert [point.snapshot.loss is None for point in points] == [epoch > 3 for epoch in epochs]
+    last = points[-1]
+    sizes = [point.params for point in points[3:]]
+    assert sizes == sorted(sizes, reverse=True)
+    net = run.supernet(last.snapshot.epoch)
+    assert num_params(compact(net)) == last.params
+    stored = run.points()
+    born, died = births(stored), deaths(stored)
+    assert {name: tuple(units) for name, units in born.items()} == last.snapshot.units
+    grown = {name: set(units) for name, units in stored[3].snapshot.units.items()}
+    for name, units in last.snapshot.units.items():
+        assert {unit for unit, epoch in died[name].items() if epoch > 3} == grown[name] - set(units)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(len(stored)))
+
+    before = (run.folder / "path.json").read_text()
+    assert list(Search(run, resume=True)) == []  # it is complete
+    assert (run.folder / "path.json").read_text() == before
