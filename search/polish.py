@@ -72,8 +72,9 @@ def polish(
     """Remove, by measured ablation, what the validation loss does not miss; ``net`` is left as it is.
 
     The compact network is fitted without any penalty first. Then parts go: first the half of the units that costs
-    least, a quarter where that is refused, and so on; at last one by one, units before skips, and once again from the
-    same point skips before units, since a skip can stand for units and units for a skip. The smaller result counts.
+    least, a quarter where that is refused, and so on; at last one by one, units before skips. Since a small network
+    cannot always find its way to do without a skip, each skip that is left is then taken from the first network, and
+    the elimination repeated; it is gone for good where that ends with fewer parameters.
 
     Parts are tried in the order of their cost: the loss on ``probe`` without the part, where the other units of its
     node take up what they can express of it (linear least squares, exact for a unit that doubles another). After a
@@ -114,9 +115,14 @@ def polish(
     polisher = _Polisher(fitted, loss_fn, probe, trials, steps, tolerance, on_trial)
     whole = {name: torch.arange(n) for name, n in net.plan.units.items()}
     start = fitted(_compacted(net, whole), MORE * steps)
-    common = polisher.thin_out([start])
-    ends = [polisher.eliminate(common, skips_last=order) for order in (True, False)]
-    return min(ends, key=lambda way: (way[-1].num_params, way[-1].loss))
+    way = polisher.eliminate(polisher.thin_out([start]))
+    for skip in [part for part in _parts(way[-1]) if part.unit is None]:
+        gone = [part for part in _parts(start) if part.unit is None and part not in _parts(way[-1])]
+        without, accepted = polisher.attempt([start], [*gone, skip], hopeful=True)
+        if accepted:
+            other = polisher.eliminate(polisher.thin_out([start, without]))
+            way = min(way, other, key=lambda way: way[-1].num_params)
+    return way
 
 
 @dataclass
@@ -135,7 +141,7 @@ class _Polisher:
         while True:
             units = [part for part in self.by_cost(way[-1]) if part.unit is not None]
             several = units[: int(share * len(units))]
-            if len(several) < 2 or self.trials_left < 1:
+            if len(several) < 2:
                 return way
             found, accepted = self.attempt(way, several, hopeful=False)
             if accepted:
@@ -143,17 +149,15 @@ class _Polisher:
             else:
                 share /= 2
 
-    def eliminate(self, way: list[Polished], *, skips_last: bool) -> list[Polished]:
-        """Remove parts one by one, until none of those that came near goes."""
-        todo = sorted(self.by_cost(way[-1]), key=lambda part: (part.unit is None) == skips_last)
+    def eliminate(self, way: list[Polished]) -> list[Polished]:
+        """Remove parts one by one, units first, until none of those that came near goes."""
+        todo = sorted(self.by_cost(way[-1]), key=lambda part: part.unit is None)
         while todo:
             again: list[Part] = []
             removed = False
             for part in todo:
                 if part not in _parts(way[-1]):  # it went with another one
                     continue
-                if self.trials_left < 1:
-                    return way
                 found, accepted = self.attempt(way, [part], hopeful=True)
                 if accepted:
                     way, removed = [*way, found], True
@@ -164,6 +168,8 @@ class _Polisher:
 
     def attempt(self, way: list[Polished], parts: Sequence[Part], *, hopeful: bool) -> tuple[Polished, bool]:
         """The network without these parts, fitted, and whether it is as good."""
+        if self.trials_left < 1:
+            return way[-1], False
         self.trials_left -= 1
         limit = (1 + self.tolerance) * _best(way)
         found = self.fit(_without(way[-1], parts, self.probe[0]), self.steps)

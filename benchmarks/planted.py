@@ -1,0 +1,272 @@
+"""Planted topologies: does a search find the network that made the data?
+
+A small random teacher of a recipe makes targets from random inputs, with noise of a tenth of their standard deviation;
+a larger student of the same recipe searches. Of each found network are printed its skips against the teacher's
+(precision and recall), its neurons per node, and its test loss as a multiple of the noise floor. "Found" means: the
+skips are the teacher's, the neurons of every node are within 10 %, and the test loss is within 5 % of the floor.
+
+    python -m benchmarks.planted --cases dense_mlp --seeds 0-9 --algorithms adabreg+polish
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nas import AdaBreg, LinBreg, param_groups, sparse_start
+from nas.models import DagNet, compact, dense_conv, dense_mlp, find_alive, skip_autoencoder
+from nas.search import polish, search
+
+NOISE, MATTERS = 0.1, 0.02  # part of the standard deviation; part of the variance that every teacher's part makes
+GAIN, OPEN = 1.5, 0.5  # norm of a neuron's weights; how often a skip is there
+STEPS = 100  # of an epoch
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A teacher and its student.
+
+    Attributes:
+        teacher: makes the network of which ``rows`` units per node live; of other nodes all do.
+        student: makes the supernet.
+        rows: number of living units by node.
+        shape: of one input.
+        samples, batch: inputs to train on (as many to validate, twice as many to test), and of one batch.
+        epochs: of 100 steps.
+    """
+
+    teacher: Callable[[], DagNet]
+    student: Callable[[], DagNet]
+    rows: dict[str, int]
+    shape: tuple[int, ...]
+    samples: int
+    batch: int
+    epochs: int
+
+
+def dense(teacher: tuple[int, ...] = (5, 4), student: tuple[int, ...] = (32, 32), epochs: int = 30) -> Case:
+    return Case(
+        lambda: dense_mlp(6, widths=teacher, outputs=3),
+        lambda: dense_mlp(6, widths=student, outputs=3),
+        {}, (6,), 4096, 256, epochs,
+    )  # fmt: skip
+
+
+CASES = {
+    "dense_mlp": dense(),
+    "dense_conv": Case(
+        lambda: dense_conv(1, depth=2, growth=[3, 2]),
+        lambda: dense_conv(1, depth=2, growth=[12, 12]),
+        {}, (1, 8, 8), 256, 16, 20,
+    ),
+    "skip_autoencoder": Case(
+        lambda: skip_autoencoder(16, depth=1, patch=None),
+        lambda: skip_autoencoder(16, depth=1, patch=None),
+        {"n1": 5, "out": 4}, (16,), 4096, 256, 30,
+    ),
+}  # fmt: skip
+ALGORITHMS = ("adabreg", "linbreg", "adabreg+polish", "linbreg+polish")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A found network against its teacher; see the module."""
+
+    precision: float
+    recall: float
+    neurons: dict[str, tuple[int, int]]  # by node, found and planted
+    params: tuple[int, int]
+    loss: float
+    seconds: float
+
+    @property
+    def is_exact(self) -> bool:
+        close = all(abs(found - planted) <= 0.1 * planted for found, planted in self.neurons.values())
+        return self.precision == self.recall == 1 and close and self.loss <= 1.05
+
+
+def make_teacher(case: Case, seed: int) -> DagNet:
+    """A teacher whose neurons' weights are orthogonal and in which every unit and every skip matters."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        net = case.teacher()
+        _draw(net, case.rows, generator)
+        if _all_matters(net, torch.randn(2048 // math.prod(case.shape[1:]), *case.shape, generator=generator)):
+            return net
+
+
+@torch.no_grad()
+def _draw(net: DagNet, rows: dict[str, int], generator: torch.Generator) -> None:
+    for name, node in net.named_nodes().items():
+        for p in node.parameters():
+            p.zero_()
+        units = node.plan.num_rows
+        live = torch.randperm(units, generator=generator)[: rows.get(name, units)]
+        node.bias[live] = torch.rand(len(live), generator=generator) - 0.5
+        for source, weight in node.edges.items():
+            if source not in node.plan.blocks or torch.rand((), generator=generator) < OPEN:
+                weight[live] = _orthogonal(weight[live], generator) * (GAIN if node.plan.searched else 1)
+        for k in range(len(node.gates)):
+            size, sign, is_open = torch.rand(3, generator=generator)
+            node.gates[k] = (0.5 + size / 2) * (1 if sign < 0.5 else -1) * (is_open < OPEN)
+
+
+def _orthogonal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Orthogonal rows (columns, where there are more rows) of the mean norm 1."""
+    wide = like.flatten(1)
+    basis = torch.linalg.qr(torch.randn(max(wide.shape), min(wide.shape), generator=generator))[0]
+    rows = basis.T if wide.shape[0] < wide.shape[1] else basis
+    return (rows * math.sqrt(max(1, wide.shape[0] / wide.shape[1]))).reshape(like.shape)
+
+
+@torch.no_grad()
+def _all_matters(net: DagNet, x: Tensor) -> bool:
+    y = net(x)
+    return all(_changed(net, x, y, slices) >= MATTERS * _variance(y) for slices in _groups(net))
+
+
+def _changed(net: DagNet, x: Tensor, y: Tensor, slices: list[tuple[Tensor, int | None]]) -> float:
+    """The variance that is missing while these slices are zero."""
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    for tensor, index in slices:
+        (tensor if index is None else tensor[index]).zero_()
+    missing = _variance(net(x) - y)
+    net.load_state_dict(state)
+    return missing
+
+
+def _groups(net: DagNet) -> Iterator[list[tuple[Tensor, int | None]]]:
+    """The living units and skips, each as slices of tensors."""
+    for node in net.named_nodes().values():
+        if node.plan.searched:
+            yield from ([(p, i) for p in (*node.edges.values(), node.bias)] for i in node.bias.nonzero()[:, 0].tolist())
+        yield from ([(node.gates, k)] for k in node.gates.nonzero()[:, 0].tolist())
+        yield from ([(node.edges[source], None)] for source in node.plan.blocks if node.edges[source].any())
+
+
+def _variance(y: Tensor) -> float:
+    return float((y - y.mean(dim=0)).square().mean())
+
+
+def find(case: Case, algorithm: str, seed: int) -> Found:
+    """Search with a student, and compare what it finds with its teacher."""
+    teacher = make_teacher(case, seed)
+
+    @torch.no_grad()
+    def pairs(n: int, part: int, noise: float) -> Pair:
+        generator = torch.Generator().manual_seed(1000 * seed + part)
+        x = torch.randn(n, *case.shape, generator=generator)
+        y = teacher(x)
+        return x, y + noise * torch.randn(y.shape, generator=generator)
+
+    noise = NOISE * math.sqrt(_variance(pairs(case.samples, 0, 0.0)[1]))
+    (x, y), validation = pairs(case.samples, 0, noise), pairs(case.samples, 1, noise)
+    test = pairs(2 * case.samples, 2, noise)
+
+    def batches(epoch: int) -> Iterator[Pair]:
+        generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+        for _ in range(STEPS):
+            chosen = torch.randint(len(x), (case.batch,), generator=generator)
+            yield x[chosen], y[chosen]
+
+    @torch.no_grad()
+    def loss(net: DagNet, pair: Pair) -> float:
+        return float(F.mse_loss(net(pair[0]), pair[1])) / noise**2
+
+    began = time.perf_counter()
+    net = _grown(case, algorithm, seed, batches)
+    if algorithm.endswith("+polish"):
+        probe = x[: len(x) // 4], y[: len(y) // 4]
+        net = polish(
+            net, batches, F.mse_loss, lambda net: loss(net, validation), probe, trials=150, first_epoch=case.epochs + 1
+        )[-1].net
+    seconds = time.perf_counter() - began
+    planted, found = _skips(teacher), _skips(net)
+    common = len(planted & found)
+    alive, expected = _neurons(net), _neurons(teacher)
+    return Found(
+        precision=common / len(found) if found else 1.0,
+        recall=common / len(planted) if planted else 1.0,
+        neurons={name: (alive.get(name, 0), n) for name, n in expected.items()},
+        params=tuple(sum(p.numel() for p in compact(each).parameters()) for each in (net, teacher)),  # type: ignore[arg-type]
+        loss=loss(net, test),
+        seconds=seconds,
+    )
+
+
+def _grown(case: Case, algorithm: str, seed: int, batches: Callable[[int], Iterator[Pair]]) -> DagNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = case.student()
+    sparse_start(net, 0.1, seed=seed, batch=next(batches(0))[0])
+    if algorithm.startswith("adabreg"):
+        optimizer: AdaBreg | LinBreg = AdaBreg(param_groups(net, lr=0.005, lam=0.25))  # the first wake after 50 steps
+    else:
+        optimizer = LinBreg(param_groups(net, lr=0.1, lam=0.5, gate_lr=0.1, gate_lam=0.5), momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, case.epochs * STEPS)
+    for _ in islice(search(net, batches, optimizer, F.mse_loss, scheduler=scheduler), case.epochs):
+        pass
+    return net
+
+
+def _skips(net: DagNet) -> set[tuple[str, str]]:
+    return set(find_alive(net).skips)
+
+
+def _neurons(net: DagNet) -> dict[str, int]:
+    """Neurons that are computed, by searched node."""
+    small = compact(net)
+    return {node.name: node.num_rows for node in small.plan.nodes if node.searched}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="planted topologies: does a search find the network that made the data?"
+    )
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
+    parser.add_argument("--seeds", default="0-9", help="first and last seed, such as 0-9")
+    options = parser.parse_args()
+    first, last = map(int, options.seeds.split("-"))
+    for name in options.cases:
+        for algorithm in options.algorithms:
+            results = [_reported(name, algorithm, seed) for seed in range(first, last + 1)]
+            _summarise(name, algorithm, results)
+
+
+def _reported(name: str, algorithm: str, seed: int) -> Found:
+    found = find(CASES[name], algorithm, seed)
+    neurons = ", ".join(f"{node} {a} of {b}" for node, (a, b) in found.neurons.items())
+    print(
+        f"{name:<18}{algorithm:<16}seed {seed:<3}{'found' if found.is_exact else '-':<7}skips: precision "
+        f"{found.precision:.2f}, recall {found.recall:.2f}; neurons: {neurons}; parameters {found.params[0]} of "
+        f"{found.params[1]}; loss / floor {found.loss:.3f}; {found.seconds:.0f} s",
+        flush=True,
+    )
+    return found
+
+
+def _summarise(name: str, algorithm: str, results: list[Found]) -> None:
+    def mean(values: list[float]) -> float:
+        return math.fsum(values) / len(values)
+
+    ratios = [a / b for found in results for a, b in found.neurons.values()]
+    print(
+        f"{name:<18}{algorithm:<16}{sum(found.is_exact for found in results)} of {len(results)} found; means: precision "
+        f"{mean([found.precision for found in results]):.2f}, recall {mean([found.recall for found in results]):.2f}, "
+        f"neurons / planted {mean(ratios):.2f}, loss / floor {mean([found.loss for found in results]):.3f}, "
+        f"{mean([found.seconds for found in results]):.0f} s\n",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
