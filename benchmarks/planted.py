@@ -28,6 +28,7 @@ GAIN, OPEN = 1.5, 0.5  # norm of a neuron's weights; how often a skip is there
 STEPS = 100  # of an epoch
 
 Pair = tuple[Tensor, Tensor]
+Slice = tuple[Tensor, int | None]  # the slice of this index, or the whole tensor
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _all_matters(net: DagNet, x: Tensor) -> bool:
     return all(_changed(net, x, y, slices) >= MATTERS * _variance(y) for slices in _groups(net))
 
 
-def _changed(net: DagNet, x: Tensor, y: Tensor, slices: list[tuple[Tensor, int | None]]) -> float:
+def _changed(net: DagNet, x: Tensor, y: Tensor, slices: list[Slice]) -> float:
     """The variance that is missing while these slices are zero."""
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     for tensor, index in slices:
@@ -143,13 +144,16 @@ def _changed(net: DagNet, x: Tensor, y: Tensor, slices: list[tuple[Tensor, int |
     return missing
 
 
-def _groups(net: DagNet) -> Iterator[list[tuple[Tensor, int | None]]]:
+def _groups(net: DagNet) -> Iterator[list[Slice]]:
     """The living units and skips, each as slices of tensors."""
     for node in net.named_nodes().values():
-        if node.plan.searched:
-            yield from ([(p, i) for p in (*node.edges.values(), node.bias)] for i in node.bias.nonzero()[:, 0].tolist())
-        yield from ([(node.gates, k)] for k in node.gates.nonzero()[:, 0].tolist())
-        yield from ([(node.edges[source], None)] for source in node.plan.blocks if node.edges[source].any())
+        for i in node.bias.nonzero()[:, 0].tolist() if node.plan.searched else ():
+            yield [(p, i) for p in (*node.edges.values(), node.bias)]
+        for k in node.gates.nonzero()[:, 0].tolist():
+            yield [(node.gates, k)]
+        for source in node.plan.blocks:
+            if node.edges[source].any():
+                yield [(node.edges[source], None)]
 
 
 def _variance(y: Tensor) -> float:
@@ -258,12 +262,13 @@ def _summarise(name: str, algorithm: str, results: list[Found]) -> None:
     def mean(values: list[float]) -> float:
         return math.fsum(values) / len(values)
 
-    ratios = [a / b for found in results for a, b in found.neurons.values()]
+    exact = sum(found.is_exact for found in results)
+    precision, recall = (mean([getattr(found, key) for found in results]) for key in ("precision", "recall"))
+    ratio = mean([a / b for found in results for a, b in found.neurons.values()])
+    loss, seconds = (mean([getattr(found, key) for found in results]) for key in ("loss", "seconds"))
     print(
-        f"{name:<18}{algorithm:<16}{sum(found.is_exact for found in results)} of {len(results)} found; means: precision "
-        f"{mean([found.precision for found in results]):.2f}, recall {mean([found.recall for found in results]):.2f}, "
-        f"neurons / planted {mean(ratios):.2f}, loss / floor {mean([found.loss for found in results]):.3f}, "
-        f"{mean([found.seconds for found in results]):.0f} s\n",
+        f"{name:<18}{algorithm:<16}{exact} of {len(results)} found; means: skips: precision {precision:.2f}, recall "
+        f"{recall:.2f}; neurons / planted {ratio:.2f}; loss / floor {loss:.3f}; {seconds:.0f} s\n",
         flush=True,
     )
 
