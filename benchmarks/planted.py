@@ -125,7 +125,8 @@ def _orthogonal(like: Tensor, generator: torch.Generator) -> Tensor:
     wide = like.flatten(1)
     basis = torch.linalg.qr(torch.randn(max(wide.shape), min(wide.shape), generator=generator))[0]
     rows = basis.T if wide.shape[0] < wide.shape[1] else basis
-    return (rows * math.sqrt(max(1, wide.shape[0] / wide.shape[1]))).reshape(like.shape)
+    scaled: Tensor = rows * math.sqrt(max(1, wide.shape[0] / wide.shape[1]))
+    return scaled.reshape(like.shape)
 
 
 @torch.no_grad()

@@ -558,7 +558,10 @@ def _sizes(point: Point, run: Run) -> Result:
     searched = [node for node in supernet.plan.nodes if node.searched]
     return {
         "units": {"alive": point.snapshot.num_units, "total": sum(node.units for node in searched)},
-        "skips": {"alive": len(point.snapshot.skips), "total": sum(len(node.skips) for node in supernet.plan.nodes)},
+        "skips": {
+            "alive": len(point.snapshot.skips),
+            "total": sum(len(node.skips) + len(node.blocks) + len(node.projections) for node in supernet.plan.nodes),
+        },
         "params": {"alive": point.params, "total": sum(p.numel() for p in supernet.parameters())},
     }
 
