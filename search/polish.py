@@ -6,6 +6,7 @@ and the removal stands if the validation loss stays what it was.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, islice
@@ -13,7 +14,7 @@ from itertools import chain, count, islice
 import torch
 from torch import Tensor
 
-from nas.models.compact import compact, kept_units
+from nas.models.compact import compact, expand, kept_units
 from nas.models.dag import DagNet, DagNode
 from nas.search.batches import Batches
 from nas.search.loop import LossFunction
@@ -22,6 +23,7 @@ from nas.search.retrain import retrain
 MORE = 3  # times the steps for the first fit, and for a trial that comes near
 NEAR = 1.7  # a refused trial comes near below this multiple of the best loss
 MAX_SAMPLES = 4096  # on which one unit is expressed by others
+SMALL = 0.1  # of a skip that is opened
 RIDGE = 1e-9  # keeps that solvable where others say the same
 
 Pair = tuple[Tensor, Tensor]
@@ -73,8 +75,8 @@ def polish(
 
     The compact network is fitted without any penalty first. Then parts go: first the half of the units that costs
     least, a quarter where that is refused, and so on; at last one by one, units before skips. Since a small network
-    cannot always find its way to do without a skip, each skip that is left is then taken from the first network, and
-    the elimination repeated; it is gone for good where that ends with fewer parameters.
+    cannot find its way to do without a skip, or to make use of another one, each skip is then reconsidered: it is taken
+    from the first network, or opened in it, and the elimination repeated. That counts if it ends with fewer parameters.
 
     Parts are tried in the order of their cost: the loss on ``probe`` without the part, where the other units of its
     node take up what they can express of it (linear least squares, exact for a unit that doubles another). After a
@@ -82,7 +84,7 @@ def polish(
     The removal stands if the validation loss is at most ``1 + tolerance`` times the best one so far.
 
     Args:
-        net: a searched network.
+        net: a searched supernet.
         batches: function of the epoch that iterates over pairs (x, y).
         loss_fn: mean loss of ``(prediction, y)``.
         validate: loss on held-out data, >= 0.
@@ -113,15 +115,11 @@ def polish(
         return Polished(trained, candidate.units, validate(trained))
 
     polisher = _Polisher(fitted, loss_fn, probe, trials, steps, tolerance, on_trial)
-    whole = {name: torch.arange(n) for name, n in net.plan.units.items()}
-    start = fitted(_compacted(net, whole), MORE * steps)
-    way = polisher.eliminate(polisher.thin_out([start]))
-    for skip in [part for part in _parts(way[-1]) if part.unit is None]:
-        gone = [part for part in _parts(start) if part.unit is None and part not in _parts(way[-1])]
-        without, accepted = polisher.attempt([start], [*gone, skip], hopeful=True)
-        if accepted:
-            other = polisher.eliminate(polisher.thin_out([start, without]))
-            way = min(way, other, key=lambda way: way[-1].num_params)
+    start = fitted(_compacted(net, _all_units(net)), MORE * steps)
+    way = polisher.eliminate([start])
+    for skip in _skips(net):
+        other = polisher.reconsider(start, way[-1], skip, net)
+        way = min(way, other or way, key=lambda way: way[-1].num_params)
     return way
 
 
@@ -134,6 +132,26 @@ class _Polisher:
     steps: int
     tolerance: float
     on_trial: Callable[[Polished, bool], None]
+
+    def reconsider(self, start: Polished, end: Polished, skip: Part, net: DagNet) -> list[Polished] | None:
+        """The way from ``start`` with the skips of ``end``, but for ``skip``; None if that cannot be fitted."""
+        if not self.trials_left or not {skip.node, str(skip.source)} <= set(start.net.plan.units):
+            return None
+        self.trials_left -= 1
+        whole = expand(start.net, start.units, net)
+        for part in _skips(net):
+            if (part in _parts(end)) == (part == skip):
+                _zero_skip(whole.named_nodes()[part.node], str(part.source))
+        if skip not in _parts(start):
+            _open_skip(whole, skip, start.units)
+        found = self.fit(_compacted(whole, _all_units(net)), MORE * self.steps)
+        accepted = found.loss <= (1 + self.tolerance) * start.loss
+        self.on_trial(found, accepted)
+        return self.eliminate([start, found]) if accepted else None
+
+    def eliminate(self, way: list[Polished]) -> list[Polished]:
+        """Remove what can be removed."""
+        return self.one_by_one(self.thin_out(way))
 
     def thin_out(self, way: list[Polished]) -> list[Polished]:
         """Remove many units at once."""
@@ -149,7 +167,7 @@ class _Polisher:
             else:
                 share /= 2
 
-    def eliminate(self, way: list[Polished]) -> list[Polished]:
+    def one_by_one(self, way: list[Polished]) -> list[Polished]:
         """Remove parts one by one, units first, until none of those that came near goes."""
         todo = sorted(self.by_cost(way[-1]), key=lambda part: part.unit is None)
         while todo:
@@ -202,6 +220,19 @@ def _parts(state: Polished) -> list[Part]:
     return parts
 
 
+def _skips(net: DagNet) -> list[Part]:
+    """The skips of a supernet, open or not."""
+    return [
+        Part(name, source=source)
+        for name, node in net.named_nodes().items()
+        for source in (*(skip.source for skip in node.plan.skips), *node.plan.projections, *node.plan.blocks)
+    ]
+
+
+def _all_units(net: DagNet) -> dict[str, Tensor]:
+    return {name: torch.arange(n) for name, n in net.plan.units.items()}
+
+
 def _rows(node: DagNode) -> list[int]:
     """The units that the rows of a node compute."""
     return list(range(node.plan.units) if node.plan.rows is None else node.plan.rows)
@@ -235,6 +266,7 @@ def _zeroed(state: Polished, parts: Sequence[Part], x: Tensor) -> DagNet:
     return net
 
 
+@torch.no_grad()
 def _zero_skip(node: DagNode, source: str) -> None:
     for k, skip in enumerate(node.plan.skips):
         if skip.source == source:
@@ -243,6 +275,20 @@ def _zero_skip(node: DagNode, source: str) -> None:
         node.projections[source].zero_()
     if source in node.edges and len(node.edges) > 1:
         node.edges[source].zero_()
+
+
+@torch.no_grad()
+def _open_skip(net: DagNet, skip: Part, units: dict[str, Tensor]) -> None:
+    """Give a skip between these ``units`` a small value: a tenth of He's start, or of a gate that is open."""
+    node, source = net.named_nodes()[skip.node], str(skip.source)
+    for k, each in enumerate(node.plan.skips):
+        if each.source == source:
+            node.gates[k] = SMALL
+    for tensors in (node.projections, {name: node.edges[name] for name in node.plan.blocks}):
+        if source in tensors:
+            chosen = units[skip.node][:, None], units[source]
+            drawn = torch.randn(tensors[source][chosen].shape, generator=torch.Generator().manual_seed(0))
+            tensors[source][chosen] = SMALL * math.sqrt(2 / drawn[0].numel()) * drawn.to(tensors[source])
 
 
 def _take_up(net: DagNet, name: str, gone: list[int], before: dict[str, Tensor]) -> None:
