@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,18 @@ class Bfloat16(nn.Module):
         return logits.float()
 
 
-def main() -> None:
-    options = _options()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.without_norm and not options.model.startswith("vgg"):
+        parser.error(f"--without-norm is for vgg13 and vgg16, not for {options.model}")
+    try:
+        training, validation, test = load(options)
+    except (ValueError, OSError, RuntimeError) as problem:  # torchvision's way to say that there is no MNIST
+        parser.error(f"--data-root {options.data_root}: {problem}")
     torch.manual_seed(options.seed)
     torch.set_flush_denormal(True)
-    training, validation, test = load(options)
-    net = CLASSICS[options.model](**({"batch_norm": False} if options.without_norm else {}), **_activation(options))
+    net = make_net(options)
     optimizer = make_optimizer(net, options, training.x[: options.batch])
     steps = math.ceil(len(training.y) / options.batch)
     forward = Bfloat16(net) if options.bfloat16 else net
@@ -91,6 +97,12 @@ def main() -> None:
         began = time.perf_counter()
 
 
+def make_net(options: argparse.Namespace) -> nn.Module:
+    """The network; where units sleep, behind an activation with a slope at 0."""
+    norm = {"batch_norm": False} if options.without_norm else {}
+    return CLASSICS[options.model](activation=RightReLU if options.groups == "units" else nn.ReLU, **norm)
+
+
 def make_optimizer(net: nn.Module, options: argparse.Namespace, x: Tensor) -> torch.optim.Optimizer:
     """Adam for the dense network, or a sparse start and a Bregman optimiser.
 
@@ -113,12 +125,17 @@ def make_optimizer(net: nn.Module, options: argparse.Namespace, x: Tensor) -> to
 
 
 def load(options: argparse.Namespace) -> tuple[Part, Part, Part]:
-    """Training, validation and test pictures, with the mean 0 and the deviation 1 of the training pictures."""
+    """Training, validation and test pictures, shifted and scaled such that the training pictures have mean 0 and
+    deviation 1 in every channel.
+
+    Raises:
+        ValueError: fewer training pictures than asked for.
+    """
     read = _mnist if options.model in GREY else _folders
     wanted = options.pictures + options.validation
     training, test = read(options.data_root, wanted, torch.Generator().manual_seed(options.seed))
     if len(training.y) < wanted:
-        raise SystemExit(f"--pictures and --validation ask for {wanted} pictures, there are {len(training.y)}")
+        raise ValueError(f"--pictures and --validation ask for {wanted} training pictures, there are {len(training.y)}")
     mean = training.x[: options.pictures].mean((0, 2, 3), keepdim=True)
     deviation = training.x[: options.pictures].std((0, 2, 3), keepdim=True)
     training, test = (Part((part.x - mean) / deviation, part.y) for part in (training, test))
@@ -164,19 +181,19 @@ def parameters(net: nn.Module) -> int:
 
 
 def report(options: argparse.Namespace, **found: float) -> None:
-    line = json.dumps({**found, **{key: str(v) if isinstance(v, Path) else v for key, v in vars(options).items()}})
     print(json.dumps(found), flush=True)
     if options.log is not None:
         with options.log.open("a") as log:
-            log.write(line + "\n")
+            log.write(json.dumps({**found, "options": vars(options)}, default=str) + "\n")
 
 
-def _activation(options: argparse.Namespace) -> dict[str, Any]:
-    """A unit that is exactly zero wakes only behind an activation with a slope at 0."""
-    return {"activation": RightReLU} if options.groups == "units" else {}
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text}")
+    return int(text)
 
 
-def _options() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--model", choices=CLASSICS, default="vgg16")
@@ -187,15 +204,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--density", type=float, default=0.1, help="of the groups, at the start")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--momentum", type=float, default=0.9, help="of LinBreg")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--pictures", type=int, default=10_000)
-    parser.add_argument("--validation", type=int, default=2_000, help="pictures left out of the training pictures")
-    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--epochs", type=_positive, default=5)
+    parser.add_argument("--pictures", type=_positive, default=10_000)
+    parser.add_argument(
+        "--validation", type=_positive, default=2_000, help="pictures left out of the training pictures"
+    )
+    parser.add_argument("--batch", type=_positive, default=50)
     parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16, weights and duals in float32")
     parser.add_argument("--test", action="store_true", help="accuracy on the test pictures after the last epoch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path)
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":
