@@ -119,6 +119,9 @@ def make_optimizer(net: nn.Module, options: argparse.Namespace, x: Tensor) -> to
         rules[nn.Conv2d if convolutional else nn.Linear] = penalty
     lam = options.lam if options.groups == "units" else None
     groups = param_groups(net, lam=lam, lr=options.lr, rules=rules)
+    for group in groups:
+        if isinstance(group["penalty"], Zero) and options.free_lr is not None:
+            group["lr"] = options.free_lr
     sparse_start(net, options.density, groups=groups, seed=options.seed, batch=x)
     print(describe(groups), flush=True)
     return AdaBreg(groups) if options.optimizer == "adabreg" else LinBreg(groups, momentum=options.momentum)
@@ -203,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lam", type=float, default=0.06)
     parser.add_argument("--density", type=float, default=0.1, help="of the groups, at the start")
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--free-lr", type=float, help="of what is not penalised; that of the rest by default")
     parser.add_argument("--momentum", type=float, default=0.9, help="of LinBreg")
     parser.add_argument("--epochs", type=_positive, default=5)
     parser.add_argument("--pictures", type=_positive, default=10_000)

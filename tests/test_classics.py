@@ -13,7 +13,15 @@ from nas.models import CLASSICS, RightReLU, resnet18, right_relu, vgg13, vgg16
 from nas.search.vision import import_torchvision
 
 GREY = "mnist_mlp", "fashion_convnet"
-PARAMETERS = {  # a convolution or linear layer: outputs * (inputs * kernel + 1 if it has a bias); a normalisation: 2 each
+
+
+def small_resnet(n):
+    """Weights, normalisations and head of a residual network of 6 n + 2 layers with 16, 32 and 64 filters."""
+    kernels = 3 * 16 + 2 * n * 16**2 + 16 * 32 + (2 * n - 1) * 32**2 + 32 * 64 + (2 * n - 1) * 64**2
+    return 9 * kernels + (16 * 32 + 32 * 64) + 2 * (2 * n + 1) * (16 + 32 + 64) + 650
+
+
+PARAMETERS = {
     "mnist_mlp": 784 * 200 + 200 + 200 * 80 + 80 + 80 * 10 + 10,
     "fashion_convnet": 64 * (25 + 1) + 64 * (64 * 25 + 1) + 1024 * 128 + 128 + 128 * 10 + 10,
     "vgg13": 9 * (3 * 64 + 64**2 + 64 * 128 + 128**2 + 128 * 256 + 256**2 + 256 * 512 + 3 * 512**2)
@@ -23,8 +31,8 @@ PARAMETERS = {  # a convolution or linear layer: outputs * (inputs * kernel + 1 
     + 2 * (2 * 64 + 2 * 128 + 3 * 256 + 6 * 512)
     + 5130,
     "resnet18": 11_173_962,
-    "resnet20": 272_474,
-    "resnet56": 855_770,
+    "resnet20": small_resnet(3),
+    "resnet56": small_resnet(9),
 }
 QUICK_OR_SLOW = [
     pytest.param(name, marks=pytest.mark.slow if name in ("vgg16", "resnet18", "resnet56") else ()) for name in CLASSICS
@@ -152,7 +160,7 @@ def test_the_network_inside_a_sparse_one_is_exact(name):
 
 
 def connected(masks):
-    """Whether kernels of the given masks, each of shape (outputs, inputs), lead from the first input to the last output."""
+    """Whether kernels lead from an input to an output, given masks of shape (outputs, inputs)."""
     reached = torch.ones(masks[0].shape[1])
     for mask in masks:
         reached = (mask.float() @ reached > 0).float()
