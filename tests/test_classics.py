@@ -49,14 +49,13 @@ def make(name, **options):
     return CLASSICS[name](**options)
 
 
-def first_weight(net):
-    return next(name for name, _ in net.named_parameters())
-
-
-def rules_of(net, penalty):
-    """All weights but the first and the last layer's."""
-    kind = nn.Conv2d if any(isinstance(module, nn.Conv2d) for module in net) else nn.Linear
-    return {first_weight(net): Zero(), kind: penalty}
+def sparse_groups(net, kind):
+    """Units, or the kernels or entries of all layers but the first and the last; lam is so large that none can wake."""
+    if kind == "units":
+        return param_groups(net, lr=1e-3, lam=1.0)
+    layers = nn.Conv2d if any(isinstance(module, nn.Conv2d) for module in net) else nn.Linear
+    penalty = GroupLasso(1.0, KERNELS) if kind == "kernels" else L1(1.0)
+    return param_groups(net, lr=1e-3, rules={next(iter(net.state_dict())): Zero(), layers: penalty})
 
 
 def test_every_classic_is_counted():
@@ -130,9 +129,7 @@ def test_a_sparse_start_is_accepted_and_zeros_stay_exact(name, kind):
     if name == "mnist_mlp" and kind == "kernels":
         pytest.skip("matrices have no kernels")
     net, x = make(name, activation=RightReLU), batch(name, 8)
-    penalty = {"units": None, "kernels": GroupLasso(1.0, KERNELS), "entries": L1(1.0)}[kind]
-    lam, rules = (1.0, {}) if penalty is None else (None, rules_of(net, penalty))
-    groups = param_groups(net, lr=1e-3, lam=lam, rules=rules)
+    groups = sparse_groups(net, kind)
     sparse_start(net, 0.1, groups=groups, batch=x)
     penalised = [p for group in groups[:-1] if not isinstance(group["penalty"], Zero) for _, p in group["params"]]
     weights = [p for p in penalised if p.ndim > 1]
@@ -182,19 +179,16 @@ def test_vgg16_at_one_percent_is_connected_if_the_first_layer_is_dense_B3():
     draws = [[kernels_with_replacement(shape, 0.01, generator) for shape in shapes] for _ in range(100)]
     assert 0.34 <= sum(not connected(masks) for masks in draws) / 100 <= 0.54
     net = vgg16()
-    groups = param_groups(net, lr=1e-3, rules=rules_of(net, GroupLasso(0.1, KERNELS)))
+    groups = sparse_groups(net, "kernels")
     for seed in range(3):
         sparse_start(net, 0.01, groups=groups, seed=seed)
         assert connected([p.detach().ne(0).any(3).any(2) for p in net.parameters() if p.ndim == 4])
 
 
-@pytest.mark.parametrize("kind", ["units", "kernels", "entries"])
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_one_percent_of_vgg16_carries_signals(batch_norm, kind):
+@pytest.mark.parametrize(("kind", "batch_norm"), [("units", False), ("kernels", False), ("entries", True)])
+def test_one_percent_of_vgg16_carries_signals(kind, batch_norm):
     """1 % of the weights with He's variance / density in 13 layers, with and without normalisation."""
     net, x = vgg16(batch_norm=batch_norm, activation=RightReLU), batch("vgg16", 8)
-    lam = 1.0 if kind == "units" else None
-    penalty = GroupLasso(1.0, KERNELS) if kind == "kernels" else L1(1.0)
-    groups = param_groups(net, lr=1e-3, lam=lam, rules=rules_of(net, penalty) if lam is None else {})
+    groups = sparse_groups(net, kind)
     sparse_start(net, 0.01, groups=groups, batch=x)  # raises unless all layers get signals and gradients
     assert (net(x) - net(x)[:1]).abs().max() > 1e-3
