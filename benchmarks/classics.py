@@ -38,7 +38,7 @@ class Part:
     x: Tensor
     y: Tensor
 
-    def __getitem__(self, index: Tensor) -> "Part":
+    def __getitem__(self, index: Tensor | slice) -> "Part":
         return Part(self.x[index], self.y[index])
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -59,18 +59,17 @@ class Bfloat16(nn.Module):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = _parser()
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     if options.without_norm and not options.model.startswith("vgg"):
-        parser.error(f"--without-norm is for vgg13 and vgg16, not for {options.model}")
+        parser().error(f"--without-norm is for vgg13 and vgg16, not for {options.model}")
     try:
         training, validation, test = load(options)
-    except (ValueError, OSError, RuntimeError) as problem:  # torchvision's way to say that there is no MNIST
-        parser.error(f"--data-root {options.data_root}: {problem}")
-    torch.manual_seed(options.seed)
+        torch.manual_seed(options.seed)
+        net = make_net(options)
+        optimizer = make_optimizer(net, options, training.x[: options.batch])
+    except (ValueError, OSError, RuntimeError) as problem:  # the last is how torchvision says that there is no MNIST
+        parser().error(str(problem))
     torch.set_flush_denormal(True)
-    net = make_net(options)
-    optimizer = make_optimizer(net, options, training.x[: options.batch])
     steps = math.ceil(len(training.y) / options.batch)
     forward = Bfloat16(net) if options.bfloat16 else net
 
@@ -106,17 +105,21 @@ def make_net(options: argparse.Namespace) -> nn.Module:
 def make_optimizer(net: nn.Module, options: argparse.Namespace, x: Tensor) -> torch.optim.Optimizer:
     """Adam for the dense network, or a sparse start and a Bregman optimiser.
 
-    Free are norms, biases (but those of units), the last layer and, in a convolutional network, the first one.
+    Free are norms, biases (but those of units), the last layer and, in a convolutional network, the first one. The
+    entries of linear layers are penalised where convolutions lose kernels.
     """
     if options.optimizer == "adam":
         return torch.optim.Adam(net.parameters(), lr=options.lr, fused=True)
-    convolutional = any(isinstance(module, nn.Conv2d) for module in net.modules())
+    layers = [module for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     rules: dict[Any, Any] = {}
-    if convolutional:
+    if isinstance(layers[0], nn.Conv2d):
         rules[next(name for name, _ in net.named_parameters())] = Zero()
+        layers = layers[1:]
     if options.groups != "units":
-        penalty = L1(options.lam) if options.groups == "entries" else GroupLasso(options.lam, KERNELS)
-        rules[nn.Conv2d if convolutional else nn.Linear] = penalty
+        entries = L1(options.lam)
+        penalties = {nn.Conv2d: GroupLasso(options.lam, KERNELS) if options.groups == "kernels" else entries}
+        kinds = {type(layer) for layer in layers[:-1]}
+        rules |= {kind: penalties.get(kind, entries) for kind in (nn.Conv2d, nn.Linear) if kind in kinds}
     lam = options.lam if options.groups == "units" else None
     groups = param_groups(net, lam=lam, lr=options.lr, rules=rules)
     for group in groups:
@@ -142,8 +145,7 @@ def load(options: argparse.Namespace) -> tuple[Part, Part, Part]:
     mean = training.x[: options.pictures].mean((0, 2, 3), keepdim=True)
     deviation = training.x[: options.pictures].std((0, 2, 3), keepdim=True)
     training, test = (Part((part.x - mean) / deviation, part.y) for part in (training, test))
-    order = torch.arange(wanted)
-    return training[order[: options.pictures]], training[order[options.pictures :]], test
+    return training[slice(options.pictures)], training[slice(options.pictures, None)], test
 
 
 def _folders(root: Path, wanted: int, generator: torch.Generator) -> tuple[Part, Part]:
@@ -196,29 +198,29 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--model", choices=CLASSICS, default="vgg16")
-    parser.add_argument("--without-norm", action="store_true", help="VGG without batch normalisation")
-    parser.add_argument("--optimizer", choices=("adam", "linbreg", "adabreg"), default="adabreg")
-    parser.add_argument("--groups", choices=("entries", "kernels", "units"), default="entries", help="what is sparse")
-    parser.add_argument("--lam", type=float, default=0.06)
-    parser.add_argument("--density", type=float, default=0.1, help="of the groups, at the start")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--free-lr", type=float, help="of what is not penalised; that of the rest by default")
-    parser.add_argument("--momentum", type=float, default=0.9, help="of LinBreg")
-    parser.add_argument("--epochs", type=_positive, default=5)
-    parser.add_argument("--pictures", type=_positive, default=10_000)
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument("--data-root", type=Path, required=True)
+    command.add_argument("--model", choices=CLASSICS, default="vgg16")
+    command.add_argument("--without-norm", action="store_true", help="VGG without batch normalisation")
+    command.add_argument("--optimizer", choices=("adam", "linbreg", "adabreg"), default="adabreg")
+    command.add_argument("--groups", choices=("entries", "kernels", "units"), default="entries", help="what is sparse")
+    command.add_argument("--lam", type=float, default=0.06)
+    command.add_argument("--density", type=float, default=0.1, help="of the groups, at the start")
+    command.add_argument("--lr", type=float, default=1e-3)
+    command.add_argument("--free-lr", type=float, help="of what is not penalised; that of the rest by default")
+    command.add_argument("--momentum", type=float, default=0.9, help="of LinBreg")
+    command.add_argument("--epochs", type=_positive, default=5)
+    command.add_argument("--pictures", type=_positive, default=10_000)
+    command.add_argument(
         "--validation", type=_positive, default=2_000, help="pictures left out of the training pictures"
     )
-    parser.add_argument("--batch", type=_positive, default=50)
-    parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16, weights and duals in float32")
-    parser.add_argument("--test", action="store_true", help="accuracy on the test pictures after the last epoch")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--log", type=Path)
-    return parser
+    command.add_argument("--batch", type=_positive, default=50)
+    command.add_argument("--bfloat16", action="store_true", help="compute in bfloat16, weights and duals in float32")
+    command.add_argument("--test", action="store_true", help="accuracy on the test pictures after the last epoch")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--log", type=Path)
+    return command
 
 
 if __name__ == "__main__":

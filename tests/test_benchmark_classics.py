@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.classics import main
+from benchmarks.classics import main, make_net, make_optimizer, parser
 from nas.search.images import write_picture
 
 TINY = ["--model", "resnet20", "--epochs", "2", "--pictures", "12", "--validation", "4", "--batch", "6"]
@@ -58,12 +59,27 @@ def test_the_same_seed_gives_the_same_run(data):
     assert "test" not in first[-1]
 
 
+def test_no_layer_but_the_first_and_the_last_stays_dense():
+    """The linear layer of the ConvNet has most of its weights."""
+    for groups in ("entries", "kernels", "units"):
+        options = parser().parse_args(["--data-root", ".", "--model", "fashion_convnet", "--groups", groups])
+        net = make_net(options)
+        make_optimizer(net, options, torch.randn(8, 1, 28, 28))
+        assert [p.count_nonzero() < 0.2 * p.numel() for p in net.parameters() if p.ndim > 1] == [
+            False,
+            True,
+            True,
+            False,
+        ]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--pictures", "18"], "ask for 22 training pictures, there are 20"),
         (["--epochs", "0"], "--epochs: must be a whole number >= 1, got 0"),
         (["--model", "mnist_mlp"], "Dataset not found"),
+        (["--lam", "-1"], "lam"),
         (["--without-norm"], "--without-norm is for vgg13 and vgg16, not for resnet20"),
     ],
 )
