@@ -116,10 +116,9 @@ def make_optimizer(net: nn.Module, options: argparse.Namespace, x: Tensor) -> to
         rules[next(name for name, _ in net.named_parameters())] = Zero()
         layers = layers[1:]
     if options.groups != "units":
-        entries = L1(options.lam)
-        penalties = {nn.Conv2d: GroupLasso(options.lam, KERNELS) if options.groups == "kernels" else entries}
-        kinds = {type(layer) for layer in layers[:-1]}
-        rules |= {kind: penalties.get(kind, entries) for kind in (nn.Conv2d, nn.Linear) if kind in kinds}
+        kernels = GroupLasso(options.lam, KERNELS) if options.groups == "kernels" else L1(options.lam)
+        penalties = {nn.Conv2d: kernels, nn.Linear: L1(options.lam)}
+        rules |= {kind: penalty for kind, penalty in penalties.items() if kind in map(type, layers[:-1])}
     lam = options.lam if options.groups == "units" else None
     groups = param_groups(net, lam=lam, lr=options.lr, rules=rules)
     for group in groups:
