@@ -1,6 +1,17 @@
 """Networks that can be searched: the DAG supernetwork, its recipes, and the compact network inside one."""
 
 from nas.models.alive import Alive, find_alive
+from nas.models.classics import (
+    CLASSICS,
+    RightReLU,
+    fashion_convnet,
+    mnist_mlp,
+    resnet18,
+    resnet20,
+    resnet56,
+    vgg13,
+    vgg16,
+)
 from nas.models.compact import compact
 from nas.models.dag import DagNet, right_relu
 from nas.models.plan import Node, Plan, Skip
@@ -16,20 +27,29 @@ from nas.models.recipes import (
 from nas.models.store import load
 
 __all__ = [
+    "CLASSICS",
     "RECIPES",
     "Alive",
     "DagNet",
     "Node",
     "Plan",
+    "RightReLU",
     "Skip",
     "compact",
     "conv_skip_autoencoder",
     "dense_conv",
     "dense_mlp",
+    "fashion_convnet",
     "find_alive",
     "load",
     "mlp",
+    "mnist_mlp",
     "register_recipe",
+    "resnet18",
+    "resnet20",
+    "resnet56",
     "right_relu",
     "skip_autoencoder",
+    "vgg13",
+    "vgg16",
 ]

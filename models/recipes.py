@@ -150,9 +150,10 @@ def dense_mlp(
     penalised is nested instead (`nas.SparseGroup`), and its operator exact: each row of the block from the layer
     before, with its bias; each row of a block that skips, and this block as a whole,
 
-        J = lam sum_l [ sum_i sqrt(n) |(A_(l,l-1) b_l)_i| + 1/2 sum_(j<l-1) ( sum_i sqrt(n) |A_lj,i| + sqrt(N)|A_lj| ) ]
+        J = lam sum_l [ sum_i sqrt(n) |(A_(l,l-1) b_l)_i| + sum_(j<l-1) ( sum_i sqrt(n) |A_lj,i| + sqrt(N) |A_lj| ) ]
 
-    with n and N the sizes of a row and of a block. A neuron is dead when its rows in all blocks are.
+    with n and N the sizes of a row and of a block, so that blocks wake after neurons. A neuron is dead when its rows
+    in all blocks are.
 
     Args:
         channels, patch, offset: as in `skip_autoencoder`.

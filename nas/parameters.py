@@ -147,7 +147,7 @@ def param_groups(
             add("gates", gates, {"lr": 5 * lr if gate_lr is None else gate_lr, "penalty": penalty, "joint": False})
         if blocks := [p for p in block_parameters(model).values() if id(p) not in taken]:
             rows = Groups(over=tuple(range(1, blocks[0].ndim)))
-            nested = SparseGroup(GroupLasso(lam / 2, rows), GroupLasso(lam / 2, WHOLE))  # together they wake like units
+            nested = SparseGroup(GroupLasso(lam, rows), GroupLasso(lam, WHOLE))  # awake after units, 2 lam / lr steps
             add("blocks", blocks, {"penalty": nested, "joint": False})
         if projections := [p for p in projection_parameters(model).values() if id(p) not in taken]:
             add("projections", projections, {"penalty": GroupLasso(lam, WHOLE), "joint": False})
