@@ -161,3 +161,12 @@ def test_a_run_polishes_and_shows_it(data_root, tmp_path):
     before = (run.folder / "path.json").read_text()
     assert list(Search(run, resume=True)) == []  # it is complete
     assert (run.folder / "path.json").read_text() == before
+
+    stopped = Run(tmp_path / "stopped", config)
+    for point, _ in zip(Search(stopped), range(3), strict=False):
+        pass
+    assert len(stopped.points()) == 4
+    rest = list(Search(stopped, resume=True))
+    assert [point.snapshot for point in rest] == [point.snapshot for point in points[3:]]
+    for file in (run.folder / "path").iterdir():
+        assert file.read_bytes() == (stopped.folder / "path" / file.name).read_bytes()
