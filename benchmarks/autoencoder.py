@@ -1,7 +1,7 @@
 """Denoising of MNIST with fully connected layers, all as wide as the picture: the search unveils an autoencoder.
 
-The denoising experiment of Bungert et al., JMLR 23(192), 2022: LinBreg, a penalty on the rows of all
-weights, free biases, no skips.
+The denoising experiment of Bungert et al., JMLR 23(192), 2022: LinBreg, a penalty on the rows of
+all weights, free biases, no skips.
 
     python -m benchmarks.autoencoder --data-root data                   the search
     python -m benchmarks.autoencoder --data-root data --dense --lr 10   the same network, dense, with SGD
@@ -23,7 +23,8 @@ from torch.optim.lr_scheduler import LinearLR
 from nas import LinBreg, Zero, param_groups, sparse_start
 from nas.files import replacing
 from nas.models import DagNet, skip_autoencoder
-from nas.search import Batches, Denoise, Stack, evaluate, held_out, mnist, score
+from nas.search import Batches, Denoise, Picture, evaluate, held_out, mnist, score
+from nas.search.batches import take
 from nas.search.loop import train
 
 SIGMA = 12.75  # of 255: 0.05 on the scale [0, 1]
@@ -46,6 +47,7 @@ def run(
     data_root: Path, epochs: int, pictures: int, batch: int, lr: float, lam: float, density: float, dense: bool,
     seed: int, draw: Path | None,
 ) -> None:  # fmt: skip
+    """One training; the arguments are the options of the command line."""
     torch.manual_seed(seed)
     data, task, net = mnist(data_root), Denoise(SIGMA), chain()
     train_set = data.train[:pictures]
@@ -87,13 +89,13 @@ def start_biases(net: DagNet) -> None:
         bias.uniform_(0, weight.shape[1] ** -0.5)
 
 
-def whole_pictures(pictures: Stack, task: Denoise, *, batch: int, seed: int) -> Batches:
+def whole_pictures(pictures: Sequence[Picture], task: Denoise, *, batch: int, seed: int) -> Batches:
     """Every picture once per epoch, in random order and with fresh noise: pairs (observed, clean)."""
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         for indices in torch.randperm(len(pictures), generator=generator).split(batch):
-            clean, _ = pictures.take(indices)
+            clean, _ = take(pictures, indices)
             yield task.observe(clean, generator), clean
 
     return batches
