@@ -34,18 +34,18 @@ Widths = dict[str, int]  # node -> number of rows of its weight that are not zer
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, print one line per epoch, and draw the widths if wanted; exit code 2 on a mistake of the user."""
+    """Train, print one line per epoch, draw the widths if wanted; exit code 2 on bad options, as too large an lr."""
     parser = _parser()
     options = vars(parser.parse_args(arguments))
     try:
         run(**options)
-    except ValueError as problem:
+    except (ValueError, FloatingPointError) as problem:
         parser.error(str(problem))
 
 
 def run(
-    data_root: Path, epochs: int, pictures: int, batch: int, lr: float, lam: float, density: float, dense: bool,
-    seed: int, draw: Path | None,
+    data_root: Path, epochs: int, pictures: int, batch: int, lr: float, lam: float, density: float,
+    joint_biases: bool, dense: bool, seed: int, draw: Path | None,
 ) -> None:  # fmt: skip
     """One training; the arguments are the options of the command line."""
     torch.manual_seed(seed)
@@ -56,9 +56,10 @@ def run(
     if dense:
         optimizer: torch.optim.Optimizer = SGD(net.parameters(), lr)
     else:
-        groups = param_groups(net, lam=lam, lr=lr, rules={"nodes.*.bias": Zero()})
+        groups = param_groups(net, lam=lam, lr=lr, rules=None if joint_biases else {"nodes.*.bias": Zero()})
         sparse_start(net, density, groups=groups, batch=next(batches(0))[0], seed=seed)
-        start_biases(net)
+        if not joint_biases:
+            start_biases(net)
         optimizer = LinBreg(groups)
     steps = epochs * math.ceil(len(train_set) / batch)
     scheduler = LinearLR(optimizer, start_factor=1, end_factor=0.1, total_iters=steps)
@@ -139,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lr", type=float, default=20.0, help="step at the start; it falls to a tenth, linearly")
     parser.add_argument("--lam", type=float, default=0.07, help="strength of the penalty on the rows")
     parser.add_argument("--density", type=float, default=0.0103, help="part of the rows alive at the start")
+    parser.add_argument("--joint-biases", action="store_true", help="a row and its bias are one unit, as in nas search")
     parser.add_argument("--dense", action="store_true", help="SGD without penalty, from a dense start")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and noise")
     parser.add_argument("--draw", type=Path, help="picture of the widths to write; its suffix names the format")

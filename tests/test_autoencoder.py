@@ -58,15 +58,15 @@ def test_rows_wake_and_what_sleeps_passes_on_a_constant():
         assert 0 < varies.sum() <= after[name]
 
 
-@pytest.mark.parametrize("dense", [False, True])
-def test_the_command_prints_a_line_per_epoch_and_draws(dense, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("option", "width"), [([], "8"), (["--joint-biases"], "8"), (["--dense"], "784")])
+def test_the_command_prints_a_line_per_epoch_and_draws(option, width, tmp_path, monkeypatch, capsys):
     stack = random_stack(24, 28)
     monkeypatch.setattr(autoencoder, "mnist", lambda root: Pictures(stack, stack, stack[:4]))
     picture = tmp_path / "widths.svg"
     words = ["--data-root", "-", "--epochs", "2", "--batch", "12", "--lr", "1", "--draw", str(picture)]
-    autoencoder.main([*words, "--dense"] if dense else words)
+    autoencoder.main([*words, *option])
     *_, first, second = capsys.readouterr().out.splitlines()
-    assert first.split()[:7] == ["1", *["784" if dense else "8"] * 6]
+    assert first.split()[:7] == ["1", *[width] * 6]
     assert second.split()[0] == "2"
     assert picture.read_text().startswith("<?xml")
 
