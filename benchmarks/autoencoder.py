@@ -1,7 +1,7 @@
-"""Denoising of MNIST with fully connected layers, all as wide as the picture: the search unveils an autoencoder.
+"""Denoising of MNIST with fully connected layers, all as wide as the picture: is an autoencoder unveiled?
 
-The denoising experiment of Bungert et al., JMLR 23(192), 2022: LinBreg, a penalty on the rows of
-all weights, free biases, no skips.
+The denoising experiment of Bungert et al., JMLR 23(192), 2022: LinBreg, a penalty on the rows of all
+weights, no skips. What came out is in docs/autoencoder.md.
 
     python -m benchmarks.autoencoder --data-root data                   the search
     python -m benchmarks.autoencoder --data-root data --dense --lr 10   the same network, dense, with SGD
