@@ -81,7 +81,8 @@ def polish(
     Parts are tried in the order of their cost: the loss on ``probe`` without the part, where the other units of its
     node take up what they can express of it (linear least squares, exact for a unit that doubles another). After a
     removal the network is fitted with Adam for ``steps`` steps, and for three times as many more where it then is near.
-    The removal stands if the validation loss is at most ``1 + tolerance`` times the best one so far.
+    The removal stands if the validation loss is at most ``1 + tolerance`` times the best one so far, and times that
+    which as many steps lead to without the removal.
 
     Args:
         net: a searched supernet.
@@ -161,40 +162,47 @@ class _Polisher:
             several = units[: int(share * len(units))]
             if len(several) < 2:
                 return way
-            found, accepted = self.attempt(way, several, hopeful=False)
-            if accepted:
-                way = [*way, found]
-            else:
+            before = way[-1].num_params
+            way, _ = self.attempt(way, several, hopeful=False)
+            if way[-1].num_params == before:
                 share /= 2
 
     def one_by_one(self, way: list[Polished]) -> list[Polished]:
         """Remove parts one by one, units first, until none of those that came near goes."""
         todo = sorted(self.by_cost(way[-1]), key=lambda part: part.unit is None)
         while todo:
-            again: list[Part] = []
-            removed = False
+            near: list[Part] = []
+            before = way[-1].num_params
             for part in todo:
-                if part not in _parts(way[-1]):  # it went with another one
-                    continue
-                found, accepted = self.attempt(way, [part], hopeful=True)
-                if accepted:
-                    way, removed = [*way, found], True
-                elif found.loss <= NEAR * _best(way):
-                    again.append(part)
-            todo = again if removed else []
+                if part in _parts(way[-1]):  # it may have gone with another one
+                    way, loss = self.attempt(way, [part], hopeful=True)
+                    if part in _parts(way[-1]) and loss <= NEAR * _best(way):
+                        near.append(part)
+            todo = near if way[-1].num_params < before else []
         return way
 
-    def attempt(self, way: list[Polished], parts: Sequence[Part], *, hopeful: bool) -> tuple[Polished, bool]:
-        """The network without these parts, fitted, and whether it is as good."""
-        if self.trials_left < 1:
-            return way[-1], False
+    def attempt(self, way: list[Polished], parts: Sequence[Part], *, hopeful: bool) -> tuple[list[Polished], float]:
+        """Try the last network of the way without these parts.
+
+        What is as good as the best so far must also be as good as the same steps make the network with these parts.
+
+        Returns:
+            The way, longer by the network without the parts where the removal stands, and the loss without them.
+        """
+        if not self.trials_left:
+            return way, math.inf
         self.trials_left -= 1
-        limit = (1 + self.tolerance) * _best(way)
-        found = self.fit(_without(way[-1], parts, self.probe[0]), self.steps)
-        if hopeful and limit < found.loss <= NEAR * _best(way):
-            found = self.fit(found, MORE * self.steps)
-        self.on_trial(found, found.loss <= limit)
-        return found, found.loss <= limit
+        tolerated, steps = 1 + self.tolerance, self.steps
+        found = self.fit(_without(way[-1], parts, self.probe[0]), steps)
+        if hopeful and tolerated * _best(way) < found.loss <= NEAR * _best(way):
+            found, steps = self.fit(found, MORE * steps), (1 + MORE) * steps
+        if accepted := found.loss <= tolerated * _best(way):
+            same = self.fit(way[-1], steps)
+            accepted = found.loss <= tolerated * same.loss
+            if not accepted:
+                way = [*way[:-1], same]
+        self.on_trial(found, accepted)
+        return [*way, found] if accepted else way, found.loss
 
     @torch.no_grad()
     def by_cost(self, state: Polished) -> list[Part]:

@@ -43,7 +43,8 @@ DRAWINGS = ("topology.svg", "topology.json", "topology.graphml", "growth.svg")
 VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
 MAX_COMPARED = 1000
 TRIAL_STEPS, TRIAL_FRACTION = 200, 0.1  # of the trial that chooses lam
-POLISHING, POLISHING_LR = 20, 5e-3  # a removal is fitted for this part of the steps of the search
+POLISHING = 20  # a removal is fitted for this part of the steps of the search
+POLISHING_LR, POLISHING_TOLERANCE = 5e-3, 0.005
 
 
 @dataclass(frozen=True)
@@ -217,8 +218,8 @@ class Search:
         chosen = self.run.supernet(self.run.choose().snapshot.epoch)
         way = polish(
             chosen, self.batches, self.task.loss, self._validation_loss, next(self.batches(0)),
-            trials=config.polish, steps=max(1, config.epochs * config.steps // POLISHING),
-            lr=POLISHING_LR, first_epoch=config.epochs + 1, on_trial=self.on_trial,
+            trials=config.polish, steps=max(1, config.epochs * config.steps // POLISHING), lr=POLISHING_LR,
+            tolerance=POLISHING_TOLERANCE, first_epoch=config.epochs + 1, on_trial=self.on_trial,
         )  # fmt: skip
         points = []
         for epoch, state in enumerate(way, config.epochs + 1):
