@@ -45,7 +45,7 @@ class SearchConfig:
         data: source of pictures: pictures (ships with scikit-image), folder, mnist, fashion_mnist, cifar10,
             class_folder (pictures of one size, a folder for each class).
         data_root: folder of the pictures or of the data set.
-        model: supernet: conv_skip_autoencoder, skip_autoencoder.
+        model: supernet: conv_skip_autoencoder, skip_autoencoder, dense_mlp, dense_conv, mlp.
         model_options: options of the supernet, such as depth, width and patch.
         channels: 1 searches on grey pictures, 3 on colour.
         sigma: standard deviation of the noise on the 0..255 scale (denoise, deblur).

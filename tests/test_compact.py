@@ -28,6 +28,19 @@ def test_compact_computes_the_same_function(case):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+@settings(max_examples=150)
+@given(sparse_nets())
+def test_compact_has_the_same_gradient(case):
+    net, x = case
+    direction = torch.randn(net(x).shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    gradients = []
+    for each in (net, compact(net)):
+        seen = x.clone().requires_grad_()
+        (each(seen) * direction).sum().backward()
+        gradients.append(torch.zeros_like(x) if seen.grad is None else seen.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
+
+
 @settings(max_examples=100)
 @given(sparse_nets())
 def test_everything_in_a_compact_net_is_alive(case):
