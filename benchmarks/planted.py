@@ -191,7 +191,7 @@ def find(case: Case, algorithm: str, seed: int) -> Found:
     if algorithm.endswith("+polish"):
         probe = x[: len(x) // 4], y[: len(y) // 4]
         net = polish(
-            net, batches, F.mse_loss, lambda net: loss(net, validation), probe, trials=200, first_epoch=case.epochs + 1
+            net, batches, F.mse_loss, lambda net: loss(net, validation), probe, trials=100, first_epoch=case.epochs + 1
         )[-1].net
     seconds = time.perf_counter() - began
     planted, found = _skips(teacher), _skips(net)

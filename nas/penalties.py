@@ -138,7 +138,8 @@ class GroupLasso(_Strength):
         threshold: Any = step * self.threshold(size)
         if not isinstance(threshold, Tensor) and threshold == 0:
             return torch.ones_like(norms)
-        return norms.reciprocal().mul_(-threshold).add_(1).clamp_(min=0)  # 1 / 0 is infinite, and 0 remains
+        factor = norms.reciprocal().mul_(-threshold).add_(1).clamp_(min=0)  # 1 / 0 is infinite, and 0 remains
+        return torch.where(threshold == 0, 1.0, factor) if isinstance(threshold, Tensor) else factor
 
     def threshold(self, size: int) -> float:
         """The norm up to which the dual of a group of this size sleeps."""
