@@ -18,7 +18,7 @@ class Structure:
             as one arc; 0 for a network that is constant.
         bottleneck: the smallest number of alive units, input and output units included, that together lie on every
             path; 0 where there is none.
-        skips: the gates of the active skips, by (source, target).
+        skips: the gates of the active skips (of blocks and projections the norms), by (source, target).
     """
 
     depth: int
