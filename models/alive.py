@@ -51,11 +51,12 @@ def find_alive(net: DagNet) -> Alive:
     for name, node in reversed(net.named_nodes().items()):
         wanted = emits[name] & read[name]
         rows = pick(wanted, node.plan.rows)
-        linear = [(source, weight, rows) for source, weight in node.edges.items()]
-        for source, weight, chosen in [*linear, *((s, matrix, wanted) for s, matrix in node.projections.items())]:
+        edges = [(source, weight, rows, source in node.plan.blocks) for source, weight in node.edges.items()]
+        projections = [(source, matrix, wanted, True) for source, matrix in node.projections.items()]
+        for source, weight, chosen, is_skip in (*edges, *projections):
             used = reads(weight)[chosen].any(dim=0)
             read[source] |= used
-            if source in (*node.plan.blocks, *node.projections) and (used & emits[source]).any():
+            if is_skip and (used & emits[source]).any():
                 skips[source, name] = float(weight[chosen][:, emits[source]].norm())
         for skip, gate in open_gates(node):
             carried = pick(wanted, skip.put) & pick(emits[skip.source], skip.take)
