@@ -221,14 +221,14 @@ class Search:
             trials=config.polish, steps=max(1, config.epochs * config.steps // POLISHING), lr=POLISHING_LR,
             tolerance=POLISHING_TOLERANCE, first_epoch=config.epochs + 1, on_trial=self.on_trial,
         )  # fmt: skip
+        nets = [expand(state.net, state.units, chosen) for state in way]
         points = []
-        for epoch, state in enumerate(way, config.epochs + 1):
-            net = expand(state.net, state.units, chosen)
+        for epoch, net in enumerate(nets, config.epochs + 1):
             points.append(self._measure(snapshot(net, epoch), net, time.perf_counter() - began))
             save_sparse(net, self.run.folder / SNAPSHOTS / f"{epoch:04}.safetensors")
         write_json(self.run.folder / PATH, [each.to_dict() for each in (*self.points, *points)])
-        for point, state in zip(points, way, strict=True):
-            self._add(point, expand(state.net, state.units, chosen))
+        for point, net in zip(points, nets, strict=True):
+            self._add(point, net)
         return points
 
     def _validation_loss(self, net: DagNet) -> float:
