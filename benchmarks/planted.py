@@ -57,7 +57,7 @@ def dense(teacher: tuple[int, ...] = (5, 4), student: tuple[int, ...] = (32, 32)
     return Case(
         lambda: dense_mlp(6, widths=teacher, outputs=3),
         lambda: dense_mlp(6, widths=student, outputs=3),
-        {}, (6,), 4096, 256, epochs,
+        {}, (6,), 16384, 256, epochs,
     )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ CASES = {
     "skip_autoencoder": Case(
         lambda: skip_autoencoder(16, depth=1, patch=None),
         lambda: skip_autoencoder(16, depth=1, patch=None),
-        {"n1": 5, "out": 4}, (16,), 4096, 256, 30,
+        {"n1": 5, "out": 4}, (16,), 16384, 256, 30,
     ),
 }  # fmt: skip
 ALGORITHMS = ("adabreg", "linbreg", "adabreg+polish", "linbreg+polish")

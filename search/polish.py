@@ -15,27 +15,17 @@ import torch
 from torch import Tensor
 
 from nas.models.compact import compact, expand, kept_units
-from nas.models.dag import DagNet, DagNode
+from nas.models.dag import DagNet
 from nas.search.batches import Batches
 from nas.search.loop import LossFunction
 from nas.search.retrain import retrain
+from nas.search.surgery import Part, is_closed, open_skip, parts_of, remove, skips_of
 
 MORE = 3  # times the steps for the first fit, and for a trial that comes near
 NEAR = 1.7  # a refused trial comes near below this multiple of the best loss
-MAX_SAMPLES = 4096  # on which one unit is expressed by others
-SMALL = 0.1  # of a skip that is opened
-RIDGE = 1e-9  # keeps that solvable where others say the same
+ROOM = 2  # times the parameters, from where skips are closed
 
 Pair = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Part:
-    """What can go as a whole: row ``unit`` of a node (a neuron or filter), or what leads to it from ``source``."""
-
-    node: str
-    unit: int | None = None
-    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +46,13 @@ class Polished:
     def num_params(self) -> int:
         return sum(p.numel() for p in self.net.parameters())
 
+    @property
+    def parts(self) -> list[Part]:
+        return parts_of(self.net, self.units)
+
+    def without(self, parts: Sequence[Part], x: Tensor) -> DagNet:
+        return remove(self.net, self.units, parts, x)
+
 
 def polish(
     net: DagNet,
@@ -74,15 +71,14 @@ def polish(
     """Remove, by measured ablation, what the validation loss does not miss; ``net`` is left as it is.
 
     The compact network is fitted without any penalty first. Then parts go: first the half of the units that costs
-    least, a quarter where that is refused, and so on; at last one by one, units before skips. Since a small network
-    cannot find its way to do without a skip, or to make use of another one, each skip is then reconsidered: it is taken
-    from the first network, or opened in it, and the elimination repeated. That counts if it ends with fewer parameters.
+    least, a quarter where that is refused, and so on; at last one by one, units before skips. A small network cannot
+    find its way to other skips, so these are reconsidered: first all are opened, then each one that is left is taken
+    from a network with more room, and the elimination goes on from there. That counts if it ends with fewer parameters.
 
-    Parts are tried in the order of their cost: the loss on ``probe`` without the part, where the other units of its
-    node take up what they can express of it (linear least squares, exact for a unit that doubles another). After a
-    removal the network is fitted with Adam for ``steps`` steps, and for three times as many more where it then is near.
-    The removal stands if the validation loss is at most ``1 + tolerance`` times the best one so far, and times that
-    which as many steps lead to without the removal.
+    Parts are tried in the order of their cost: the loss on ``probe`` without the part, where others take up what they
+    can express of it (`nas.search.surgery.remove`). After a removal the network is fitted with Adam for ``steps``
+    steps, and for three times as many more where it then is near. The removal stands if the validation loss is at most
+    ``1 + tolerance`` times the best one so far, and times that which as many steps lead to without the removal.
 
     Args:
         net: a searched supernet.
@@ -98,7 +94,7 @@ def polish(
         on_trial: called after each trial with what it led to, and whether that stands.
 
     Returns:
-        The networks from the fitted one, the largest, to the result, each with what was removed.
+        The networks from the fitted one to the result, the smallest, after each removal or opening that stands.
 
     Raises:
         ValueError: an argument out of range.
@@ -115,17 +111,14 @@ def polish(
         retrain(trained, lambda epoch: islice(pairs, steps), loss_fn, epochs=1, steps=steps, lr=lr)
         return Polished(trained, candidate.units, validate(trained))
 
-    polisher = _Polisher(fitted, loss_fn, probe, trials, steps, tolerance, on_trial)
-    start = fitted(_compacted(net, _all_units(net)), MORE * steps)
-    way = polisher.eliminate([start])
-    for skip in _skips(net):
-        other = polisher.reconsider(start, way[-1], skip, net)
-        way = min(way, other or way, key=lambda way: way[-1].num_params)
-    return way
+    polisher = _Polisher(net, fitted, loss_fn, probe, trials, steps, tolerance, on_trial)
+    start = fitted(_compacted(net), MORE * steps)
+    return polisher.reconsider(polisher.eliminate([start]))
 
 
 @dataclass
 class _Polisher:
+    supernet: DagNet
     fit: Callable[[Polished, int], Polished]
     loss_fn: LossFunction
     probe: Pair
@@ -134,21 +127,52 @@ class _Polisher:
     tolerance: float
     on_trial: Callable[[Polished, bool], None]
 
-    def reconsider(self, start: Polished, end: Polished, skip: Part, net: DagNet) -> list[Polished] | None:
-        """The way from ``start`` with the skips of ``end``, but for ``skip``; None if that cannot be fitted."""
-        if not self.trials_left or not {skip.node, str(skip.source)} <= set(start.net.plan.units):
-            return None
+    def reconsider(self, way: list[Polished]) -> list[Polished]:
+        """Open all skips, at the end of the way and where there was more room; then close one after the other there."""
+        skips = skips_of(self.supernet)
+        for back in (-1, self.room(way)):
+            way, _ = self.better(way, self.with_skips(way, back, skips))
+        todo = [skip for skip in skips if skip in way[-1].parts]
+        while todo:
+            skip, *todo = todo
+            others = [each for each in skips if each in way[-1].parts and each != skip]
+            way, changed = self.better(way, self.with_skips(way, self.room(way), others))
+            todo = others if changed else todo
+        return way
+
+    def room(self, way: Sequence[Polished]) -> int:
+        """Where on the way there were last `ROOM` times the parameters of its end."""
+        return max(k for k, state in enumerate(way) if k == 0 or state.num_params >= ROOM * way[-1].num_params)
+
+    def better(self, way: list[Polished], other: list[Polished]) -> tuple[list[Polished], bool]:
+        """The other way, and whether it is that: if it ends with fewer parameters and as good."""
+        end, best = other[-1], _best(way)
+        if end.num_params >= way[-1].num_params:
+            return way, False
+        if (1 + self.tolerance) * best < end.loss <= NEAR * best:
+            end = self.fit(end, MORE * self.steps)
+        is_good = end.loss <= (1 + self.tolerance) * best
+        return ([*other[:-1], end], True) if is_good else (way, False)
+
+    def with_skips(self, way: list[Polished], back: int, wanted: Sequence[Part]) -> list[Polished]:
+        """On from one network of the way with these skips instead of its own, if that can be fitted."""
+        start, x = way[back], self.probe[0]
+        nodes = set(start.net.plan.units)
+        skips = [skip for skip in skips_of(self.supernet) if {skip.node, str(skip.source)} <= nodes]
+        to_close = [skip for skip in skips if skip in start.parts and skip not in wanted]
+        whole = expand(start.without(to_close, x), start.units, self.supernet)
+        to_open = [skip for skip in skips if skip in wanted and is_closed(whole, skip)]
+        if not self.trials_left or not (to_close or to_open):
+            return way
         self.trials_left -= 1
-        whole = expand(start.net, start.units, net)
-        for part in _skips(net):
-            if (part in _parts(end)) == (part == skip):
-                _zero_skip(whole.named_nodes()[part.node], str(part.source))
-        if skip not in _parts(start):
-            _open_skip(whole, skip, start.units)
-        found = self.fit(_compacted(whole, _all_units(net)), MORE * self.steps)
-        accepted = found.loss <= (1 + self.tolerance) * start.loss
+        for skip in to_open:
+            whole = open_skip(whole, start.units, skip, x)
+        found, tolerated = self.fit(_compacted(whole), MORE * self.steps), (1 + self.tolerance) * start.loss
+        if tolerated < found.loss <= NEAR * start.loss:
+            found = self.fit(found, MORE * self.steps)
+        accepted = found.loss <= tolerated
         self.on_trial(found, accepted)
-        return self.eliminate([start, found]) if accepted else None
+        return self.eliminate([*way[:back], start, found]) if accepted else way
 
     def eliminate(self, way: list[Polished]) -> list[Polished]:
         """Remove what can be removed."""
@@ -174,9 +198,9 @@ class _Polisher:
             near: list[Part] = []
             before = way[-1].num_params
             for part in todo:
-                if part in _parts(way[-1]):  # it may have gone with another one
+                if part in way[-1].parts:  # it may have gone with another one
                     way, loss = self.attempt(way, [part], hopeful=True)
-                    if part in _parts(way[-1]) and loss <= NEAR * _best(way):
+                    if part in way[-1].parts and loss <= NEAR * _best(way):
                         near.append(part)
             todo = near if way[-1].num_params < before else []
         return way
@@ -193,7 +217,7 @@ class _Polisher:
             return way, math.inf
         self.trials_left -= 1
         tolerated, steps = 1 + self.tolerance, self.steps
-        found = self.fit(_without(way[-1], parts, self.probe[0]), steps)
+        found = self.fit(_compacted(way[-1].without(parts, self.probe[0]), way[-1].units), steps)
         if hopeful and tolerated * _best(way) < found.loss <= NEAR * _best(way):
             found, steps = self.fit(found, MORE * steps), (1 + MORE) * steps
         if accepted := found.loss <= tolerated * _best(way):
@@ -208,7 +232,7 @@ class _Polisher:
     def by_cost(self, state: Polished) -> list[Part]:
         """The parts, those without which the loss on the probe is least first."""
         x, y = self.probe
-        costs = {part: float(self.loss_fn(_zeroed(state, [part], x)(x), y)) for part in _parts(state)}
+        costs = {part: float(self.loss_fn(state.without([part], x)(x), y)) for part in state.parts}
         return sorted(costs, key=lambda part: costs[part])
 
 
@@ -216,115 +240,9 @@ def _best(way: Sequence[Polished]) -> float:
     return min(state.loss for state in way)
 
 
-def _parts(state: Polished) -> list[Part]:
-    """Everything that can go: units of searched nodes, gates, projections, and edges that are not the only one."""
-    parts = []
-    for name, node in state.net.named_nodes().items():
-        if node.plan.searched:
-            parts += [Part(name, unit=int(state.units[name][row])) for row in _rows(node)]
-        edges = node.plan.edges if len(node.plan.edges) > 1 else {}
-        sources = [*(skip.source for skip in node.plan.skips), *node.plan.projections, *edges]
-        parts += [Part(name, source=source) for source in dict.fromkeys(sources)]
-    return parts
-
-
-def _skips(net: DagNet) -> list[Part]:
-    """The skips of a supernet, open or not."""
-    return [
-        Part(name, source=source)
-        for name, node in net.named_nodes().items()
-        for source in (*(skip.source for skip in node.plan.skips), *node.plan.projections, *node.plan.blocks)
-    ]
-
-
-def _all_units(net: DagNet) -> dict[str, Tensor]:
-    return {name: torch.arange(n) for name, n in net.plan.units.items()}
-
-
-def _rows(node: DagNode) -> list[int]:
-    """The units that the rows of a node compute."""
-    return list(range(node.plan.units) if node.plan.rows is None else node.plan.rows)
-
-
-def _without(state: Polished, parts: Sequence[Part], x: Tensor) -> Polished:
-    return _compacted(_zeroed(state, parts, x), state.units)
-
-
-def _compacted(net: DagNet, units: dict[str, Tensor]) -> Polished:
+def _compacted(net: DagNet, units: dict[str, Tensor] | None = None) -> Polished:
+    """The compact network, yet without a loss; ``units`` are the names of the units of ``net``, else their indices."""
     kept = kept_units(net)
     small = compact(net)
-    return Polished(small, {name: units[name][kept[name]] for name in small.plan.units}, float("inf"))
-
-
-@torch.no_grad()
-def _zeroed(state: Polished, parts: Sequence[Part], x: Tensor) -> DagNet:
-    """A copy of the network whose ``parts`` are zero, and in which other units stand for them as well as they can."""
-    net = copy.deepcopy(state.net)
-    for name, node in net.named_nodes().items():
-        for part in parts:
-            if part.node == name and part.source is not None:
-                _zero_skip(node, part.source)
-        gone = {part.unit for part in parts if part.node == name and part.unit is not None}
-        rows = [row for row, unit in enumerate(_rows(node)) if int(state.units[name][unit]) in gone]
-        if rows:
-            before = net.states(x)
-            for tensor in (*node.edges.values(), node.bias):
-                tensor[rows] = 0
-            _take_up(net, name, [_rows(node)[row] for row in rows], before)
-    return net
-
-
-@torch.no_grad()
-def _zero_skip(node: DagNode, source: str) -> None:
-    for k, skip in enumerate(node.plan.skips):
-        if skip.source == source:
-            node.gates[k] = 0
-    if source in node.projections:
-        node.projections[source].zero_()
-    if source in node.edges and len(node.edges) > 1:
-        node.edges[source].zero_()
-
-
-@torch.no_grad()
-def _open_skip(net: DagNet, skip: Part, units: dict[str, Tensor]) -> None:
-    """Give a skip between these ``units`` a small value: a tenth of He's start, or of a gate that is open."""
-    node, source = net.named_nodes()[skip.node], str(skip.source)
-    for k, each in enumerate(node.plan.skips):
-        if each.source == source:
-            node.gates[k] = SMALL
-    for tensors in (node.projections, {name: node.edges[name] for name in node.plan.blocks}):
-        if source in tensors:
-            chosen = units[skip.node][:, None], units[source]
-            drawn = torch.randn(tensors[source][chosen].shape, generator=torch.Generator().manual_seed(0))
-            tensors[source][chosen] = SMALL * math.sqrt(2 / drawn[0].numel()) * drawn.to(tensors[source])
-
-
-def _take_up(net: DagNet, name: str, gone: list[int], before: dict[str, Tensor]) -> None:
-    """Readers of the units ``gone`` of a node read what the others can express of them.
-
-    With x the states of the node without these units, and r what is missing of these, the coefficients minimise
-    |x C + c - r|^2; a reader with the weight W then gets W[:, gone] C on top, and W[:, gone] c on its bias.
-    """
-    node, axis = net.named_nodes()[name], net.unit_axis
-    after = node(before)
-    x, lost = (_samples(tensor, axis) for tensor in (after, before[name] - after))
-    live = x.ne(0).any(dim=0)
-    design = torch.cat([x[:, live], torch.ones_like(x[:, :1])], dim=1)
-    gram = design.T @ design
-    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-    coefficients = torch.linalg.solve(gram, design.T @ lost[:, gone]).to(next(net.parameters()).dtype)
-    for reader in net.named_nodes().values():
-        if name in reader.edges:
-            weight = reader.edges[name]
-            missing = weight[:, gone]
-            weight[:, live] += torch.einsum("rk...,lk->rl...", missing, coefficients[:-1])
-            reader.bias.add_(missing.reshape(*missing.shape[:2], -1).sum(dim=2) @ coefficients[-1])
-        if name in reader.projections:
-            matrix = reader.projections[name]
-            matrix[:, live] += matrix[:, gone] @ coefficients[:-1].T
-
-
-def _samples(state: Tensor, axis: int) -> Tensor:
-    """At most `MAX_SAMPLES` positions and samples of a state, evenly spaced, as rows; in double precision."""
-    rows = state.movedim(axis, -1).flatten(0, -2)
-    return rows[:: -(-len(rows) // MAX_SAMPLES)].double()
+    names = units or {name: torch.arange(n) for name, n in net.plan.units.items()}
+    return Polished(small, {name: names[name][kept[name]] for name in small.plan.units}, math.inf)

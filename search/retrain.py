@@ -55,7 +55,7 @@ def retrain(
         raise ValueError(f"lr must be > 0, got {lr}")
     if every < 1 or (patience is not None and patience < 1):
         raise ValueError(f"every and patience must be at least 1, got every={every}, patience={patience}")
-    optimizer = torch.optim.Adam(net.parameters(), lr)
+    optimizer = torch.optim.Adam(net.parameters(), lr, fused=True)
     rise = min(0.9, max(0.1, 1.5 / (epochs * steps)))  # a rise of exactly one step would divide by zero
     scheduler = OneCycleLR(optimizer, lr, epochs=epochs, steps_per_epoch=steps, pct_start=rise)
     best, best_weights, behind = -math.inf, None, 0

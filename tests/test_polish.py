@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nas.models import compact, conv_skip_autoencoder, dense_mlp, skip_autoencoder
+from nas.models import compact, dense_mlp
 from nas.models.compact import expand, kept_units
 from nas.search import Run, Search, SearchConfig, births, deaths, polish
-from nas.search.polish import Part, Polished, _compacted, _parts, _zeroed
+from nas.search.polish import Polished
 from tests.nets import random_net
 
 
@@ -61,37 +61,6 @@ def test_expand_is_the_inverse_of_compact(seed):
     whole = expand(small, units, net)
     torch.testing.assert_close(whole(x), net(x), rtol=1e-4, atol=1e-5)
     assert compact(whole).plan == small.plan
-
-
-def test_a_unit_that_doubles_another_is_taken_up_exactly():
-    single, double = doubled()
-    pair = data_of(single)
-    state = _compacted(double.double(), {name: torch.arange(n) for name, n in double.plan.units.items()})
-    without = _zeroed(state, [Part("n1", unit=4)], pair[0].double())
-    torch.testing.assert_close(without(pair[0].double()), double(pair[0].double()), rtol=0, atol=1e-4)
-    assert without.nodes["n1"].bias[4].item() == 0 and not without.nodes["n1"].edges["in"][4].any()
-
-
-def test_filters_that_double_others_are_taken_up_exactly():
-    torch.manual_seed(0)
-    net = conv_skip_autoencoder(depth=2, width=6, patch=1).double()
-    with torch.no_grad():
-        for key in ("edges.in", "bias"):
-            tensor = net.get_parameter(f"nodes.n1.{key}")
-            tensor[3:] = 2 * tensor[:3]
-    x = torch.rand(4, 1, 9, 9, dtype=torch.double)
-    state = _compacted(net, {name: torch.arange(n) for name, n in net.plan.units.items()})
-    without = _zeroed(state, [Part("n1", unit=k) for k in (0, 4, 5)], x)
-    torch.testing.assert_close(without(x), net(x), rtol=0, atol=1e-4)
-
-
-def test_the_parts_of_a_net():
-    net = skip_autoencoder(2, depth=1, patch=None)
-    with torch.no_grad():
-        net.nodes["n1"].gates.fill_(1)
-        net.nodes["n1"].edges["in"][1] = 0
-    state = _compacted(net, {name: torch.arange(n) for name, n in net.plan.units.items()})
-    assert _parts(state) == [Part("n1", unit=0), Part("n1", source="in"), Part("out", unit=0), Part("out", unit=1)]
 
 
 def test_superfluous_neurons_and_skips_go():

@@ -1,0 +1,329 @@
+"""Network surgery: parts leave or enter, and what is left is solved to compute, as nearly as it can, what it did.
+
+All of it is linear least squares on samples, and exact where a network of the new form computes the same function.
+"""
+
+import copy
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from nas.models.dag import DagNet, DagNode
+
+MAX_SAMPLES = 4096  # on which states are expressed by others
+RIDGE = 1e-9  # keeps that solvable where others say the same
+SMALL = 0.1  # of a skip that is opened where nothing can make up for it
+WEAK = 0.5  # a gate below is opened anew
+CURVED = 0.1  # part of the variance of a neuron that no linear function explains; below, it stands for a linear one
+MAX_MIRRORED = 10  # neurons of which all 2^n orientations are tried
+
+Units = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What can go as a whole: row ``unit`` of a node (a neuron or filter), or what leads to it from ``source``."""
+
+    node: str
+    unit: int | None = None
+    source: str | None = None
+
+
+def parts_of(net: DagNet, units: Units) -> list[Part]:
+    """Everything that can go: units of searched nodes, gates, projections, and edges that are not the only one.
+
+    Args:
+        net: a compact network.
+        units: for every node the names (integers) of its units.
+    """
+    parts = []
+    for name, node in net.named_nodes().items():
+        if node.plan.searched:
+            parts += [Part(name, unit=int(units[name][row])) for row in _rows(node)]
+        edges = node.plan.edges if len(node.plan.edges) > 1 else {}
+        sources = [*(skip.source for skip in node.plan.skips), *node.plan.projections, *edges]
+        parts += [Part(name, source=source) for source in dict.fromkeys(sources)]
+    return parts
+
+
+def skips_of(net: DagNet) -> list[Part]:
+    """The skips of a supernet, open or not."""
+    return [
+        Part(name, source=source)
+        for name, node in net.named_nodes().items()
+        for source in (*(skip.source for skip in node.plan.skips), *node.plan.projections, *node.plan.blocks)
+    ]
+
+
+@torch.no_grad()
+def remove(net: DagNet, units: Units, parts: Collection[Part], x: Tensor) -> DagNet:
+    """A copy of the network whose ``parts`` are zero, and in which others stand for them as well as they can.
+
+    What units did is expressed by the other sources of their readers (`_take_up`); what a skip did, by mirrored neurons
+    (`_mirror`).
+
+    Args:
+        net, units: as for `parts_of`.
+        parts: of the network.
+        x: input on which that is measured.
+    """
+    net = copy.deepcopy(net)
+    for name, node in net.named_nodes().items():
+        for part in parts:
+            if part.node == name and part.source is not None:
+                _mirror(net, node, part.source)
+                _zero_skip(node, part.source)
+        gone = {part.unit for part in parts if part.node == name and part.unit is not None}
+        rows = [row for row, unit in enumerate(_rows(node)) if int(units[name][unit]) in gone]
+        if rows:
+            before = net.states(x)
+            for tensor in (*node.edges.values(), node.bias):
+                tensor[rows] = 0
+            _take_up(net, name, before)
+    return net
+
+
+@torch.no_grad()
+def is_closed(net: DagNet, skip: Part) -> bool:
+    """Whether a skip of a supernet is zero, or a gate below 1/2 to a node that is read through edges."""
+    node, source = net.named_nodes()[skip.node], str(skip.source)
+    if source not in _sources(node):
+        return not bool(_matrix(node, source).any())
+    gate = abs(float(node.gates[_sources(node).index(source)]))
+    return gate < WEAK if _readers(net, skip.node) else gate == 0
+
+
+@torch.no_grad()
+def open_skip(net: DagNet, units: Units, skip: Part, x: Tensor) -> DagNet:
+    """A copy of a supernet in which this skip is open, and which computes about what it did.
+
+    A gate becomes 1 or -1, whichever changes the output less: by a smaller one nothing could be expressed that neurons
+    express already. Readers of the node make up for it (`_arrange`, `_take_up`); where none reads it through an edge,
+    the gate becomes small, and so do projections and blocks.
+
+    Args:
+        net: a network that has the skip and computes all its units.
+        units: for every node the indices of the units that are not dead, between which blocks and projections open.
+        skip: of the network.
+        x: input on which changes are measured.
+    """
+    node, source = net.named_nodes()[skip.node], str(skip.source)
+    if source not in (each.source for each in node.plan.skips):
+        return _with_small_weights(net, units, skip)
+    gates = (1, -1) if _readers(net, skip.node) else (SMALL,)
+    candidates = [_with_gate(net, skip.node, source, gate, x) for gate in gates]
+    y = net(x)
+    return min(candidates, key=lambda each: float((each(x) - y).square().mean()))
+
+
+def _with_small_weights(net: DagNet, units: Units, skip: Part) -> DagNet:
+    """The skip, a block or projection, with a tenth of He's start."""
+    net, source = copy.deepcopy(net), str(skip.source)
+    node = net.named_nodes()[skip.node]
+    weight = _matrix(node, source)
+    chosen = units[skip.node][:, None], units[source]
+    drawn = torch.randn(weight[chosen].shape, generator=torch.Generator().manual_seed(0))
+    weight[chosen] = SMALL * math.sqrt(2 / drawn[0].numel()) * drawn.to(weight)
+    return net
+
+
+def _with_gate(net: DagNet, name: str, source: str, gate: float, x: Tensor) -> DagNet:
+    """A copy with this gate from the source to the node, and what the readers of the node make of it."""
+    net = copy.deepcopy(net)
+    nodes = net.named_nodes()
+    node, before = nodes[name], net.states(x)
+    k = _sources(node).index(source)
+    change = gate - float(node.gates[k])
+    node.gates[k] = gate
+    for reader in nodes.values():  # s x_node has gained s change x_source
+        into = _sources(reader)
+        if name in into and source in into:
+            reader.gates[into.index(source)] -= change * reader.gates[into.index(name)]
+    if _has_free_places(net, name, source):
+        _arrange(net, name, source, before)
+    else:
+        _take_up(net, name, before)
+    return net
+
+
+def _take_up(net: DagNet, name: str, before: Mapping[str, Tensor]) -> None:
+    """Readers of a node that has changed since ``before`` read what their sources can express of what is missing.
+
+    With x the states that a reader reads (through edges of the same form) and r what is missing of the node's, the
+    coefficients minimise |x C + c - r|^2; a reader whose weight for the node is W then gets W C on top of the weights
+    for x, and W c on its bias.
+    """
+    after = net.named_nodes()[name](before)
+    states = {**before, name: after}
+    missing = _samples(before[name] - after, net.unit_axis)
+    changed = missing.ne(0).any(dim=0)
+    for reader in net.named_nodes().values():
+        for edges in (reader.edges, reader.projections):
+            if name not in edges:
+                continue
+            lost = edges[name][:, changed].flatten(2) if edges[name].ndim > 2 else edges[name][:, changed, None]
+            alike = {
+                source: weight
+                for source, weight in edges.items()
+                if weight.shape[2:] == edges[name].shape[2:] and reader.levels[source] == reader.levels[name]
+            }
+            x = torch.cat([_samples(states[source], net.unit_axis) for source in alike], dim=1)
+            *linear, constant = (
+                _least_squares(x, missing[:, changed])
+                .to(lost)
+                .split([*(weight.shape[1] for weight in alike.values()), 1])
+            )
+            for weight, coefficients in zip(alike.values(), linear, strict=True):
+                weight += torch.einsum("rmk,um->ruk", lost, coefficients).reshape(weight.shape)
+            if edges is reader.edges:
+                reader.bias.add_(lost.sum(dim=2) @ constant[0])
+
+
+def _mirror(net: DagNet, reader: DagNode, source: str) -> None:
+    """Mirror the neurons whose linear difference from their mirror image is what the reader gets from ``source``.
+
+    relu(z) = z + relu(-z): with c the weights for a neuron z = sum_j w_j x_j + b, c relu(z) is c relu(-z) with c w_j on
+    top of the weights for x_j, and c b on the bias. A block that is minus the sum of c w_j over some neurons is spared
+    by mirroring these. Only for fully connected edges.
+    """
+    block = reader.edges.get(source)
+    if block is None or block.ndim > 2:
+        return
+    between = [
+        (node, reader.edges[name][:, unit], row)
+        for name, node in net.named_nodes().items()
+        if name in reader.edges and source in node.edges and node.plan.activation == "relu"
+        for row, unit in enumerate(_rows(node))
+    ]
+    if not between:
+        return
+    products = torch.stack([c.outer(node.edges[source][row]).flatten() for node, c, row in between], dim=1)
+    shares = torch.linalg.lstsq(products.double(), -block.flatten().double()[:, None]).solution[:, 0]
+    for (node, c, row), share in zip(between, shares.tolist(), strict=True):
+        if share > 0.5:
+            for name, weight in node.edges.items():
+                if name in reader.edges:
+                    reader.edges[name] += c.outer(weight[row])
+            reader.bias.add_(c * node.bias[row])
+            for tensor in (*node.edges.values(), node.bias):
+                tensor[row] *= -1
+
+
+def _has_free_places(net: DagNet, name: str, source: str) -> bool:
+    """Whether the neurons of a node may change places: the only skip there is the gate from the node's only source,
+    the node is read through edges, which are matrices, and neither through gates nor projections."""
+    nodes = net.named_nodes()
+    node = nodes[name]
+    gates = {each: float(gate) for each, gate in zip(_sources(node), node.gates, strict=True) if gate}
+    through_gates = any(
+        gate for r in nodes.values() for each, gate in zip(_sources(r), r.gates, strict=True) if each == name
+    )
+    through_projections = any(name in reader.projections for reader in nodes.values())
+    return (
+        bool(_readers(net, name))
+        and list(gates) == [source]
+        and list(node.edges) == [source]
+        and node.edges[source].ndim == 2
+        and not (node.projections or through_gates or through_projections)
+    )
+
+
+def _arrange(net: DagNet, name: str, source: str, before: Mapping[str, Tensor]) -> None:
+    """Put the neurons of a node to the places that the gate asks for.
+
+    A node relu(w x + b) + s x ties its neurons to places: the weights for neuron k are those for s x_k, too. In a
+    network that was found while the gate was shut, neurons stand anywhere, may be mirrored, and others stand for linear
+    functions. With P and L the least-squares weights of the readers for the neurons that are no linear functions, and
+    for s x, neuron u stands for place k if P_u is a positive multiple of L_k. If it is mirrored, L has P_u w_u / s too
+    much (`_mirror`): of all orientations that is taken with which neurons and places agree best.
+    """
+    node = net.named_nodes()[name]
+    gate = float(node.gates[_sources(node).index(source)])
+    passed = gate * _samples(before[source], net.unit_axis)
+    rows = _samples(node(before), net.unit_axis) - passed
+    linear = _least_squares(passed, rows)
+    rest = rows - passed @ linear[:-1] - linear[-1]
+    curved = rest.var(dim=0) > CURVED * rows.var(dim=0)
+    readers = _readers(net, name)
+    target = _samples(before[name], net.unit_axis) @ torch.cat([r.edges[name] for r in readers]).double().T
+    solved = _least_squares(torch.cat([rows[:, curved], passed], dim=1), target)
+    count = int(curved.sum())
+    p, linear, constant = solved[:count], solved[count:-1], solved[-1]
+    w, b = node.edges[source][curved].double(), node.bias[curved].double()
+
+    def oriented(mirrored: Tensor) -> tuple[Tensor, Tensor]:
+        places = linear + (mirrored[:, None] * w).T @ p / gate
+        return places, F.normalize(p, dim=1) @ F.normalize(places, dim=1).T
+
+    def agreement(mirrored: Tensor) -> float:
+        alike = oriented(mirrored)[1]
+        return float(alike[linear_sum_assignment(-alike)].sum())
+
+    free = count if count <= MAX_MIRRORED else 0
+    orientations = [torch.tensor([*each, *[0] * (count - free)]) for each in product((0, 1), repeat=free)]
+    mirrored = max(orientations, key=agreement)
+    places, alike = oriented(mirrored)
+    chosen, at = (torch.from_numpy(indices) for indices in linear_sum_assignment(-alike))
+    scale = (p[chosen] * places[at]).sum(dim=1) / places[at].square().sum(dim=1)
+    scale = torch.where(scale > 0, scale, 1) * (1 - 2 * mirrored[chosen])
+    for tensor, values in ((node.edges[source], w), (node.bias, b)):
+        tensor.zero_()
+        tensor[at] = (values[chosen].T * scale).T.to(tensor)
+    weights = places.T.to(target).split([reader.plan.num_rows for reader in readers])
+    biases = (constant + (mirrored * b) @ p).split([reader.plan.num_rows for reader in readers])
+    for reader, weight, bias in zip(readers, weights, biases, strict=True):
+        reader.edges[name].copy_(weight)
+        reader.bias.add_(bias.to(reader.bias))
+
+
+def _matrix(node: DagNode, source: str) -> Tensor:
+    """Of a projection or a block."""
+    matrix: Tensor = (node.projections if source in node.projections else node.edges)[source]
+    return matrix
+
+
+def _zero_skip(node: DagNode, source: str) -> None:
+    if source in _sources(node):
+        node.gates[_sources(node).index(source)] = 0
+    if source in node.projections:
+        node.projections[source].zero_()
+    if source in node.edges and len(node.edges) > 1:
+        node.edges[source].zero_()
+
+
+def _readers(net: DagNet, name: str) -> list[DagNode]:
+    """The nodes that read this one through edges."""
+    return [reader for reader in net.named_nodes().values() if name in reader.edges]
+
+
+def _sources(node: DagNode) -> list[str]:
+    """Of the gates."""
+    return [skip.source for skip in node.plan.skips]
+
+
+def _rows(node: DagNode) -> list[int]:
+    """The units that the rows of a node compute."""
+    return list(range(node.plan.units) if node.plan.rows is None else node.plan.rows)
+
+
+def _samples(state: Tensor, axis: int) -> Tensor:
+    """At most `MAX_SAMPLES` positions and samples of a state, evenly spaced, as rows; in double precision."""
+    rows = state.movedim(axis, -1).flatten(0, -2)
+    return rows[:: -(-len(rows) // MAX_SAMPLES)].double()
+
+
+def _least_squares(x: Tensor, y: Tensor) -> Tensor:
+    """The coefficients C, and in the last row the constant c, that minimise |x C + c - y|^2; 0 for what is 0 in x."""
+    design = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+    live = design.ne(0).any(dim=0)
+    gram = design[:, live].T @ design[:, live]
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+    coefficients = y.new_zeros(len(live), y.shape[1])
+    coefficients[live] = torch.linalg.solve(gram, design[:, live].T @ y)
+    return coefficients
