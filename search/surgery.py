@@ -274,7 +274,7 @@ def _arrange(net: DagNet, name: str, source: str, before: Mapping[str, Tensor]) 
     scale = torch.where(scale > 0, scale, 1) * (1 - 2 * mirrored[chosen])
     for tensor, values in ((node.edges[source], w), (node.bias, b)):
         tensor.zero_()
-        tensor[at] = (values[chosen].T * scale).T.to(tensor)
+        tensor[at] = torch.einsum("k...,k->k...", values[chosen], scale).to(tensor)
     weights = places.T.to(target).split([reader.plan.num_rows for reader in readers])
     biases = (constant + (mirrored * b) @ p).split([reader.plan.num_rows for reader in readers])
     for reader, weight, bias in zip(readers, weights, biases, strict=True):
