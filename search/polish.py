@@ -166,7 +166,8 @@ class _Polisher:
             return way
         self.trials_left -= 1
         for skip in to_open:
-            whole = open_skip(whole, start.units, skip, x)
+            if is_closed(whole, skip):  # it may have been opened with another one
+                whole = open_skip(whole, start.units, skip, x)
         found, tolerated = self.fit(_compacted(whole), MORE * self.steps), (1 + self.tolerance) * start.loss
         if tolerated < found.loss <= NEAR * start.loss:
             found = self.fit(found, MORE * self.steps)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import product
+from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ RIDGE = 1e-9  # keeps that solvable where others say the same
 SMALL = 0.1  # of a skip that is opened where nothing can make up for it
 WEAK = 0.5  # a gate below is opened anew
 CURVED = 0.1  # part of the variance of a neuron that no linear function explains; below, it stands for a linear one
+COPY = 0.98  # correlation with a neuron
 MAX_MIRRORED = 10  # neurons of which all 2^n orientations are tried
 
 Units = Mapping[str, Tensor]
@@ -141,9 +143,9 @@ def _with_gate(net: DagNet, name: str, source: str, gate: float, x: Tensor) -> D
     k = _sources(node).index(source)
     change = gate - float(node.gates[k])
     node.gates[k] = gate
-    for reader in nodes.values():  # s x_node has gained s change x_source
+    for reader in nodes.values():
         into = _sources(reader)
-        if name in into and source in into:
+        if name in into and source in into:  # s x_node has gained s change x_source
             reader.gates[into.index(source)] -= change * reader.gates[into.index(name)]
     if _has_free_places(net, name, source):
         _arrange(net, name, source, before)
@@ -235,51 +237,118 @@ def _has_free_places(net: DagNet, name: str, source: str) -> bool:
 
 
 def _arrange(net: DagNet, name: str, source: str, before: Mapping[str, Tensor]) -> None:
-    """Put the neurons of a node to the places that the gate asks for.
+    """Put the neurons of a node to the places that its gate asks for.
 
     A node relu(w x + b) + s x ties its neurons to places: the weights for neuron k are those for s x_k, too. In a
     network that was found while the gate was shut, neurons stand anywhere, may be mirrored, and others stand for linear
     functions. With P and L the least-squares weights of the readers for the neurons that are no linear functions, and
     for s x, neuron u stands for place k if P_u is a positive multiple of L_k. If it is mirrored, L has P_u w_u / s too
-    much (`_mirror`): of all orientations that is taken with which neurons and places agree best.
+    much (`_mirror`): of all orientations that is taken with which neurons and places agree best. Neurons that readers
+    copy (`_copies`) tell their places themselves, and a gate does what the copies did.
     """
     node = net.named_nodes()[name]
     gate = float(node.gates[_sources(node).index(source)])
-    passed = gate * _samples(before[source], net.unit_axis)
-    rows = _samples(node(before), net.unit_axis) - passed
-    linear = _least_squares(passed, rows)
-    rest = rows - passed @ linear[:-1] - linear[-1]
-    curved = rest.var(dim=0) > CURVED * rows.var(dim=0)
+    x, rows = _samples(before[source], net.unit_axis), _own(node, before, net.unit_axis)
+    linear = _least_squares(x, rows)
+    rest = rows - x @ linear[:-1] - linear[-1]
+    curved = (rest.var(dim=0) > CURVED * rows.var(dim=0)).nonzero()[:, 0]
+    w, b = node.edges[source][curved].double(), node.bias[curved].double()
+    copies = _copies(net, name, x @ w.T + b, before)
+    for copied in copies.values():
+        for tensor in (copied.reader.edges[name], copied.reader.bias):
+            tensor[copied.place] = 0
+
     readers = _readers(net, name)
     target = _samples(before[name], net.unit_axis) @ torch.cat([r.edges[name] for r in readers]).double().T
-    solved = _least_squares(torch.cat([rows[:, curved], passed], dim=1), target)
-    count = int(curved.sum())
-    p, linear, constant = solved[:count], solved[count:-1], solved[-1]
-    w, b = node.edges[source][curved].double(), node.bias[curved].double()
+    p, linear, constant = _least_squares(torch.cat([rows[:, curved], gate * x], dim=1), target).split(
+        [len(curved), x.shape[1], 1]
+    )
 
     def oriented(mirrored: Tensor) -> tuple[Tensor, Tensor]:
         places = linear + (mirrored[:, None] * w).T @ p / gate
-        return places, F.normalize(p, dim=1) @ F.normalize(places, dim=1).T
+        alike = F.normalize(p, dim=1) @ F.normalize(places, dim=1).T
+        for k, copied in copies.items():
+            alike[k, copied.place] = 2  # more than any other
+        return places, alike
 
     def agreement(mirrored: Tensor) -> float:
         alike = oriented(mirrored)[1]
         return float(alike[linear_sum_assignment(-alike)].sum())
 
-    free = count if count <= MAX_MIRRORED else 0
-    orientations = [torch.tensor([*each, *[0] * (count - free)]) for each in product((0, 1), repeat=free)]
-    mirrored = max(orientations, key=agreement)
+    mirrored = max(_orientations(len(curved), copies), key=agreement)
     places, alike = oriented(mirrored)
     chosen, at = (torch.from_numpy(indices) for indices in linear_sum_assignment(-alike))
     scale = (p[chosen] * places[at]).sum(dim=1) / places[at].square().sum(dim=1)
-    scale = torch.where(scale > 0, scale, 1) * (1 - 2 * mirrored[chosen])
+    scale = torch.where(scale > 0, scale, 1)
     for tensor, values in ((node.edges[source], w), (node.bias, b)):
         tensor.zero_()
-        tensor[at] = torch.einsum("k...,k->k...", values[chosen], scale).to(tensor)
+        tensor[at] = torch.einsum("k...,k->k...", values[chosen], scale * (1 - 2 * mirrored[chosen])).to(tensor)
     weights = places.T.to(target).split([reader.plan.num_rows for reader in readers])
-    biases = (constant + (mirrored * b) @ p).split([reader.plan.num_rows for reader in readers])
+    biases = (constant[0] + (mirrored * b) @ p).split([reader.plan.num_rows for reader in readers])
     for reader, weight, bias in zip(readers, weights, biases, strict=True):
         reader.edges[name].copy_(weight)
         reader.bias.add_(bias.to(reader.bias))
+        slopes = {k: copied.slope for k, copied in copies.items() if copied.reader is reader}
+        if slopes:
+            factors = [slope / float(scale[chosen.tolist().index(k)]) for k, slope in slopes.items()]
+            _open_gate(reader, name, median(factors), {source: gate})
+
+
+def _open_gate(node: DagNode, source: str, gate: float, contains: Mapping[str, float]) -> None:
+    """Change a gate; what comes through it besides, multiples of the states that it ``contains``, other gates spare."""
+    change = gate - float(node.gates[_sources(node).index(source)])
+    node.gates[_sources(node).index(source)] = gate
+    for other, factor in contains.items():
+        if other in _sources(node):
+            node.gates[_sources(node).index(other)] -= change * factor
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A unit of a reader that puts out ``slope`` times a neuron, or its mirror image."""
+
+    reader: DagNode
+    place: int
+    mirrored: bool
+    slope: float
+
+
+def _copies(net: DagNet, name: str, z: Tensor, before: Mapping[str, Tensor]) -> dict[int, _Copy]:
+    """Of which neurons of a node, with the arguments ``z`` (samples, neurons), there are copies, by their index."""
+    found: dict[int, _Copy] = {}
+    for reader in _readers(net, name):
+        if name in _sources(reader):
+            own = _own(reader, before, net.unit_axis)
+            neurons = torch.cat([z.relu(), (-z).relu()], dim=1)
+            correlations = _standardised(neurons).T @ _standardised(own)
+            for column, place in (correlations > COPY).nonzero().tolist():
+                slope = float(own[:, place] @ neurons[:, column] / neurons[:, column].square().sum())
+                found[column % z.shape[1]] = _Copy(reader, place, column >= z.shape[1], slope)
+    return found
+
+
+def _standardised(x: Tensor) -> Tensor:
+    """Columns of mean 0 and norm 1, or 0."""
+    return F.normalize(x - x.mean(dim=0), dim=0)
+
+
+def _orientations(count: int, copies: Mapping[int, _Copy]) -> list[Tensor]:
+    """Which of the neurons may be mirrored: all combinations, but for copied ones; none where these are too many."""
+    free = [k for k in range(count) if k not in copies]
+    free = free if len(free) <= MAX_MIRRORED else []
+    fixed = torch.tensor([k in copies and copies[k].mirrored for k in range(count)], dtype=torch.long)
+    orientations = []
+    for flags in product((0, 1), repeat=len(free)):
+        mirrored = fixed.clone()
+        mirrored[free] = torch.tensor(flags, dtype=torch.long)
+        orientations.append(mirrored)
+    return orientations
+
+
+def _own(node: DagNode, states: Mapping[str, Tensor], axis: int) -> Tensor:
+    """What a node without projections puts out but for its gates, as samples."""
+    gated = [gate * states[source] for source, gate in zip(_sources(node), node.gates, strict=True)]
+    return _samples(node(states) - sum(gated), axis)
 
 
 def _matrix(node: DagNode, source: str) -> Tensor:
