@@ -122,48 +122,53 @@ def test_a_skip_that_mirrored_neurons_stand_for_is_spared(mirrored):
         same(without, net, samples(net), atol=1e-9)
 
 
-def with_free_places(seed, gate, live=4, size=9):
-    """A net whose neurons stand where its gate asks for, and one of the same function without a gate: its neurons stand
-    elsewhere, some are mirrored, and neurons without a bend stand for the linear functions."""
+def with_free_places(seed, gate, copied=0.0, live=4, size=9):
+    """A net whose neurons stand where its gates ask for, and one of the same function without gates.
+
+    In that the neurons stand elsewhere, some are mirrored, and neurons without a bend stand for the linear functions;
+    what the second gate brings to the output stands there as copies of the neurons, which are then not mirrored.
+    """
     generator = torch.Generator().manual_seed(seed)
     net = random_weights(skip_autoencoder(size, depth=1, patch=None), seed)
-    n1, out = net.nodes["n1"], net.nodes["out"]
+    n1, out, read = net.nodes["n1"], net.nodes["out"], slice(live, live + 3)
     with torch.no_grad():
         n1.gates.fill_(gate)
-        out.gates.zero_()
+        out.gates.copy_(torch.tensor([-copied * gate, copied], dtype=torch.double))
         for tensor in (n1.edges["in"], n1.bias):
             tensor[live:] = 0
         for tensor in (out.edges["n1"], out.bias):
-            tensor[3:] = 0
+            tensor[:live], tensor[live + 3 :] = 0, 0
+        places = torch.randperm(size, generator=generator)
+        mirrored = (torch.rand(live, generator=generator) < 0.5) & (copied == 0)
+        sign = 1 - 2 * mirrored.double()
+        bent = (out.edges["n1"][:, :live] * mirrored)[read]
+        helpers = places[live : live + 3]
+
         other = copy.deepcopy(net)
         m1, m_out = other.nodes["n1"], other.nodes["out"]
-        places = torch.randperm(size, generator=generator)
-        mirrored = torch.rand(live, generator=generator) < 0.5
-        sign = 1 - 2 * mirrored.double()
-        m1.gates.zero_()
-        for tensor in (m1.edges["in"], m1.bias, m_out.edges["n1"]):
+        for tensor in (m1.gates, m_out.gates, m1.edges["in"], m1.bias, m_out.edges["n1"]):
             tensor.zero_()
         m1.edges["in"][places[:live]] = sign[:, None] * n1.edges["in"][:live]
         m1.bias[places[:live]] = sign * n1.bias[:live]
+        m1.edges["in"][helpers] = gate * out.edges["n1"][read] + bent @ n1.edges["in"][:live]
+        m1.bias[helpers] = 100.0
         m_out.edges["n1"][:, places[:live]] = out.edges["n1"][:, :live]
-        bent = (out.edges["n1"][:, :live] * mirrored)[:3]
-        linear = gate * out.edges["n1"][:3] + bent @ n1.edges["in"][:live]
-        helpers = places[live : live + 3]
-        m1.edges["in"][helpers], m1.bias[helpers] = linear, 100.0
-        m_out.edges["n1"][[0, 1, 2], helpers] = 1
-        m_out.bias[:3] += bent @ n1.bias[:live] - 100.0
+        m_out.edges["n1"][range(live, live + 3), helpers] = 1
+        m_out.edges["n1"][range(live), places[:live]] = copied
+        m_out.bias[read] += bent @ n1.bias[:live] - 100.0
     return net, other
 
 
-@pytest.mark.parametrize("gate", [1.0, -0.7])
-@pytest.mark.parametrize("seed", range(5))
-def test_a_gate_opens_with_the_neurons_in_their_places(seed, gate):
-    net, other = with_free_places(seed, gate)
+@pytest.mark.parametrize(("gate", "copied"), [(1.0, 0.0), (-0.7, 0.0), (1.0, 0.6), (-0.7, 0.6)])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_gate_opens_with_the_neurons_in_their_places(seed, gate, copied):
+    net, other = with_free_places(seed, gate, copied)
     x = samples(net)
     same(other, net, x, atol=1e-9)
     opened = open_skip(other, units_of(other), Part("n1", source="in"), x)
     same(opened, net, x)
     assert opened.nodes["n1"].gates.item() == (1 if gate > 0 else -1)
+    assert opened.nodes["out"].gates[1].item() == pytest.approx(copied * abs(gate), abs=1e-4)
     assert compact(opened).plan == compact(net).plan
 
 
