@@ -23,6 +23,7 @@ def test_growth_alone_overshoots():
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_teachers(case):
+    case = case()
     net = make_teacher(case, seed=3)
     alive = find_alive(net)
     for node in net.plan.nodes:
@@ -34,8 +35,9 @@ def test_teachers(case):
 
 
 def test_what_counts_as_found():
-    def found(precision=1.0, recall=1.0, neurons=(10, 10), loss=1.05):
-        return Found(precision, recall, {"n1": neurons}, (1, 1), loss, 0.0).is_exact
+    def found(precision=1.0, recall=1.0, neurons=(10, 10), loss=1.05, params=(2, 1)):
+        return Found(precision, recall, {"n1": neurons}, params, loss, 0.0).is_exact
 
     assert found() and found(neurons=(11, 10)) and found(neurons=(9, 10))
+    assert found(precision=0.5, params=(1, 1)) and not found(precision=0.5, params=(1, 1), loss=1.06)
     assert not (found(precision=0.5) or found(recall=0.5) or found(neurons=(12, 10)) or found(loss=1.06))
