@@ -72,7 +72,7 @@ def convolutions(teacher: Sequence[int] = (3, 2), student: Sequence[int] = (12, 
     )  # fmt: skip
 
 
-def skips(teacher: Sequence[int] = (5, 4), student: Sequence[int] = (16, 16), epochs: int = 30) -> Case:
+def skips(teacher: Sequence[int] = (5, 4), student: Sequence[int] = (24, 24), epochs: int = 30) -> Case:
     """`skip_autoencoder` of as many features as the last number of the student says.
 
     Gates join nodes of equal width, so that the teacher is as wide as the student, but most of its neurons are dead.

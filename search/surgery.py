@@ -192,29 +192,43 @@ def _mirror(net: DagNet, reader: DagNode, source: str) -> None:
 
     relu(z) = z + relu(-z): with c the weights for a neuron z = sum_j w_j x_j + b, c relu(z) is c relu(-z) with c w_j on
     top of the weights for x_j, and c b on the bias. A block that is minus the sum of c w_j over some neurons is spared
-    by mirroring these. Only for fully connected edges.
+    by mirroring these. Only for fully connected edges, and neurons whose readers read all that they read.
     """
     block = reader.edges.get(source)
     if block is None or block.ndim > 2:
         return
     between = [
-        (node, reader.edges[name][:, unit], row)
+        (name, row, reader.edges[name][:, unit].outer(node.edges[source][row]).flatten())
         for name, node in net.named_nodes().items()
-        if name in reader.edges and source in node.edges and node.plan.activation == "relu"
+        if name in reader.edges and source in node.edges and _can_be_mirrored(net, name)
         for row, unit in enumerate(_rows(node))
     ]
     if not between:
         return
-    products = torch.stack([c.outer(node.edges[source][row]).flatten() for node, c, row in between], dim=1)
-    shares = torch.linalg.lstsq(products.double(), -block.flatten().double()[:, None]).solution[:, 0]
-    for (node, c, row), share in zip(between, shares.tolist(), strict=True):
+    products = torch.stack([product for _, _, product in between], dim=1).double()
+    shares = torch.linalg.lstsq(products, -block.flatten().double()[:, None]).solution[:, 0]
+    for (name, row, _), share in zip(between, shares.tolist(), strict=True):
         if share > 0.5:
-            for name, weight in node.edges.items():
-                if name in reader.edges:
-                    reader.edges[name] += c.outer(weight[row])
-            reader.bias.add_(c * node.bias[row])
-            for tensor in (*node.edges.values(), node.bias):
-                tensor[row] *= -1
+            _mirror_neuron(net, name, row)
+
+
+def _can_be_mirrored(net: DagNet, name: str) -> bool:
+    """Whether the nodes that read this one do so through edges, which bring them all that it reads, too."""
+    node = net.named_nodes()[name]
+    others = [other for other in net.named_nodes().values() if name in (*_sources(other), *other.projections)]
+    readers = _readers(net, name)
+    return node.plan.activation == "relu" and not others and all(set(node.edges) <= set(r.edges) for r in readers)
+
+
+def _mirror_neuron(net: DagNet, name: str, row: int) -> None:
+    node = net.named_nodes()[name]
+    for reader in _readers(net, name):
+        c = reader.edges[name][:, _rows(node)[row]]
+        for source, weight in node.edges.items():
+            reader.edges[source] += c.outer(weight[row])
+        reader.bias.add_(c * node.bias[row])
+    for tensor in (*node.edges.values(), node.bias):
+        tensor[row] *= -1
 
 
 def _has_free_places(net: DagNet, name: str, source: str) -> bool:

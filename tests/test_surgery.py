@@ -105,19 +105,23 @@ def test_what_another_source_of_the_readers_says_is_taken_up_from_it():
     same(remove(net, units_of(net), [Part("n1", unit=2)], x), net, x)
 
 
-@pytest.mark.parametrize("mirrored", list(product((False, True), repeat=4)))
-def test_a_skip_that_mirrored_neurons_stand_for_is_spared(mirrored):
-    net = random_weights(dense_mlp(6, widths=[5, 4], outputs=3))
+@pytest.mark.parametrize("widths", [[5, 4], [3, 5, 4], [4, 4, 3]])
+@pytest.mark.parametrize("mirrored", list(product((False, True), repeat=3)))
+def test_a_skip_that_mirrored_neurons_stand_for_is_spared(widths, mirrored):
+    """Between the last two hidden nodes, or before them: then two nodes read what is mirrored."""
+    net = random_weights(dense_mlp(6, widths=widths, outputs=3))
+    node, reader = ("n1", "n3") if widths == [4, 4, 3] else (f"n{len(widths)}", "out")
+    source = list(net.nodes[node].edges)[-1]
     with torch.no_grad():
-        net.nodes["out"].edges["n1"].zero_()
+        net.nodes[reader].edges[source].zero_()
         other = copy.deepcopy(net)
-        for row in (row for row in range(4) if mirrored[row]):
-            mirror(other, "n2", row)
+        for row in (row for row in range(3) if mirrored[row]):
+            mirror(other, node, row)
     same(other, net, samples(net), atol=1e-9)
     net, other = compact(net), compact(other)
-    assert any(mirrored) == ("n1" in other.nodes["out"].edges)
+    assert any(mirrored) == (source in other.nodes[reader].edges)
     if any(mirrored):
-        without = remove(other, units_of(other), [Part("out", source="n1")], samples(other))
+        without = remove(other, units_of(other), [Part(reader, source=source)], samples(other))
         assert compact(without).plan == net.plan
         same(without, net, samples(net), atol=1e-9)
 
