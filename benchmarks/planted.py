@@ -43,6 +43,7 @@ class Case:
         shape: of one input.
         samples, batch: inputs to train on (as many to validate, twice as many to test), and of one batch.
         epochs: of 100 steps.
+        starts: so many sparse starts grow; the one with the least validation loss is polished.
     """
 
     teacher: Callable[[], DagNet]
@@ -52,6 +53,7 @@ class Case:
     samples: int
     batch: int
     epochs: int
+    starts: int = 1
 
 
 def dense(teacher: Sequence[int] = (5, 4), student: Sequence[int] = (32, 32), epochs: int = 30) -> Case:
@@ -72,7 +74,7 @@ def convolutions(teacher: Sequence[int] = (3, 2), student: Sequence[int] = (12, 
     )  # fmt: skip
 
 
-def skips(teacher: Sequence[int] = (5, 4), student: Sequence[int] = (24, 24), epochs: int = 30) -> Case:
+def skips(teacher: Sequence[int] = (5, 4), student: Sequence[int] = (16, 16), epochs: int = 30) -> Case:
     """`skip_autoencoder` of as many features as the last number of the student says.
 
     Gates join nodes of equal width, so that the teacher is as wide as the student, but most of its neurons are dead.
@@ -83,7 +85,7 @@ def skips(teacher: Sequence[int] = (5, 4), student: Sequence[int] = (24, 24), ep
         return skip_autoencoder(features, depth=len(hidden), width=hidden, patch=None)
 
     rows = dict(zip([*(f"n{k}" for k in range(1, len(hidden) + 1)), "out"], teacher, strict=True))
-    return Case(net, net, rows, (features,), 16384, 256, epochs)
+    return Case(net, net, rows, (features,), 16384, 256, epochs, starts=2)
 
 
 CASES = {"dense_mlp": dense, "dense_conv": convolutions, "skip_autoencoder": skips}
@@ -201,7 +203,8 @@ def find(case: Case, algorithm: str, seed: int) -> Found:
         return float(F.mse_loss(net(pair[0]), pair[1])) / noise**2
 
     began = time.perf_counter()
-    net = _grown(case, algorithm, seed, batches)
+    grown = [_grown(case, algorithm, seed + 1000 * k, batches) for k in range(case.starts)]
+    net = min(grown, key=lambda net: loss(net, validation))
     if algorithm.endswith("+polish"):
         probe = x[: len(x) // 4], y[: len(y) // 4]
         net = polish(
