@@ -156,13 +156,15 @@ class _Polisher:
 
     def with_skips(self, way: list[Polished], back: int, wanted: Sequence[Part]) -> list[Polished]:
         """On from one network of the way with these skips instead of its own, if that can be fitted."""
+        if not self.trials_left:
+            return way
         start, x = way[back], self.probe[0]
         nodes = set(start.net.plan.units)
         skips = [skip for skip in skips_of(self.supernet) if {skip.node, str(skip.source)} <= nodes]
         to_close = [skip for skip in skips if skip in start.parts and skip not in wanted]
         whole = expand(start.without(to_close, x), start.units, self.supernet)
         to_open = [skip for skip in skips if skip in wanted and is_closed(whole, skip)]
-        if not self.trials_left or not (to_close or to_open):
+        if not (to_close or to_open):
             return way
         self.trials_left -= 1
         for skip in to_open:
