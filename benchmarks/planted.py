@@ -44,6 +44,7 @@ class Case:
         samples, batch: inputs to train on (as many to validate, twice as many to test), and of one batch.
         epochs: of 100 steps.
         starts: so many sparse starts grow; the one with the least validation loss is polished.
+        trials: of the polishing.
     """
 
     teacher: Callable[[], DagNet]
@@ -54,6 +55,7 @@ class Case:
     batch: int
     epochs: int
     starts: int = 1
+    trials: int = 100
 
 
 def dense(teacher: Sequence[int] = (5, 4), student: Sequence[int] = (32, 32), epochs: int = 30) -> Case:
@@ -70,7 +72,7 @@ def convolutions(teacher: Sequence[int] = (3, 2), student: Sequence[int] = (12, 
     return Case(
         lambda: dense_conv(1, depth=len(teacher), growth=teacher),
         lambda: dense_conv(1, depth=len(student), growth=student),
-        {}, (1, 8, 8), 256, 16, epochs,
+        {}, (1, 8, 8), 256, 16, epochs, trials=60,
     )  # fmt: skip
 
 
@@ -208,8 +210,9 @@ def find(case: Case, algorithm: str, seed: int) -> Found:
     if algorithm.endswith("+polish"):
         probe = x[: len(x) // 4], y[: len(y) // 4]
         net = polish(
-            net, batches, F.mse_loss, lambda net: loss(net, validation), probe, trials=100, first_epoch=case.epochs + 1
-        )[-1].net
+            net, batches, F.mse_loss, lambda net: loss(net, validation), probe, trials=case.trials,
+            first_epoch=case.epochs + 1,
+        )[-1].net  # fmt: skip
     seconds = time.perf_counter() - began
     planted, found = _skips(teacher), _skips(net)
     common = len(planted & found)
