@@ -103,6 +103,27 @@ def test_a_gate_that_spares_neurons_is_opened():
     assert way[-1].loss < 0.011
 
 
+@pytest.mark.parametrize("seed", range(0, 40, 2))
+def test_polishing_of_random_nets(seed):
+    """The net is left as it is, the result is the smallest on the way, and its units and skips are those of the net."""
+    net, x = random_net(seed)
+    if any(node.rows is not None for node in net.plan.nodes):
+        return
+    net, x = net.float(), x.float()
+    before = copy.deepcopy(net.state_dict())
+    with torch.no_grad():
+        y = net(x) + 0.1
+    way = polish(
+        net, lambda epoch: iter([(x, y)] * 3), F.mse_loss, lambda net: F.mse_loss(net(x), y).item(), (x, y),
+        trials=15, steps=3, tolerance=0.1,
+    )  # fmt: skip
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert way[-1].num_params == min(state.num_params for state in way)
+    for state in way:
+        whole = expand(state.net, state.units, net)
+        torch.testing.assert_close(whole(x), state.net(x), rtol=1e-4, atol=1e-4)
+
+
 def test_what_is_needed_stays():
     single, _ = doubled(1)
     way = polished(single, data_of(single), trials=10, steps=50)
