@@ -105,9 +105,9 @@ def is_closed(net: DagNet, skip: Part) -> bool:
 def open_skip(net: DagNet, units: Units, skip: Part, x: Tensor) -> DagNet:
     """A copy of a supernet in which this skip is open, and which computes about what it did.
 
-    A gate becomes 1 or -1, whichever changes the output less: by a smaller one nothing could be expressed that neurons
-    express already. Readers of the node make up for it (`_arrange`, `_take_up`); where none reads it through an edge,
-    the gate becomes small, and so do projections and blocks.
+    A gate becomes 1 or -1, whichever changes the output less; training would leave a small one as it is, since neurons
+    say already what it could bring. Readers of the node make up for it (`_arrange`, `_take_up`); where none reads it
+    through an edge, the gate becomes small, and so do projections and blocks.
 
     Args:
         net: a network that has the skip and computes all its units.
@@ -176,11 +176,8 @@ def _take_up(net: DagNet, name: str, before: Mapping[str, Tensor]) -> None:
                 if weight.shape[2:] == edges[name].shape[2:] and reader.levels[source] == reader.levels[name]
             }
             x = torch.cat([_samples(states[source], net.unit_axis) for source in alike], dim=1)
-            *linear, constant = (
-                _least_squares(x, missing[:, changed])
-                .to(lost)
-                .split([*(weight.shape[1] for weight in alike.values()), 1])
-            )
+            solved = _least_squares(x, missing[:, changed]).to(lost)
+            *linear, constant = solved.split([*(weight.shape[1] for weight in alike.values()), 1])
             for weight, coefficients in zip(alike.values(), linear, strict=True):
                 weight += torch.einsum("rmk,um->ruk", lost, coefficients).reshape(weight.shape)
             if edges is reader.edges:
