@@ -27,6 +27,7 @@ from nas.search import polish, search
 NOISE, MATTERS = 0.1, 0.02  # part of the standard deviation; part of the variance that every teacher's part makes
 GAIN, OPEN = 1.5, 0.5  # norm of a neuron's weights; how often a skip is there
 STEPS = 100  # of an epoch
+DRAWS = 1000  # of teachers; the cases here need up to 24
 
 Pair = tuple[Tensor, Tensor]
 Slice = tuple[Tensor, int | None]  # the slice of this index, or the whole tensor
@@ -58,8 +59,17 @@ class Case:
     trials: int = 100
 
 
+def _check(teacher: Sequence[int], student: Sequence[int]) -> None:
+    if len(teacher) != len(student) or not all(1 <= t <= s for t, s in zip(teacher, student, strict=True)):
+        raise ValueError(
+            f"teacher and student must be as many numbers, the teacher's from 1 to the student's, got {list(teacher)} "
+            f"and {list(student)}"
+        )
+
+
 def dense(teacher: Sequence[int] = (5, 4), student: Sequence[int] = (32, 32), epochs: int = 30) -> Case:
     """`dense_mlp` of 6 features and 3 outputs, with these numbers of neurons."""
+    _check(teacher, student)
     return Case(
         lambda: dense_mlp(6, widths=teacher, outputs=3),
         lambda: dense_mlp(6, widths=student, outputs=3),
@@ -69,6 +79,7 @@ def dense(teacher: Sequence[int] = (5, 4), student: Sequence[int] = (32, 32), ep
 
 def convolutions(teacher: Sequence[int] = (3, 2), student: Sequence[int] = (12, 12), epochs: int = 20) -> Case:
     """`dense_conv` on pictures of 8 x 8 pixels, with these numbers of filters."""
+    _check(teacher, student)
     return Case(
         lambda: dense_conv(1, depth=len(teacher), growth=teacher),
         lambda: dense_conv(1, depth=len(student), growth=student),
@@ -81,6 +92,7 @@ def skips(teacher: Sequence[int] = (5, 4), student: Sequence[int] = (16, 16), ep
 
     Gates join nodes of equal width, so that the teacher is as wide as the student, but most of its neurons are dead.
     """
+    _check(teacher, student)
     *hidden, features = student
 
     def net() -> DagNet:
@@ -113,13 +125,18 @@ class Found:
 
 
 def make_teacher(case: Case, seed: int) -> DagNet:
-    """A teacher whose neurons' weights are orthogonal and in which every unit and every skip matters."""
+    """A teacher whose neurons' weights are orthogonal and in which every unit and every skip matters.
+
+    Raises:
+        ValueError: in none of `DRAWS` draws every part matters: there are too many for that.
+    """
     generator = torch.Generator().manual_seed(seed)
-    while True:
+    for _ in range(DRAWS):
         net = case.teacher()
         _draw(net, case.rows, generator)
         if _all_matters(net, torch.randn(2048 // math.prod(case.shape[1:]), *case.shape, generator=generator)):
             return net
+    raise ValueError(f"in none of {DRAWS} random teachers every part matters; ask for fewer neurons")
 
 
 @torch.no_grad()
@@ -252,23 +269,32 @@ def _neurons(net: DagNet) -> dict[str, int]:
     return {node.name: node.num_rows for node in small.plan.nodes if node.searched}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="planted topologies: does a search find the network that made the data?"
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
-    parser.add_argument("--seeds", default="0-9", help="first and last seed, such as 0-9")
+    parser.add_argument("--seeds", type=_seeds, default="0-9", help="first and last seed, such as 0-9")
     parser.add_argument("--teacher", nargs="+", type=int, help="other numbers of neurons than the case's own")
     parser.add_argument("--student", nargs="+", type=int, help="likewise")
-    options = parser.parse_args()
-    first, last = map(int, options.seeds.split("-"))
+    options = parser.parse_args(arguments)
     sizes = {key: getattr(options, key) for key in ("teacher", "student") if getattr(options, key)}
-    for name in options.cases:
-        case = CASES[name](**sizes)
-        for algorithm in options.algorithms:
-            results = [_reported(name, case, algorithm, seed) for seed in range(first, last + 1)]
-            _summarise(name, algorithm, results)
+    try:
+        for name in options.cases:
+            case = CASES[name](**sizes)
+            for algorithm in options.algorithms:
+                results = [_reported(name, case, algorithm, seed) for seed in options.seeds]
+                _summarise(name, algorithm, results)
+    except ValueError as problem:
+        parser.error(str(problem))
+
+
+def _seeds(text: str) -> range:
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"must be two whole numbers such as 0-9, the smaller first, got {text!r}")
+    return range(int(first), int(last) + 1)
 
 
 def _reported(name: str, case: Case, algorithm: str, seed: int) -> Found:
