@@ -48,9 +48,11 @@ class Polished:
 
     @property
     def parts(self) -> list[Part]:
+        """What can go; units are named as before polishing."""
         return parts_of(self.net, self.units)
 
     def without(self, parts: Sequence[Part], x: Tensor) -> DagNet:
+        """The network without these parts, which others take up as well as they can on the input ``x``."""
         return remove(self.net, self.units, parts, x)
 
 

@@ -95,9 +95,9 @@ def remove(net: DagNet, units: Units, parts: Collection[Part], x: Tensor) -> Dag
 def is_closed(net: DagNet, skip: Part) -> bool:
     """Whether a skip of a supernet is zero, or a gate below 1/2 to a node that is read through edges."""
     node, source = net.named_nodes()[skip.node], str(skip.source)
-    if source not in _sources(node):
+    if source not in _gates(node):
         return not bool(_matrix(node, source).any())
-    gate = abs(float(node.gates[_sources(node).index(source)]))
+    gate = abs(_gates(node)[source])
     return gate < WEAK if _readers(net, skip.node) else gate == 0
 
 
@@ -116,7 +116,7 @@ def open_skip(net: DagNet, units: Units, skip: Part, x: Tensor) -> DagNet:
         x: input on which changes are measured.
     """
     node, source = net.named_nodes()[skip.node], str(skip.source)
-    if source not in (each.source for each in node.plan.skips):
+    if source not in _gates(node):
         return _with_small_weights(net, units, skip)
     gates = (1, -1) if _readers(net, skip.node) else (SMALL,)
     candidates = [_with_gate(net, skip.node, source, gate, x) for gate in gates]
@@ -140,13 +140,10 @@ def _with_gate(net: DagNet, name: str, source: str, gate: float, x: Tensor) -> D
     net = copy.deepcopy(net)
     nodes = net.named_nodes()
     node, before = nodes[name], net.states(x)
-    k = _sources(node).index(source)
-    change = gate - float(node.gates[k])
-    node.gates[k] = gate
-    for reader in nodes.values():
-        into = _sources(reader)
-        if name in into and source in into:  # s x_node has gained s change x_source
-            reader.gates[into.index(source)] -= change * reader.gates[into.index(name)]
+    change = gate - _gates(node)[source]
+    node.gates[list(_gates(node)).index(source)] = gate
+    for reader in nodes.values():  # s x_node has gained s change x_source
+        _change_gate(reader, source, -change * _gates(reader).get(name, 0.0))
     if _has_free_places(net, name, source):
         _arrange(net, name, source, before)
     else:
@@ -212,7 +209,7 @@ def _mirror(net: DagNet, reader: DagNode, source: str) -> None:
 def _can_be_mirrored(net: DagNet, name: str) -> bool:
     """Whether the nodes that read this one do so through edges, which bring them all that it reads, too."""
     node = net.named_nodes()[name]
-    others = [other for other in net.named_nodes().values() if name in (*_sources(other), *other.projections)]
+    others = [other for other in net.named_nodes().values() if name in (*_gates(other), *other.projections)]
     readers = _readers(net, name)
     return node.plan.activation == "relu" and not others and all(set(node.edges) <= set(r.edges) for r in readers)
 
@@ -233,14 +230,11 @@ def _has_free_places(net: DagNet, name: str, source: str) -> bool:
     the node is read through edges, which are matrices, and neither through gates nor projections."""
     nodes = net.named_nodes()
     node = nodes[name]
-    gates = {each: float(gate) for each, gate in zip(_sources(node), node.gates, strict=True) if gate}
-    through_gates = any(
-        gate for r in nodes.values() for each, gate in zip(_sources(r), r.gates, strict=True) if each == name
-    )
+    through_gates = any(_gates(reader).get(name) for reader in nodes.values())
     through_projections = any(name in reader.projections for reader in nodes.values())
     return (
         bool(_readers(net, name))
-        and list(gates) == [source]
+        and [each for each, gate in _gates(node).items() if gate] == [source]
         and list(node.edges) == [source]
         and node.edges[source].ndim == 2
         and not (node.projections or through_gates or through_projections)
@@ -258,7 +252,7 @@ def _arrange(net: DagNet, name: str, source: str, before: Mapping[str, Tensor]) 
     copy (`_copies`) tell their places themselves, and a gate does what the copies did.
     """
     node = net.named_nodes()[name]
-    gate = float(node.gates[_sources(node).index(source)])
+    gate = _gates(node)[source]
     x, rows = _samples(before[source], net.unit_axis), _own(node, before, net.unit_axis)
     linear = _least_squares(x, rows)
     rest = rows - x @ linear[:-1] - linear[-1]
@@ -302,16 +296,8 @@ def _arrange(net: DagNet, name: str, source: str, before: Mapping[str, Tensor]) 
         slopes = {k: copied.slope for k, copied in copies.items() if copied.reader is reader}
         if slopes:
             factors = [slope / float(scale[chosen.tolist().index(k)]) for k, slope in slopes.items()]
-            _open_gate(reader, name, median(factors), {source: gate})
-
-
-def _open_gate(node: DagNode, source: str, gate: float, contains: Mapping[str, float]) -> None:
-    """Change a gate; what comes through it besides, multiples of the states that it ``contains``, other gates spare."""
-    change = gate - float(node.gates[_sources(node).index(source)])
-    node.gates[_sources(node).index(source)] = gate
-    for other, factor in contains.items():
-        if other in _sources(node):
-            node.gates[_sources(node).index(other)] -= change * factor
+            _change_gate(reader, name, median(factors))  # from 0
+            _change_gate(reader, source, -median(factors) * gate)
 
 
 @dataclass(frozen=True)
@@ -328,7 +314,7 @@ def _copies(net: DagNet, name: str, z: Tensor, before: Mapping[str, Tensor]) -> 
     """Of which neurons of a node, with the arguments ``z`` (samples, neurons), there are copies, by their index."""
     found: dict[int, _Copy] = {}
     for reader in _readers(net, name):
-        if name in _sources(reader):
+        if name in _gates(reader):
             own = _own(reader, before, net.unit_axis)
             neurons = torch.cat([z.relu(), (-z).relu()], dim=1)
             correlations = _standardised(neurons).T @ _standardised(own)
@@ -358,7 +344,7 @@ def _orientations(count: int, copies: Mapping[int, _Copy]) -> list[Tensor]:
 
 def _own(node: DagNode, states: Mapping[str, Tensor], axis: int) -> Tensor:
     """What a node without projections puts out but for its gates, as samples."""
-    gated = [gate * states[source] for source, gate in zip(_sources(node), node.gates, strict=True)]
+    gated = [gate * states[source] for source, gate in _gates(node).items()]
     return _samples(node(states) - sum(gated), axis)
 
 
@@ -369,8 +355,7 @@ def _matrix(node: DagNode, source: str) -> Tensor:
 
 
 def _zero_skip(node: DagNode, source: str) -> None:
-    if source in _sources(node):
-        node.gates[_sources(node).index(source)] = 0
+    _change_gate(node, source, -_gates(node).get(source, 0.0))
     if source in node.projections:
         node.projections[source].zero_()
     if source in node.edges and len(node.edges) > 1:
@@ -382,9 +367,16 @@ def _readers(net: DagNet, name: str) -> list[DagNode]:
     return [reader for reader in net.named_nodes().values() if name in reader.edges]
 
 
-def _sources(node: DagNode) -> list[str]:
-    """Of the gates."""
-    return [skip.source for skip in node.plan.skips]
+def _gates(node: DagNode) -> dict[str, float]:
+    """The gates by their sources."""
+    return {skip.source: gate for skip, gate in zip(node.plan.skips, node.gates.tolist(), strict=True)}
+
+
+def _change_gate(node: DagNode, source: str, change: float) -> None:
+    """Add to a gate, if there is one from this source."""
+    for k, skip in enumerate(node.plan.skips):
+        if skip.source == source:
+            node.gates[k] += change
 
 
 def _rows(node: DagNode) -> list[int]:
