@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from nas.analysis.changes import NodeChanges, changes
 from nas.models.alive import find_alive
+from nas.models.compact import simplified
 from nas.models.dag import DagNet
-from nas.models.fold import fold_constants
 from nas.models.plan import INPUT, OUTPUT
 
 WHOLE = "the whole network"  # beside the names of nodes, which hold no blanks in any plan of ours
@@ -106,8 +106,8 @@ def certify(net: DagNet, small: DagNet, inputs: Sequence[Tensor] = (), *, seed: 
     Raises:
         ValueError: ``small`` has other nodes or fewer units than what is alive in ``net``.
     """
-    folded, _ = fold_constants(net)
-    alive = find_alive(folded).units
+    cut = simplified(net)
+    alive = find_alive(cut).units
     kept = {**alive, OUTPUT: torch.ones_like(alive[OUTPUT])}
     _check_layout(net, small, kept)
     batches = [*_random_inputs(net, seed), *(each[None] for each in inputs)]
@@ -118,7 +118,7 @@ def certify(net: DagNet, small: DagNet, inputs: Sequence[Tensor] = (), *, seed: 
         **asdict(whole),
         num_random=sum(map(len, batches)) - len(inputs),
         num_given=len(inputs),
-        **({"tolerance_float64": Certificate.tolerance_float32} if _rounded(net, folded) else {}),
+        **({"tolerance_float64": Certificate.tolerance_float32} if _rounded(net, cut) else {}),
         nodes=found,
         changes=changes(net),
         constant=not bool(alive[INPUT].any()),
@@ -145,9 +145,9 @@ def _check_layout(net: DagNet, small: DagNet, kept: Mapping[str, Tensor]) -> Non
         raise ValueError("the compact network has not the nodes and units that are alive in the searched one")
 
 
-def _rounded(net: DagNet, folded: DagNet) -> bool:
+def _rounded(net: DagNet, cut: DagNet) -> bool:
     """Whether a constant was folded into a bias that then had to be rounded to single precision."""
-    pairs = zip(net.named_nodes().values(), folded.named_nodes().values(), strict=True)
+    pairs = zip(net.named_nodes().values(), cut.named_nodes().values(), strict=True)
     changed = any(bool((new.bias.ne(old.bias) & new.bias.ne(0)).any()) for old, new in pairs)
     return changed and next(net.parameters()).dtype != torch.float64
 

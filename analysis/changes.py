@@ -6,14 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nas.models.alive import active_rows, find_alive, pick, reads, spread
+from nas.models.alive import active_rows, edge_reads, find_alive, pick, spread
+from nas.models.bypass import bypass
 from nas.models.dag import DagNet
 from nas.models.fold import fold_constants
 from nas.models.plan import INPUT, OUTPUT
 
 ZERO, FOLDED, UNREAD = "zero", "constant, folded into biases", "read by nobody"
 PADDED, CARRIED_CONSTANT = "constant into a zero-padded convolution", "constant carried by a skip"
-CARRIED = "carried by a skip"
+CARRIED, READ_THROUGH = "carried by a skip", "read through"
 VANISHED, NO_WEIGHT, NO_GATE, NOTHING = "node vanished", "no weight on alive units", "zero gate", "carries nothing"
 
 
@@ -26,12 +27,14 @@ class NodeChanges:
         total: units in the searched network.
         kept: units in the compact one; 0 for a node that vanished.
         removed: indices of the units left out, by reason: "zero" (they put out exactly 0), "constant, folded into
-            biases" (of their readers), "read by nobody".
+            biases" (of their readers), "read through" (a multiple of another node, which their readers read), "read by
+            nobody".
         kept_because: indices of the units kept although they compute nothing, by reason: "carried by a skip", or a
             constant that cannot be folded: "constant into a zero-padded convolution", "constant carried by a skip".
-        edges: sources whose edges are left out, with the reason: "no weight on alive units" or "node vanished".
+        edges: edges that are left out, by `nas.models.Edge.key`, with the reason: "no weight on alive units", "node
+            vanished" or "read through".
         skips: sources whose skips and projections are left out, with the reason: "zero gate", "no weight on alive
-            units" or "carries nothing".
+            units", "carries nothing" or "read through".
     """
 
     node: str
@@ -46,33 +49,41 @@ class NodeChanges:
 def changes(net: DagNet) -> tuple[NodeChanges, ...]:
     """What `nas.models.compact` does to every node of ``net``, "in" excepted."""
     folded, constant = fold_constants(net)
-    before, after = find_alive(net), find_alive(folded)
+    (cut,) = bypass(folded)
+    before, whole, after = find_alive(net), find_alive(folded), find_alive(cut)
     alive = {**after.units, INPUT: torch.ones_like(after.units[INPUT]), OUTPUT: torch.ones_like(after.units[OUTPUT])}
+    read_through = {name for name, mask in whole.units.items() if mask.any() and not alive[name].any()}
     found = []
     for name, node in folded.named_nodes().items():
-        emits, kept = after.emits[name], alive[name]
+        kept = alive[name]
+        gone = ~kept & whole.emits[name]
         removed = {
-            ZERO: ~kept & ~emits,
-            FOLDED: ~kept & emits & before.units[name],
-            UNREAD: ~kept & emits & ~before.units[name],
+            ZERO: ~kept & ~whole.emits[name],
+            FOLDED: gone & before.units[name] & (name not in read_through),
+            READ_THROUGH: gone & before.units[name] & (name in read_through),
+            UNREAD: gone & ~before.units[name],
         }
-        computed = spread(active_rows(node, alive), node.plan.rows, len(kept))
-        padded = _read_with_padding(folded, name, alive)
+        computed = spread(active_rows(node, whole.emits), node.plan.rows, len(kept))
+        padded = _read_with_padding(cut, name, alive)
         idle = {
             PADDED: kept & constant[name] & padded,
             CARRIED_CONSTANT: kept & constant[name] & ~padded,
             CARRIED: kept & ~constant[name] & ~computed,
         }
-        edges = {source: NO_WEIGHT if kept.any() else VANISHED for source in node.edges}
-        for source, weight in node.edges.items():
-            if reads(weight)[pick(kept & after.units[name], node.plan.rows)][:, alive[source]].any():
-                del edges[source]
+        edges = {edge.key: NO_WEIGHT if kept.any() else VANISHED for edge in node.plan.edges}
+        for edge, weight in node.weighted_edges():
+            used = edge_reads(edge, weight, node.plan.num_rows, net.plan.units[edge.source])
+            used = used[pick(kept & after.units[name], node.plan.rows)]
+            if edge.source in read_through and used.any():
+                edges[edge.key] = READ_THROUGH
+            elif used[:, alive[edge.source]].any():
+                del edges[edge.key]
         skips = {
-            skip.source: NO_GATE if gate == 0 else NOTHING
+            skip.source: READ_THROUGH if skip.source in read_through else NO_GATE if gate == 0 else NOTHING
             for skip, gate in zip(node.plan.skips, node.gates.tolist(), strict=True)
             if (skip.source, name) not in after.skips
         } | {
-            source: NOTHING if matrix.any() else NO_WEIGHT
+            source: READ_THROUGH if source in read_through else NOTHING if matrix.any() else NO_WEIGHT
             for source, matrix in node.projections.items()
             if (source, name) not in after.skips
         }
@@ -101,8 +112,10 @@ def _read_with_padding(net: DagNet, name: str, alive: Mapping[str, Tensor]) -> T
     """Which units of a node are read through a kernel larger than 1 by a unit that is alive; shape (units,)."""
     found = torch.zeros_like(alive[name])
     for reader, node in net.named_nodes().items():
-        if (node.plan.edges.get(name) or 1) > 1:
-            found |= reads(node.edges[name])[pick(alive[reader], node.plan.rows)].any(dim=0)
+        for edge, weight in node.weighted_edges():
+            if edge.source == name and (edge.kernel or 1) > 1:
+                used = edge_reads(edge, weight, node.plan.num_rows, len(found))
+                found |= used[pick(alive[reader], node.plan.rows)].any(dim=0)
     return found
 
 

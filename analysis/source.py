@@ -1,12 +1,12 @@
 """A network as Python source: an ordinary module of torch.nn with literal sizes, which needs nothing of ours."""
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
 from nas.models.dag import DagNet
-from nas.models.plan import INPUT, OUTPUT, Node, Plan
+from nas.models.plan import DEPTHWISE, INPUT, OUTPUT, Edge, Node, Plan
 
 WIDTH = 120  # characters of a line
 ACTIVATION_CODE = {"right_relu": "F.relu({})", "relu": "F.relu({})", "identity": "{}"}
@@ -76,10 +76,10 @@ def named_tensors(net: DagNet) -> dict[str, Tensor]:
     """The parameters of ``net`` by their names in the module of `source_code`."""
     tensors: dict[str, Tensor] = {}
     for name, node in net.named_nodes().items():
-        for source in _edges(node.plan):
-            tensors[f"{_edge(net.plan, source, name)}.weight"] = node.edges[source]
-        if node.plan.num_rows:
-            first = next(iter(node.edges), None)
+        for edge in _edges(node.plan):
+            tensors[f"{_edge(net.plan, edge, name)}.weight"] = node.edges[edge.key]
+        if node.plan.num_rows and node.plan.bias:
+            first = _biased(node.plan)
             tensors[f"bias_{name}" if first is None else f"{_edge(net.plan, first, name)}.bias"] = node.bias
         for source, matrix in node.projections.items():
             weight = matrix[:, :, None, None] if net.plan.is_convolutional else matrix
@@ -88,24 +88,33 @@ def named_tensors(net: DagNet) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def _edges(node: Node) -> Mapping[str, int | None]:
-    """The edges that compute something; none where no row is left."""
-    return node.edges if node.num_rows else {}
+def _edges(node: Node) -> tuple[Edge, ...]:
+    """The edges that compute something, first the one that has the bias; none where no row is left."""
+    return tuple(sorted(node.edges, key=lambda edge: edge.put is not None)) if node.num_rows else ()
 
 
-def _edge(plan: Plan, source: str, target: str) -> str:
-    return f"{'conv' if plan.is_convolutional else 'linear'}_{source}_{target}"
+def _biased(node: Node) -> Edge | None:
+    """The edge whose layer has the bias of the node."""
+    return next((edge for edge in _edges(node) if edge.put is None), None) if node.bias else None
+
+
+def _edge(plan: Plan, edge: Edge, target: str) -> str:
+    return f"{'conv' if plan.is_convolutional else 'linear'}_{edge.key}_{target}"
 
 
 def _layers(plan: Plan, node: Node) -> Iterator[str]:
     """The lines of ``__init__``."""
-    for k, (source, kernel) in enumerate(_edges(node).items()):
-        sizes = f"{plan.units[source]}, {node.num_rows}"
-        if kernel is not None:
-            sizes += f", {kernel}" + (f", padding={kernel // 2}" if kernel > 1 else "")
-        module = "Linear" if kernel is None else "Conv2d"
-        yield f"self.{_edge(plan, source, node.name)} = nn.{module}({sizes}{', bias=False' if k else ''})"
-    if not node.edges and node.num_rows:
+    for edge in _edges(node):
+        rows, columns = edge.shape(node.num_rows, plan.units[edge.source])[:2]
+        depthwise = edge.operation == DEPTHWISE
+        sizes = f"{rows if depthwise else columns}, {rows}"
+        if edge.kernel is not None:
+            sizes += f", {edge.kernel}" + (f", padding={edge.kernel // 2}" if edge.kernel > 1 else "")
+        sizes += f", groups={rows}" if depthwise and rows > 1 else ""
+        module = "Linear" if edge.kernel is None else "Conv2d"
+        bias = "" if edge == _biased(node) else ", bias=False"
+        yield f"self.{_edge(plan, edge, node.name)} = nn.{module}({sizes}{bias})"
+    if _biased(node) is None and node.bias and node.num_rows:
         yield f"self.bias_{node.name} = nn.Parameter(torch.zeros({node.num_rows}))"
     for source in node.projections:
         sizes = f"{plan.units[source]}, {node.units}"
@@ -119,11 +128,12 @@ def _constants(node: Node) -> Iterator[str]:
     """The unit numbers of skips that join some units only, and of nodes that compute some only."""
     if node.rows:
         yield _assign(f"ROWS_{node.name}", node.rows)
-    for skip in node.skips:
-        if skip.take is not None:
-            yield _assign(f"TAKE_{skip.source}_{node.name}", skip.take)
-        if skip.put is not None:
-            yield _assign(f"PUT_{skip.source}_{node.name}", skip.put)
+    edges = [(f"EDGE_{edge.key}", edge) for edge in _edges(node)]
+    for name, link in [*edges, *((skip.source, skip) for skip in node.skips)]:
+        if link.take is not None:
+            yield _assign(f"TAKE_{name}_{node.name}", link.take)
+        if link.put is not None:
+            yield _assign(f"PUT_{name}_{node.name}", link.put)
 
 
 def _assign(name: str, indices: Sequence[int]) -> str:
@@ -154,10 +164,12 @@ def _node(plan: Plan, node: Node) -> Iterator[str]:
     name, every = f"x_{node.name}", ":, " if plan.is_convolutional else "..., "
     terms = []
     if node.num_rows:
-        linear = [f"self.{_edge(plan, source, node.name)}({_state(plan, source, node)})" for source in node.edges]
+        linear = [_edge_term(plan, node, edge, every) for edge in _edges(node)]
         if not linear:
-            bias = f"self.bias_{node.name}" + ("[:, None, None]" if plan.is_convolutional else "")
-            linear = [f"torch.zeros_like({_state(plan, INPUT, node)}[{every}:1])", bias]
+            zeros = f"torch.zeros_like({_state(plan, INPUT, node)}[{every}:1])"
+            linear = [zeros if node.bias else f"{zeros}.expand({_unit_sizes(plan, node.num_rows)})"]
+        if _biased(node) is None and node.bias:
+            linear.append(f"self.bias_{node.name}" + ("[:, None, None]" if plan.is_convolutional else ""))
         inner, act = " + ".join(linear), ACTIVATION_CODE[node.activation]
         if len(inner) > WIDTH // 2:  # on lines of its own
             yield _sum(name, linear)
@@ -170,17 +182,29 @@ def _node(plan: Plan, node: Node) -> Iterator[str]:
     for source in node.projections:
         terms.append(f"self.projection_{source}_{node.name}({_state(plan, source, node)})")
     if not terms:  # nothing arrives here
-        sizes = f"-1, {node.units}, -1, -1" if plan.is_convolutional else f"*x_{INPUT}.shape[:-1], {node.units}"
-        terms = [f"torch.zeros_like({_state(plan, INPUT, node)}[{every}:1]).expand({sizes})"]
+        zeros = f"torch.zeros_like({_state(plan, INPUT, node)}[{every}:1])"
+        terms = [f"{zeros}.expand({_unit_sizes(plan, node.units)})"]
     yield _sum(name, terms)
 
 
-def _state(plan: Plan, source: str, node: Node) -> str:
-    """The state of ``source`` at the resolution of ``node``."""
-    levels = plan.node_levels[source] - node.level
+def _edge_term(plan: Plan, node: Node, edge: Edge, every: str) -> str:
+    """What an edge brings to the rows of a node."""
+    taken = "" if edge.take is None else f"[{every}TAKE_EDGE_{edge.key}_{node.name}]"
+    term = f"self.{_edge(plan, edge, node.name)}({_state(plan, edge.source, node, taken)})"
+    return term if edge.put is None else f"place({term}, PUT_EDGE_{edge.key}_{node.name}, {node.num_rows})"
+
+
+def _unit_sizes(plan: Plan, units: int) -> str:
+    """Arguments that expand a state of one unit to several."""
+    return f"-1, {units}, -1, -1" if plan.is_convolutional else f"*x_{INPUT}.shape[:-1], {units}"
+
+
+def _state(plan: Plan, source: str, node: Node, taken: str = "") -> str:
+    """The state of ``source``, or some units of it, at the resolution of ``node``."""
+    levels, x = plan.node_levels[source] - node.level, f"x_{source}{taken}"
     if levels > 0:
-        return f'F.interpolate(x_{source}, scale_factor={2**levels}, mode="nearest")'
-    return f"F.avg_pool2d(x_{source}, {2**-levels})" if levels < 0 else f"x_{source}"
+        return f'F.interpolate({x}, scale_factor={2**levels}, mode="nearest")'
+    return f"F.avg_pool2d({x}, {2**-levels})" if levels < 0 else x
 
 
 def _is_padded(plan: Plan) -> bool:

@@ -7,9 +7,10 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from nas.models.alive import find_alive, reads
-from nas.models.dag import DagNet
-from nas.models.plan import INPUT, OUTPUT
+from nas.models.alive import dense_weight, find_alive, reads, side
+from nas.models.bypass import bypass
+from nas.models.dag import DagNet, DagNode
+from nas.models.plan import DEPTHWISE, INPUT, OUTPUT, Edge
 
 Epochs = Mapping[str, Mapping[int, int]]
 LEVELS = ("node", "unit")
@@ -41,14 +42,19 @@ def topology(
         * norm: Euclidean norm of the weights on alive units, 0 for a pure skip,
         * gate: how strong a skip is: its scalar gate, or the norm of its block (which is the norm of the arc, too) or
           of its projection; 0 for none,
+        * operation: such as "3x3", "1x1" or "7x7 depthwise", "matrix" for a fully connected edge, joined by " + "
+          where there are several; "" for a pure skip,
         * shape: of the weights on alive units, as "rows x columns x height x width" without blanks (at unit level of
-          one kernel, or "1"), "" for a pure skip.
+          one kernel, or "1"), joined likewise.
+
+    A node that computes nothing but a multiple of another one is read through (`nas.models.bypass`).
 
     Raises:
         ValueError: an unknown level.
     """
     if level not in LEVELS:
         raise ValueError(f"topology(level=...) must be 'node' or 'unit', got {level!r}")
+    (net,) = bypass(net)
     return _node_graph(net, births or {}, deaths or {}) if level == "node" else _unit_graph(net, births or {})
 
 
@@ -66,10 +72,12 @@ def _node_graph(net: DagNet, births: Epochs, deaths: Epochs) -> nx.DiGraph:
             size = {"alive": int(mask.sum()), "total": len(mask), "norm": float(norms[name][mask].norm())}
             graph.add_node(name, kind=_kind(name), layer=layer, **size, **ages, **losses)
     for name, node in net.named_nodes().items():
-        for source, weight in node.edges.items():
-            block = _alive_rows(net, name, weight, alive.units)[:, alive.units[source]]
+        rows = _rows_of(node, alive.units[name])
+        for edge, weight in node.weighted_edges():
+            block = dense_weight(edge, weight, node.plan.num_rows, net.plan.units[edge.source])
+            block = block[rows][:, alive.units[edge.source]]
             if block.any():
-                graph.add_edge(source, name, norm=float(block.norm()), gate=0.0, shape=_shape(block))
+                _add_weights(graph, edge.source, name, edge, block)
     for (source, target), gate in alive.skips.items():
         _add_skip(graph, source, target, gate)
     return graph
@@ -87,13 +95,14 @@ def _unit_graph(net: DagNet, births: Epochs) -> nx.DiGraph:
             graph.add_node(f"{name}.{unit}", kind=_kind(name), layer=layer, **size, node=name, index=unit, **age)
     for name, node in net.named_nodes().items():
         rows = range(net.plan.units[name]) if node.plan.rows is None else node.plan.rows
-        for source, weight in node.edges.items():
-            kernels = weight.reshape(*weight.shape[:2], math.prod(weight.shape[2:])).norm(dim=2)
-            for row, column in reads(weight).nonzero().tolist():
-                if alive.units[name][rows[row]] and alive.units[source][column]:
-                    norm, gate = float(kernels[row, column]), float(kernels[row, column]) * (source in node.plan.blocks)
-                    look = {"norm": norm, "gate": gate, "shape": _shape(weight[row, column])}
-                    graph.add_edge(f"{source}.{column}", f"{name}.{rows[row]}", **look)
+        for edge, weight in node.weighted_edges():
+            dense = dense_weight(edge, weight, node.plan.num_rows, net.plan.units[edge.source])
+            for row, column in reads(dense).nonzero().tolist():
+                start, end = f"{edge.source}.{column}", f"{name}.{rows[row]}"
+                if alive.units[name][rows[row]] and alive.units[edge.source][column]:
+                    _add_weights(graph, start, end, edge, dense[row, column])
+                    if edge.block:
+                        graph[start][end]["gate"] = graph[start][end]["norm"]
         for source, matrix in node.projections.items():
             for row, column in reads(matrix).nonzero().tolist():
                 if alive.units[name][row] and alive.units[source][column]:
@@ -108,8 +117,31 @@ def _unit_graph(net: DagNet, births: Epochs) -> nx.DiGraph:
     return graph
 
 
+def _add_weights(graph: nx.DiGraph, source: str, target: str, edge: Edge, weight: Tensor) -> None:
+    """An arc for these weights, or more on the arc that is there."""
+    before = graph.get_edge_data(source, target, {"norm": 0.0, "gate": 0.0, "operation": "", "shape": ""})
+    looks = {"operation": _operation(edge, weight), "shape": _shape(_alive_part(edge, weight))}
+    joined = {key: f"{before[key]} + {text}" if before[key] else text for key, text in looks.items()}
+    graph.add_edge(source, target, **{**before, "norm": math.hypot(before["norm"], float(weight.norm())), **joined})
+
+
+def _operation(edge: Edge, weight: Tensor) -> str:
+    if edge.kernel is None:
+        return "matrix"
+    k = side(weight)
+    return f"{k}x{k}" + (" depthwise" if edge.operation == DEPTHWISE else "")
+
+
+def _alive_part(edge: Edge, weight: Tensor) -> Tensor:
+    """The middle of the kernels that holds all weights; of a depthwise edge one kernel for each channel."""
+    if weight.ndim > 2 and edge.operation == DEPTHWISE:
+        weight = weight[reads(weight)][:, None]
+    rim = (weight.shape[-1] - side(weight)) // 2 if edge.kernel else 0
+    return weight[..., rim : weight.shape[-1] - rim, rim : weight.shape[-1] - rim] if rim else weight
+
+
 def _add_skip(graph: nx.DiGraph, source: str, target: str, gate: float) -> None:
-    weights = graph.get_edge_data(source, target, {"norm": 0.0, "shape": ""})
+    weights = graph.get_edge_data(source, target, {"norm": 0.0, "operation": "", "shape": ""})
     graph.add_edge(source, target, **{**weights, "gate": gate})
 
 
@@ -117,7 +149,10 @@ def _unit_norms(net: DagNet, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """For every node the norm of what belongs to each unit: its bias and its weights on alive units; shape (units,)."""
     norms = {INPUT: torch.zeros(net.plan.units[INPUT])}
     for name, node in net.named_nodes().items():
-        blocks = [weight[:, alive[source]].flatten(1) for source, weight in node.edges.items()]
+        blocks = [
+            dense_weight(edge, weight, node.plan.num_rows, net.plan.units[edge.source])[:, alive[edge.source]].flatten(1)
+            for edge, weight in node.weighted_edges()
+        ]
         rows = torch.cat([node.bias[:, None], *blocks], dim=1).norm(dim=1).cpu()
         norms[name] = torch.zeros(net.plan.units[name], dtype=rows.dtype)
         norms[name][slice(None) if node.plan.rows is None else list(node.plan.rows)] = rows
@@ -130,9 +165,9 @@ def _shape(weight: Tensor) -> str:
     return "x".join(map(str, weight.shape)) or "1"
 
 
-def _alive_rows(net: DagNet, name: str, weight: Tensor, units: Mapping[str, Tensor]) -> Tensor:
-    rows = net.named_nodes()[name].plan.rows
-    return weight[units[name] if rows is None else units[name][list(rows)]]
+def _rows_of(node: DagNode, units: Tensor) -> Tensor:
+    """Which rows of a node compute these units."""
+    return units if node.plan.rows is None else units[list(node.plan.rows)]
 
 
 def _indices(mask: Tensor) -> list[int]:

@@ -14,14 +14,16 @@ from nas.models.classics import (
 )
 from nas.models.compact import compact
 from nas.models.dag import DagNet, right_relu
-from nas.models.plan import Node, Plan, Skip
+from nas.models.plan import Edge, Node, Plan, Skip
 from nas.models.recipes import (
     RECIPES,
     conv_skip_autoencoder,
     dense_conv,
     dense_mlp,
+    mixed_autoencoder,
     mlp,
     register_recipe,
+    separable_autoencoder,
     skip_autoencoder,
 )
 from nas.models.store import load
@@ -31,6 +33,7 @@ __all__ = [
     "RECIPES",
     "Alive",
     "DagNet",
+    "Edge",
     "Node",
     "Plan",
     "RightReLU",
@@ -42,6 +45,7 @@ __all__ = [
     "fashion_convnet",
     "find_alive",
     "load",
+    "mixed_autoencoder",
     "mlp",
     "mnist_mlp",
     "register_recipe",
@@ -49,6 +53,7 @@ __all__ = [
     "resnet20",
     "resnet56",
     "right_relu",
+    "separable_autoencoder",
     "skip_autoencoder",
     "vgg13",
     "vgg16",

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from nas.models.dag import DagNet, DagNode
-from nas.models.plan import INPUT, OUTPUT, Skip
-
-Indices = tuple[int, ...] | None  # None: all, in order
+from nas.models.plan import DEPTHWISE, INPUT, OUTPUT, Edge, Indices, Skip
 
 
 @dataclass(frozen=True)
@@ -19,13 +17,16 @@ class Alive:
 
     Attributes:
         units: for every node, "in" and "out" included, a boolean mask of shape (units,).
-        skips: what carries something to the output, by (source, target): the gate of every skip, and the Frobenius
-            norm of every block and projection.
+        skips: what carries something to the output around the units of a node, by (source, target): the gate of every
+            skip, and the Frobenius norm of every projection and of the blocks of nodes that units don't read.
+        kernels: the operations that carry something to the output, by (`Edge.key`, target), with the side of the
+            smallest kernel that holds their weights; 1 for matrices.
         emits: masks like ``units``: what puts out something, whether or not the output reads it.
     """
 
     units: dict[str, Tensor]
     skips: dict[tuple[str, str], float]
+    kernels: dict[tuple[str, str], int]
     emits: dict[str, Tensor]
 
 
@@ -48,35 +49,71 @@ def find_alive(net: DagNet) -> Alive:
 
     read = {name: torch.full((n,), name == OUTPUT) for name, n in units.items()}
     skips: dict[tuple[str, str], float] = {}
+    kernels: dict[tuple[str, str], int] = {}
     for name, node in reversed(net.named_nodes().items()):
         wanted = emits[name] & read[name]
         rows = pick(wanted, node.plan.rows)
-        edges = [(source, weight, rows, source in node.plan.blocks) for source, weight in node.edges.items()]
-        projections = [(source, matrix, wanted, True) for source, matrix in node.projections.items()]
-        for source, weight, chosen, is_skip in (*edges, *projections):
-            used = reads(weight)[chosen].any(dim=0)
+        through_units = {edge.source for edge in node.plan.edges if not edge.block}
+        for edge, weight in node.weighted_edges():
+            source = edge.source
+            used = edge_reads(edge, weight, node.plan.num_rows, units[source])[rows].any(dim=0)
             read[source] |= used
-            if is_skip and (used & emits[source]).any():
-                skips[source, name] = float(weight[chosen][:, emits[source]].norm())
+            if (used & emits[source]).any():
+                carried = dense_weight(edge, weight, node.plan.num_rows, units[source])[rows][:, emits[source]]
+                kernels[edge.key, name] = side(carried) if edge.kernel else 1
+                if source not in through_units:
+                    skips[source, name] = math.hypot(skips.get((source, name), 0.0), float(carried.norm()))
+        for source, matrix in node.projections.items():
+            used = reads(matrix)[wanted].any(dim=0)
+            read[source] |= used
+            if (used & emits[source]).any():
+                skips[source, name] = float(matrix[wanted][:, emits[source]].norm())
         for skip, gate in open_gates(node):
             carried = pick(wanted, skip.put) & pick(emits[skip.source], skip.take)
             read[skip.source] |= spread(carried, skip.take, units[skip.source])
             if carried.any():
                 skips[skip.source, name] = gate
-    return Alive({name: emits[name] & read[name] for name in units}, dict(reversed(skips.items())), emits)
+    alive = {name: emits[name] & read[name] for name in units}
+    return Alive(alive, dict(reversed(skips.items())), dict(reversed(kernels.items())), emits)
 
 
 def active_rows(node: DagNode, sources: Mapping[str, Tensor]) -> Tensor:
     """Which rows of a node are not zero on the given units of its sources; shape (rows,)."""
     active = node.bias.ne(0).cpu()
-    for source, weight in node.edges.items():
-        active = active | reads(weight)[:, sources[source]].any(dim=1)
+    for edge, weight in node.weighted_edges():
+        units = sources[edge.source]
+        active = active | edge_reads(edge, weight, node.plan.num_rows, len(units))[:, units].any(dim=1)
     return active
+
+
+def edge_reads(edge: Edge, weight: Tensor, rows: int, units: int) -> Tensor:
+    """True at (row, unit) where an edge into ``rows`` rows has a non-zero weight (kernel) from one of ``units`` units."""
+    return dense_weight(edge, reads(weight), rows, units)
+
+
+def dense_weight(edge: Edge, weight: Tensor, rows: int, units: int) -> Tensor:
+    """The weight of the full edge, of shape (rows, units, ...), that does the same."""
+    if edge.operation != DEPTHWISE and edge.take is None and edge.put is None:
+        return weight
+    put = torch.arange(rows) if edge.put is None else torch.tensor(edge.put, dtype=torch.long)
+    take = torch.arange(units) if edge.take is None else torch.tensor(edge.take, dtype=torch.long)
+    dense = weight.new_zeros(rows, units, *weight.shape[2:])
+    if edge.operation == DEPTHWISE:
+        dense[put, take] = weight[:, 0]
+    else:
+        dense[put[:, None], take] = weight
+    return dense
 
 
 def reads(weight: Tensor) -> Tensor:
     """True at (row, column) where the row has a non-zero weight (kernel) on the column."""
     return weight.ne(0).reshape(*weight.shape[:2], math.prod(weight.shape[2:])).any(dim=2).cpu()
+
+
+def side(weight: Tensor) -> int:
+    """The side of the smallest kernel around the middle that holds all non-zero weights (..., k, k)."""
+    live = weight.ne(0).reshape(-1, *weight.shape[-2:]).any(dim=0).cpu()
+    return 1 + 2 * int((live.nonzero() - len(live) // 2).abs().max()) if live.any() else 1
 
 
 def pick(mask: Tensor, take: Indices) -> Tensor:

@@ -8,22 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.models.alive import active_rows, find_alive, pick, reads
+from nas.models.alive import active_rows, edge_reads, find_alive, pick, side
+from nas.models.bypass import bypass
 from nas.models.dag import DagNet, DagNode
 from nas.models.fold import fold_constants
-from nas.models.plan import INPUT, MAX_SIZE, OUTPUT, Node, Skip
+from nas.models.plan import DEPTHWISE, INPUT, MAX_SIZE, OUTPUT, Edge, Indices, Node, Skip
 
 Tensors = dict[str, Tensor]
 
 
 @torch.no_grad()
-def compact(net: DagNet, *, round_to: int = 1, weights_of: DagNet | None = None) -> DagNet:
+def compact(
+    net: DagNet, *, round_to: int = 1, weights_of: DagNet | None = None, read_through: bool = True
+) -> DagNet:
     """A new network of the same class with the alive units, edges and skips of ``net``, which is left as it is.
 
     Exact: what is left out contributes exactly 0 (`DagNode`), or a constant that the biases of its readers take up
     where that is the same (`fold_constants`). Only the order of floating point sums may change.
-    A node whose units are all dead is left out; the input and the output keep their width. Where skips bring units
-    that no row computes, the node keeps them as pure skips (`Node.rows`).
+    A node whose units are all dead is left out, one that computes nothing is read through (`bypass`); the input and the
+    output keep their width. Where skips bring units that no row computes, the node keeps them as pure skips
+    (`Node.rows`). Edges keep the rows and columns that are not zero, and of their kernels the middle that holds all
+    weights.
 
     Args:
         net: any network with exact zeros.
@@ -31,6 +36,7 @@ def compact(net: DagNet, *, round_to: int = 1, weights_of: DagNet | None = None)
             are zero, for hardware that works in blocks.
         weights_of: take the weights from this network of the same plan instead, an earlier point of the search; the
             function is then another one.
+        read_through: leave out nodes that compute nothing; else all nodes and edges are some of ``net`` (`expand`).
 
     Raises:
         ValueError: ``round_to`` is no size, or ``weights_of`` has another plan.
@@ -39,12 +45,12 @@ def compact(net: DagNet, *, round_to: int = 1, weights_of: DagNet | None = None)
         raise ValueError("compact(weights_of=...) needs a network of the same plan")
     if not 1 <= round_to <= MAX_SIZE:
         raise ValueError(f"round_to must be an integer from 1 to {MAX_SIZE}, got {round_to}")
-    net, _ = fold_constants(net)
+    net, given = _simplified(net, weights_of, read_through)
     alive = find_alive(net).units
     kept = _kept(alive)
-    given = (weights_of or net).named_nodes()
+    nodes = given.named_nodes()
     pieces = {
-        name: _restrict(node, given[name], alive[name], kept)
+        name: _restrict(node, nodes[name], alive[name], kept)
         for name, node in net.named_nodes().items()
         if kept[name].any()
     }
@@ -57,9 +63,21 @@ def compact(net: DagNet, *, round_to: int = 1, weights_of: DagNet | None = None)
     return small
 
 
-def kept_units(net: DagNet) -> dict[str, Tensor]:
+def kept_units(net: DagNet, *, read_through: bool = True) -> dict[str, Tensor]:
     """For every node, "in" and "out" included, which of its units `compact` keeps: boolean masks of shape (units,)."""
-    return _kept(find_alive(fold_constants(net)[0]).units)
+    return _kept(find_alive(simplified(net, read_through=read_through)).units)
+
+
+def simplified(net: DagNet, *, read_through: bool = True) -> DagNet:
+    """The network that `compact` cuts: constants are folded, and nodes that compute nothing have no readers."""
+    return _simplified(net, None, read_through)[0]
+
+
+def _simplified(net: DagNet, weights_of: DagNet | None, read_through: bool) -> tuple[DagNet, DagNet]:
+    """The simplified network, and an earlier point of its search changed alike (itself if there is none)."""
+    folded, _ = fold_constants(net)
+    nets = (folded, folded if weights_of is None else weights_of)
+    return bypass(*nets) if read_through else nets
 
 
 def _kept(alive: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -71,7 +89,7 @@ def expand(small: DagNet, units: Mapping[str, Tensor], like: DagNet) -> DagNet:
     """The inverse of `compact`: a network of the plan of ``like`` that computes what ``small`` does.
 
     Args:
-        small: a compact network, perhaps trained since.
+        small: a compact network whose nodes were not read through, perhaps trained since.
         units: for every node of ``small``, "in" and "out" included, the indices that its units have in ``like``.
         like: a network that has the nodes, edges and skips of ``small``, and computes all its units.
     """
@@ -82,9 +100,10 @@ def expand(small: DagNet, units: Mapping[str, Tensor], like: DagNet) -> DagNet:
     for name, node in small.named_nodes().items():
         whole, own = nodes[name], units[name]
         rows = own if node.plan.rows is None else own[list(node.plan.rows)]
-        whole.bias[rows] = node.bias
-        for source, weight in node.edges.items():
-            whole.edges[source][rows[:, None], units[source]] = weight
+        if node.plan.bias:
+            whole.bias[rows] = node.bias
+        for edge, weight in node.weighted_edges():
+            _write_edge(whole.edges[edge.key], edge, weight, rows, units[edge.source])
         for source, matrix in node.projections.items():
             whole.projections[source][own[:, None], units[source]] = matrix
         sources = [skip.source for skip in whole.plan.skips]
@@ -93,22 +112,39 @@ def expand(small: DagNet, units: Mapping[str, Tensor], like: DagNet) -> DagNet:
     return net
 
 
+def _write_edge(whole: Tensor, edge: Edge, weight: Tensor, rows: Tensor, units: Tensor) -> None:
+    """Write the weights of a compact edge, whose rows and source units have these indices, into the whole one."""
+    if edge.kernel is not None:
+        rim = (whole.shape[-1] - edge.kernel) // 2
+        whole = whole[..., rim : whole.shape[-1] - rim, rim : whole.shape[-1] - rim]
+    put = rows if edge.put is None else rows[list(edge.put)]
+    if edge.operation == DEPTHWISE:
+        whole[put] = weight
+    else:
+        whole[put[:, None], units if edge.take is None else units[list(edge.take)]] = weight
+
+
 def _restrict(node: DagNode, given: DagNode, alive: Tensor, kept: dict[str, Tensor]) -> tuple[Node, Tensors]:
     """The plan of ``node`` and the tensors of ``given`` on the units that are kept."""
     plan, target = node.plan, kept[node.plan.name]
     rows = pick(alive, plan.rows) & active_rows(node, kept)
-    tensors = {"bias": given.bias[rows]}
-    for source, weight in node.edges.items():
-        if reads(weight[rows][:, kept[source]]).any():
-            tensors[f"edges.{source}"] = given.edges[source][rows][:, kept[source]]
+    tensors = {"bias": given.bias[rows]} if plan.bias else {}
+    edges = []
+    for edge, weight in node.weighted_edges():
+        small = _restrict_edge(edge, weight, given.edges[edge.key], rows, kept[edge.source])
+        if small is not None:
+            edges.append(small[0])
+            tensors[f"edges.{edge.key}"] = small[1]
 
     skips, gates = [], []
     for skip, gate, given_gate in zip(plan.skips, node.gates, given.gates, strict=True):
         carried = pick(alive, skip.put) & pick(kept[skip.source], skip.take)
         if gate != 0 and carried.any():
             skips.append(
-                Skip(
-                    skip.source, _renumber(carried, skip.take, kept[skip.source]), _renumber(carried, skip.put, target)
+                dataclasses.replace(
+                    skip,
+                    take=_renumber(carried, skip.take, kept[skip.source]),
+                    put=_renumber(carried, skip.put, target),
                 )
             )
             gates.append(given_gate)
@@ -120,9 +156,10 @@ def _restrict(node: DagNode, given: DagNode, alive: Tensor, kept: dict[str, Tens
     small = dataclasses.replace(
         plan,
         units=int(target.sum()),
-        edges={source: kernel for source, kernel in plan.edges.items() if f"edges.{source}" in tensors},
+        edges=tuple(edges),
         skips=tuple(skips),
-        blocks=tuple(source for source in plan.blocks if f"edges.{source}" in tensors),
+        tied=None,
+        whole=False,
         projections=tuple(source for source in plan.projections if f"projections.{source}" in tensors),
         rows=_renumber(rows, plan.rows, target),
         activation="relu" if plan.activation == "right_relu" else plan.activation,
@@ -130,7 +167,27 @@ def _restrict(node: DagNode, given: DagNode, alive: Tensor, kept: dict[str, Tens
     return small, tensors
 
 
-def _renumber(chosen: Tensor, indices: tuple[int, ...] | None, kept: Tensor) -> tuple[int, ...] | None:
+def _restrict_edge(
+    edge: Edge, weight: Tensor, given: Tensor, rows: Tensor, kept: Tensor
+) -> tuple[Edge, Tensor] | None:
+    """The edge and what it takes of the weights ``given``, between the rows and units that are kept; None if nothing
+    non-zero is left."""
+    read = edge_reads(edge, weight, len(rows), len(kept)) & rows[:, None] & kept
+    if not read.any():
+        return None
+    put, take = pick(read.any(dim=1), edge.put), pick(read.any(dim=0), edge.take)
+    if edge.operation == DEPTHWISE:
+        put = take = put & take
+    kernel = side(weight[put]) if edge.kernel else None
+    small = given[put] if edge.operation == DEPTHWISE else given[put][:, take]
+    if kernel is not None and edge.kernel is not None:
+        rim = (edge.kernel - kernel) // 2
+        small = small[..., rim : edge.kernel - rim, rim : edge.kernel - rim]
+    cut = {"take": _renumber(take, edge.take, kept), "put": _renumber(put, edge.put, rows)}
+    return dataclasses.replace(edge, kernel=kernel, block=False, core=None, **cut), small
+
+
+def _renumber(chosen: Tensor, indices: Indices, kept: Tensor) -> Indices:
     """The chosen entries of ``indices`` counted among the kept units; None if these are all of them."""
     old = torch.arange(len(chosen)) if indices is None else torch.tensor(indices, dtype=torch.long)
     new = (kept.cumsum(0) - 1)[old[chosen]].tolist()
@@ -157,17 +214,16 @@ def _widen(
     rows = sorted(computed + others[: num_rows - len(computed)])
     places = torch.tensor([rows.index(unit) for unit in computed], dtype=torch.long)
 
-    wide = {}
-    for key, tensor in tensors.items():
-        kind, _, source = key.partition(".")
-        if kind == "projections":
-            wide[key] = F.pad(tensor, (0, units[source] - tensor.shape[1], 0, units[name] - len(tensor)))
-        elif kind in ("bias", "edges"):
-            columns = [units[source]] if source else []
-            wide[key] = tensor.new_zeros(len(rows), *columns, *tensor.shape[2:])
-            wide[key][(places, slice(tensor.shape[1])) if columns else places] = tensor
-        else:
-            wide[key] = tensor
+    wide, edges = dict(tensors), []
+    for source in plan.projections:
+        key = f"projections.{source}"
+        wide[key] = _padded(tensors[key], units[name], units[source])
+    for edge in plan.edges:
+        key = f"edges.{edge.key}"
+        widened, wide[key] = _widen_edge(edge, tensors[key], places, len(rows), before[edge.source], units[edge.source])
+        edges.append(widened)
+    if plan.bias:
+        wide["bias"] = tensors["bias"].new_zeros(len(rows)).index_copy(0, places, tensors["bias"])
 
     skips = []
     for skip in plan.skips:
@@ -175,14 +231,37 @@ def _widen(
         if take is not None or put is not None or units[skip.source] != units[name]:  # the new units are not joined
             take = _all_but_new(take, before[skip.source], units[skip.source])
             put = _all_but_new(put, before[name], units[name])
-        skips.append(Skip(skip.source, take, put))
+        skips.append(dataclasses.replace(skip, take=take, put=put))
     all_rows = len(rows) == units[name]
     return dataclasses.replace(
-        plan, units=units[name], skips=tuple(skips), rows=None if all_rows else tuple(rows)
+        plan, units=units[name], edges=tuple(edges), skips=tuple(skips), rows=None if all_rows else tuple(rows)
     ), wide
 
 
-def _all_but_new(indices: tuple[int, ...] | None, before: int, units: int) -> tuple[int, ...] | None:
+def _widen_edge(
+    edge: Edge, weight: Tensor, places: Tensor, rows: int, before: int, units: int
+) -> tuple[Edge, Tensor]:
+    """The edge into ``rows`` rows, of which the old ones are at ``places``, from ``units`` instead of ``before`` units."""
+    put = None if edge.put is None else tuple(places[list(edge.put)].tolist())
+    if edge.operation == DEPTHWISE:
+        if edge.put is None and edge.take is None and rows == units and places.tolist() == list(range(before)):
+            return edge, _padded(weight, rows, 1)
+        put = tuple(places.tolist()) if put is None else put
+        return dataclasses.replace(edge, take=_all_but_new(edge.take, before, units), put=put), weight
+    weight = _padded(weight, len(weight), units if edge.take is None else weight.shape[1])
+    if put is None:
+        weight = weight.new_zeros(rows, *weight.shape[1:]).index_copy(0, places, weight)
+    return dataclasses.replace(edge, put=put), weight
+
+
+def _padded(tensor: Tensor, rows: int, columns: int) -> Tensor:
+    """The tensor with zeros behind it along its first two axes."""
+    wide = tensor.new_zeros(rows, columns, *tensor.shape[2:])
+    wide[: len(tensor), : tensor.shape[1]] = tensor
+    return wide
+
+
+def _all_but_new(indices: Indices, before: int, units: int) -> Indices:
     return tuple(range(before)) if indices is None and units > before else indices
 
 

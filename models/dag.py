@@ -5,7 +5,7 @@ connected one.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from nas.files import replacing, write_json
-from nas.models.plan import INPUT, OUTPUT, Node, Plan
+from nas.models.plan import DEPTHWISE, INPUT, OUTPUT, Edge, Node, Plan
 
 
 def right_relu(x: Tensor) -> Tensor:
@@ -27,21 +27,25 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
+NEARLY_ZERO = 0.01  # times He's start
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"right_relu": right_relu, "relu": F.relu, "identity": identity}
 
 
 class DagNode(nn.Module):
     """x = act( sum_j A_j(x_j) + b ) + sum_k s_k x_k + sum_m P_m x_m.
 
-    Edges A_j are convolutions or matrices, skips have scalar gates s_k, projections P_m are matrices on the units.
-    What comes from another level is brought to the resolution of this node first (`resample`).
+    Edges A_j are convolutions (full, pointwise or depthwise) or matrices, skips have scalar gates s_k, projections P_m
+    are matrices on the units. What comes from another level is brought to the resolution of this node first
+    (`resample`).
 
     A unit is row i of every edge together with entry i of the bias. The activation maps 0 to 0, so that a unit whose
-    row is zero puts out exactly 0 (plus what the skips bring). Edges start with He's variance, blocks, gates and
-    projections at 0 (gates at 1 in a node without rows, which is nothing but its skips).
+    row is zero puts out exactly 0 (plus what the skips bring). Edges start with He's variance (of kernels that grow the
+    core alone), blocks, gates and projections at 0 (gates of trunks, and of a node without rows, which is nothing but
+    its skips, at 1).
     """
 
     rows: Tensor | None
+    bias: Tensor
 
     def __init__(self, plan: Node, units: Mapping[str, int], levels: Mapping[str, int], unit_axis: int) -> None:
         super().__init__()
@@ -49,61 +53,80 @@ class DagNode(nn.Module):
         self.levels = {source: level - plan.level for source, level in levels.items()}
         self.activation = ACTIVATIONS[plan.activation]
         self.edges = nn.ParameterDict(
-            {source: _he_normal(plan.num_rows, units[source], kernel) for source, kernel in plan.edges.items()}
+            {edge.key: _start(edge, edge.shape(plan.num_rows, units[edge.source])) for edge in plan.edges}
         )
-        for source in plan.blocks:
-            nn.init.zeros_(self.edges[source])
-        self.bias = Parameter(torch.zeros(plan.num_rows))
-        self.gates = Parameter(torch.full((len(plan.skips),), 0.0 if plan.num_rows else 1.0))
+        if plan.bias:
+            self.bias = Parameter(torch.zeros(plan.num_rows))
+        else:
+            self.register_buffer("bias", torch.zeros(plan.num_rows), persistent=False)
+        is_open = not plan.num_rows or any(skip.trunk for skip in plan.skips)
+        self.gates = Parameter(torch.full((len(plan.skips),), 1.0 if is_open else 0.0))
         self.projections = nn.ParameterDict(
             {source: Parameter(torch.zeros(plan.units, units[source])) for source in plan.projections}
         )
         self._keep_indices("rows", plan.rows)
-        for k, skip in enumerate(plan.skips):
-            self._keep_indices(f"take{k}", skip.take)
-            self._keep_indices(f"put{k}", skip.put)
+        for kind, links in (("edge", plan.edges), ("skip", plan.skips)):
+            for k, link in enumerate(links):
+                self._keep_indices(f"{kind}{k}_take", link.take)
+                self._keep_indices(f"{kind}{k}_put", link.put)
 
     def _keep_indices(self, name: str, indices: tuple[int, ...] | None) -> None:
         buffer = None if indices is None else torch.tensor(indices, dtype=torch.long)
         self.register_buffer(name, buffer, persistent=False)
 
+    def weighted_edges(self) -> Iterator[tuple[Edge, Parameter]]:
+        """The edges with their weights."""
+        return ((edge, self.edges[edge.key]) for edge in self.plan.edges)
+
     def forward(self, states: Mapping[str, Tensor]) -> Tensor:
         axis = self.unit_axis
         x: Tensor = self.activation(self._sum_edges(states))
         if self.rows is not None:
-            shape = list(x.shape)
-            shape[axis] = self.plan.units
-            x = x.new_zeros(shape).index_copy_(axis, self.rows, x)
+            x = _zeros_like(x, self.plan.units, axis).index_copy_(axis, self.rows, x)
         ours = self.rows is not None
         for k, (skip, gate) in enumerate(zip(self.plan.skips, self.gates, strict=True)):
-            take, put = getattr(self, f"take{k}"), getattr(self, f"put{k}")
-            source = states[skip.source]
-            term = gate * (source if take is None else source.index_select(axis, take))
-            if put is None:
-                x = x + term
-            elif ours:
-                x.index_add_(axis, put, term)
-            else:  # the activation still needs its output for the gradient
-                x = x.index_add(axis, put, term)
-            ours = True
+            term = gate * self._taken(states[skip.source], f"skip{k}")
+            x, ours = self._placed(x, term, f"skip{k}", ours), True
         for name, matrix in self.projections.items():
             weight = matrix if axis == -1 else matrix[:, :, None, None]
-            x = x + _apply_edge(self._bring(states, name), weight, None)
+            x = x + _apply(None, resample(states[name], self.levels[name]), weight, None)
         return x
-
-    def _bring(self, states: Mapping[str, Tensor], source: str) -> Tensor:
-        return resample(states[source], self.levels[source])
 
     def _sum_edges(self, states: Mapping[str, Tensor]) -> Tensor:
         """sum_j A_j(x_j) + b, on the rows that this node computes."""
-        if not self.edges:
-            bias = self.bias if self.unit_axis == -1 else self.bias[:, None, None]
-            return bias + torch.zeros_like(resample(states[INPUT].narrow(self.unit_axis, 0, 1), self.levels[INPUT]))
-        (first, weight), *others = self.edges.items()
-        total = _apply_edge(self._bring(states, first), weight, self.bias)
-        for source, weight in others:
-            total = total + _apply_edge(self._bring(states, source), weight, None)
+        total, bias = None, self.bias if self.plan.bias else None
+        for k, (edge, weight) in enumerate(self.weighted_edges()):
+            source = resample(self._taken(states[edge.source], f"edge{k}"), self.levels[edge.source])
+            if total is None and edge.put is None:
+                total, bias = _apply(edge, source, weight, bias), None
+            else:
+                term = _apply(edge, source, weight, None)
+                start = _zeros_like(term, self.plan.num_rows, self.unit_axis) if total is None else total
+                total = self._placed(start, term, f"edge{k}", total is None)
+        if total is None:
+            total = _zeros_like(resample(states[INPUT], self.levels[INPUT]), self.plan.num_rows, self.unit_axis)
+        if bias is not None:
+            total = total + (bias if self.unit_axis == -1 else bias[:, None, None])
         return total
+
+    def _taken(self, x: Tensor, link: str) -> Tensor:
+        """The units of a source that a link reads."""
+        take = getattr(self, f"{link}_take")
+        return x if take is None else x.index_select(self.unit_axis, take)
+
+    def _placed(self, x: Tensor, term: Tensor, link: str, ours: bool) -> Tensor:
+        """``x`` plus what a link brings; in place where ``x`` is ours, and no gradient still needs it as it is."""
+        put = getattr(self, f"{link}_put")
+        if put is None:
+            return x + term
+        return x.index_add_(self.unit_axis, put, term) if ours else x.index_add(self.unit_axis, put, term)
+
+
+def _zeros_like(x: Tensor, units: int, axis: int) -> Tensor:
+    """Zeros in the shape of ``x`` but for the number of units."""
+    shape = list(x.shape)
+    shape[axis] = units
+    return x.new_zeros(shape)
 
 
 def resample(x: Tensor, levels: int) -> Tensor:
@@ -113,15 +136,22 @@ def resample(x: Tensor, levels: int) -> Tensor:
     return F.avg_pool2d(x, 2**-levels) if levels < 0 else x
 
 
-def _apply_edge(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _apply(edge: Edge | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if weight.ndim == 2:
         return F.linear(x, weight, bias)
-    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+    groups = len(weight) if edge is not None and edge.operation == DEPTHWISE else 1
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=groups)
 
 
-def _he_normal(rows: int, columns: int, kernel: int | None) -> Parameter:
-    weight = torch.empty(rows, columns, *(() if kernel is None else (kernel, kernel)))
-    return Parameter(weight.normal_(std=math.sqrt(2 / max(1, weight[:1].numel()))))
+@torch.no_grad()
+def _start(edge: Edge, shape: tuple[int, ...]) -> Parameter:
+    """He's variance on the core of the kernel; zero for a block."""
+    weight = torch.zeros(shape)
+    if not edge.block:
+        rim = ((edge.kernel or 0) - (edge.core or edge.kernel or 0)) // 2
+        core = weight[..., rim : edge.kernel - rim, rim : edge.kernel - rim] if edge.kernel else weight
+        core.normal_(std=math.sqrt(2 / max(1, core[:1].numel())))
+    return Parameter(weight)
 
 
 class DagNet(nn.Module):
@@ -130,6 +160,8 @@ class DagNet(nn.Module):
         picture - offset --> patches to units --> in --> n1 --> n2 --> out --> units to patches --> + offset
                                                     \     \---gate---^          (a residual net: --> + picture)
                                                      \------gate-----/
+
+    The output of a residual net starts at nearly zero: it changes nothing, and gradients pass.
 
     Args:
         plan: the architecture. Input and output are pictures (B, channels, height, width) of any size, or
@@ -148,6 +180,9 @@ class DagNet(nn.Module):
         self.nodes = nn.ModuleDict(
             {node.name: DagNode(node, plan.units, plan.node_levels, self.unit_axis) for node in plan.nodes}
         )
+        if plan.residual:
+            for weight in self.named_nodes()[OUTPUT].edges.values():
+                weight.data.mul_(NEARLY_ZERO)
 
     def named_nodes(self) -> dict[str, DagNode]:
         """The nodes by name, in topological order."""
@@ -186,23 +221,43 @@ class DagNet(nn.Module):
         return state + (x if self.plan.residual else self.plan.offset)
 
     def unit_parameters(self) -> dict[str, list[Parameter]]:
-        """For each searched node the tensors whose i-th slices are its unit i: its edges but for blocks, its bias."""
-        return {
-            name: [*(A for source, A in node.edges.items() if source not in node.plan.blocks), node.bias]
-            for name, node in self.named_nodes().items()
-            if node.plan.searched
-        }
+        """For each searched node the tensors whose i-th slices are its unit i: its edges but for blocks, its bias; and
+        the same of the nodes that are tied to it, but for depthwise edges, whose kernels belong to no unit there."""
+        members: dict[str, list[Parameter]] = {}
+        for name, node in self.named_nodes().items():
+            if node.plan.searched or node.plan.tied is not None:
+                edges = [A for edge, A in node.weighted_edges() if not edge.block]
+                if node.plan.tied is not None:
+                    edges = [A for edge, A in node.weighted_edges() if not edge.block and edge.operation != DEPTHWISE]
+                biases = [node.bias] if isinstance(node.bias, Parameter) else []
+                members.setdefault(node.plan.tied or name, []).extend([*edges, *biases])
+        return members
 
     def gate_parameters(self) -> dict[str, Parameter]:
-        """For each node that skips arrive at the vector of its gates, in the order of ``node.skips``."""
-        return {f"{name}.gates": node.gates for name, node in self.named_nodes().items() if node.plan.skips}
+        """For each node that searched skips arrive at the vector of its gates, in the order of ``node.skips``."""
+        return {
+            f"{name}.gates": node.gates
+            for name, node in self.named_nodes().items()
+            if node.plan.skips and not node.plan.skips[0].trunk
+        }
 
     def block_parameters(self) -> dict[str, Parameter]:
         """The weights of the blocks: a group is a block, and in it each of its rows."""
+        return {name: weight for name, (edge, weight) in self._named_edges().items() if edge.block}
+
+    def growing_parameters(self) -> dict[str, tuple[Parameter, int]]:
+        """The weights whose kernels grow and that are no blocks, with the side of their cores."""
         return {
-            f"{name}.edges.{source}": node.edges[source]
+            name: (weight, edge.core)
+            for name, (edge, weight) in self._named_edges().items()
+            if edge.core is not None and not edge.block
+        }
+
+    def _named_edges(self) -> dict[str, tuple[Edge, Parameter]]:
+        return {
+            f"{name}.edges.{edge.key}": (edge, weight)
             for name, node in self.named_nodes().items()
-            for source in node.plan.blocks
+            for edge, weight in node.weighted_edges()
         }
 
     def projection_parameters(self) -> dict[str, Parameter]:

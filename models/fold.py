@@ -5,9 +5,9 @@ import copy
 import torch
 from torch import Tensor
 
-from nas.models.alive import Indices, open_gates, pick, reads
+from nas.models.alive import dense_weight, edge_reads, open_gates, pick, reads
 from nas.models.dag import DagNet, DagNode
-from nas.models.plan import INPUT
+from nas.models.plan import DEPTHWISE, INPUT, Edge, Indices
 
 Masks = dict[str, Tensor]
 
@@ -18,7 +18,7 @@ def fold_constants(net: DagNet) -> tuple[DagNet, Masks]:
 
     A unit is constant if it reads no varying unit, so that it puts out v = act(bias) plus the constants that skips
     bring. A reader then gets the bias b + w v and the weight 0. That is exact for fully connected edges and kernels
-    of size 1 (but for one rounding of the bias), and for v = 0 always. A larger kernel sees zeros beyond the border,
+    of size 1 (but for one rounding of the bias) where the reader has a bias, and for v = 0 always. A larger kernel sees zeros beyond the border,
     where v is not: it keeps its weight, and the unit its readers. So do skips, which have one gate for all units.
 
     Returns:
@@ -49,15 +49,25 @@ def fold_constants(net: DagNet) -> tuple[DagNet, Masks]:
 def _fold_into(node: DagNode, constant: Masks, value: dict[str, Tensor]) -> Tensor:
     """Move constants that ``node`` reads into its bias; return which of its rows read nothing any more."""
     steady = torch.ones(node.plan.num_rows, dtype=torch.bool)
-    for source, weight in node.edges.items():
-        foldable = constant[source]
-        if node.plan.edges[source] in (None, 1):
-            node.bias.add_(weight.reshape(weight.shape[:2]) @ value[source])
-        else:
-            foldable = foldable & value[source].eq(0)
-        weight[:, foldable] = 0
-        steady &= ~reads(weight).any(dim=1)
+    for edge, weight in node.weighted_edges():
+        units = constant[edge.source]
+        foldable = units & value[edge.source].eq(0)
+        if edge.kernel in (None, 1) and node.plan.bias:
+            dense = dense_weight(edge, weight, node.plan.num_rows, len(units))
+            node.bias.add_(dense.reshape(dense.shape[:2]) @ value[edge.source])
+            foldable = units
+        _stop_reading(edge, weight, foldable)
+        steady &= ~edge_reads(edge, weight, node.plan.num_rows, len(units)).any(dim=1)
     return steady
+
+
+def _stop_reading(edge: Edge, weight: Tensor, units: Tensor) -> None:
+    """Zero the weights of an edge on these units of its source, a mask of shape (units,)."""
+    taken = pick(units, edge.take)
+    if edge.operation == DEPTHWISE:
+        weight[taken] = 0
+    else:
+        weight[:, taken] = 0
 
 
 def _spread(values: Tensor, put: Indices, units: int, *, fill: float | bool) -> Tensor:

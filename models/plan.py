@@ -1,6 +1,7 @@
 """The architecture of a network as plain data: what a configuration file holds and `DagNet` builds."""
 
 import dataclasses
+import math
 import sys
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
@@ -8,20 +9,75 @@ from itertools import pairwise
 from typing import Any
 
 INPUT, OUTPUT = "in", "out"
+FULL, POINTWISE, DEPTHWISE = OPERATIONS = ("full", "pointwise", "depthwise")
 MAX_SIZE = 100_000  # far above what is useful; keeps a slip of the pen from filling the memory
 MAX_LEVELS = 10
+
+
+Indices = tuple[int, ...] | None  # None: all, in order
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Weights from an earlier node: adds ``A(x_source[take])`` to the rows ``put`` of its node.
+
+    Attributes:
+        source: name of the earlier node.
+        kernel: side of the kernel in units of the coarser resolution; None for a matrix (a fully connected edge).
+        operation: "full" (every row reads every unit, with a k x k kernel), "pointwise" (likewise, with a 1 x 1
+            kernel), or "depthwise" (row ``put[i]`` reads unit ``take[i]`` alone). Nodes may be joined by one edge of
+            each.
+        block: a searched unit of its own, which can go as a whole.
+        core: side of the kernel's middle, around which a search adds ring after ring; None: the whole kernel is there.
+        take: the units that are read. None: all.
+        put: the rows that are written. None: all.
+    """
+
+    source: str
+    kernel: int | None = None
+    operation: str = FULL
+    block: bool = False
+    core: int | None = None
+    take: Indices = None
+    put: Indices = None
+
+    @property
+    def key(self) -> str:
+        """Its name among the edges of its node."""
+        return self.source if self.operation == FULL else f"{self.source}_{self.operation}"
+
+    def shape(self, rows: int, units: int) -> tuple[int, ...]:
+        """The shape of its weights, into a node of ``rows`` rows from one of ``units`` units."""
+        read = 1 if self.operation == DEPTHWISE else units if self.take is None else len(self.take)
+        return (rows if self.put is None else len(self.put), read, *(2 * (self.kernel,) if self.kernel else ()))
+
+    def check(self, node: str, rows: int, units: int) -> None:
+        """Raise ValueError, in one sentence, unless this edge can join ``units`` units to ``rows`` rows of ``node``."""
+        name = f"the edge {self.source!r} -> {node!r}"
+        _require(self.operation in OPERATIONS, f"{name} has the unknown operation {self.operation!r}")
+        odd = self.kernel is None or (_is_size(self.kernel) and self.kernel % 2 == 1)
+        _require(odd, f"node {node!r} has the kernel size {self.kernel!r}; it must be odd")
+        fits = {FULL: True, POINTWISE: self.kernel == 1, DEPTHWISE: self.kernel is not None}[self.operation]
+        _require(fits, f"{name} is {self.operation} and has the kernel size {self.kernel!r}")
+        _require(isinstance(self.block, bool), f"{name} must have block true or false")
+        grows = self.core is None or (_is_size(self.core) and self.core % 2 == 1 and self.core < (self.kernel or 0))
+        _require(grows, f"{name} cannot grow from the core {self.core!r} to the kernel size {self.kernel!r}")
+        _require(_fits(self.take, units) and _fits(self.put, rows), f"{name} names units that do not exist")
+        read, written = units if self.take is None else len(self.take), rows if self.put is None else len(self.put)
+        _require(self.operation != DEPTHWISE or read == written, f"{name} is depthwise and joins {read} to {written}")
 
 
 @dataclass(frozen=True)
 class Skip:
     """A scalar gate from an earlier node: adds ``gate * x_source[take]`` to the units ``put`` of its node.
 
-    ``None`` stands for all units, in order.
+    A ``trunk`` goes on a residual sum: its gate starts at 1 and is not searched.
     """
 
     source: str
-    take: tuple[int, ...] | None = None
-    put: tuple[int, ...] | None = None
+    take: Indices = None
+    put: Indices = None
+    trunk: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,24 +87,29 @@ class Node:
     Attributes:
         name: identifier; the last node of a plan is named "out".
         units: number of units (channels, or neurons) of x.
-        edges: for each source its kernel size, None for a fully connected edge.
+        edges: what is summed before the activation.
         skips: gates that arrive here, from nodes of the same level.
         rows: the units that the edges compute; the others get their value from skips alone. None: all.
         activation: a key of `nas.models.dag.ACTIVATIONS`.
         searched: whether a search may leave its units out; False for an output of fixed form.
-        blocks: sources whose edge skips a node: a unit of its own, which can go as a whole.
+        tied: an earlier node whose units are these, too, such as the first one of a trunk: unit i of both is searched
+            as one.
+        bias: whether each row has a bias.
+        whole: whether its rows together are a searched unit, too, which wakes as a whole.
         projections: sources of skips that a matrix (1 x 1 convolution) leads to the units of this node.
         level: how often the resolution of the input is halved here.
     """
 
     name: str
     units: int
-    edges: Mapping[str, int | None]
+    edges: tuple[Edge, ...]
     skips: tuple[Skip, ...] = ()
-    rows: tuple[int, ...] | None = None
+    rows: Indices = None
     activation: str = "relu"
     searched: bool = True
-    blocks: tuple[str, ...] = ()
+    tied: str | None = None
+    bias: bool = True
+    whole: bool = False
     projections: tuple[str, ...] = ()
     level: int = 0
 
@@ -61,17 +122,24 @@ class Node:
         _require(_is_identifier(self.name), f"a node must have an identifier as its name, got {self.name!r}")
         _require(self.name not in before, f"two nodes are named {self.name!r}")
         _require(_is_size(self.units), f"node {self.name!r} must have 1 to {MAX_SIZE} units, got {self.units!r}")
-        for source in [*self.edges, *(skip.source for skip in self.skips), *self.projections]:
+        for source in [*(link.source for link in (*self.edges, *self.skips)), *self.projections]:
             _require(source in before, f"node {self.name!r} reads {source!r}, which is not before it")
-        for kernel in self.edges.values():
-            odd = kernel is None or (_is_size(kernel) and kernel % 2 == 1)
-            _require(odd, f"node {self.name!r} has the kernel size {kernel!r}; it must be odd")
-        _require(isinstance(self.searched, bool), f"node {self.name!r} must have searched true or false")
+        for flag in ("searched", "bias", "whole"):
+            _require(isinstance(getattr(self, flag), bool), f"node {self.name!r} must have {flag} true or false")
         _require(self.activation in activations, f"node {self.name!r} has the unknown activation {self.activation!r}")
         _require(_fits(self.rows, self.units), f"the rows of node {self.name!r} are not units of it")
-        sources = [*(skip.source for skip in self.skips), *self.projections, *self.blocks]
+        for edge in self.edges:
+            edge.check(self.name, self.num_rows, before[edge.source])
+        keys = [edge.key for edge in self.edges]
+        _require(len(set(keys)) == len(keys), f"two edges of node {self.name!r} have the same name")
+        tied = self.tied is None or (before.get(self.tied) == self.units and not self.searched)
+        _require(tied, f"node {self.name!r} cannot be tied to {self.tied!r}")
+        trunks = {skip.trunk for skip in self.skips}
+        _require(trunks <= {True} or trunks <= {False}, f"node {self.name!r} mixes trunks and gates")
+        grown = [edge for edge in self.edges if edge.core is not None and not edge.block]
+        _require(not (grown and self.searched), f"a kernel of node {self.name!r} grows, and is a part of its units")
+        sources = [*(skip.source for skip in self.skips), *self.projections]
         _require(len(set(sources)) == len(sources), f"two skips join the same nodes to {self.name!r}")
-        _require(set(self.blocks) <= set(self.edges), f"a block of node {self.name!r} is no edge of it")
         for skip in self.skips:
             name, taken, placed = f"the skip {skip.source!r} -> {self.name!r}", before[skip.source], self.units
             _require(_fits(skip.take, taken) and _fits(skip.put, placed), f"{name} names units that do not exist")
@@ -111,12 +179,28 @@ class Plan:
 
     @property
     def is_convolutional(self) -> bool:
-        return self.levels > 0 or any(kernel is not None for node in self.nodes for kernel in node.edges.values())
+        return self.levels > 0 or any(edge.kernel is not None for node in self.nodes for edge in node.edges)
 
     @property
     def node_levels(self) -> dict[str, int]:
         """How often the resolution is halved at every node, the input first."""
         return {INPUT: 0} | {node.name: node.level for node in self.nodes}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor in the ``state_dict`` of the network."""
+        units, shapes = self.units, {}
+        for node in self.nodes:
+            name = f"nodes.{node.name}"
+            shapes |= {f"{name}.edges.{edge.key}": edge.shape(node.num_rows, units[edge.source]) for edge in node.edges}
+            shapes |= {f"{name}.projections.{source}": (node.units, units[source]) for source in node.projections}
+            shapes |= {f"{name}.gates": (len(node.skips),)} | ({f"{name}.bias": (node.num_rows,)} if node.bias else {})
+        return shapes
+
+    @property
+    def num_params(self) -> int:
+        """Number of parameters of the network."""
+        return sum(map(math.prod, self.shapes.values()))
 
     def check(self, activations: Container[str]) -> None:
         """Raise ValueError, in one sentence, unless `DagNet` can build this plan."""
@@ -144,8 +228,8 @@ class Plan:
         self._check_levels()
         same = self.pooled or (self.patch is None and not self.residual) or before[INPUT] == before[OUTPUT]
         _require(same, f"{OUTPUT!r} must have as many units as {INPUT!r}")
-        kernels = [kernel for node in self.nodes for kernel in node.edges.values()]
-        _require(None not in kernels or set(kernels) == {None}, "a plan mixes convolutions and fully connected edges")
+        kernels = {edge.kernel for node in self.nodes for edge in node.edges}
+        _require(None not in kernels or kernels == {None}, "a plan mixes convolutions and fully connected edges")
 
     def _check_levels(self) -> None:
         levels = self.node_levels
@@ -156,7 +240,7 @@ class Plan:
                 name = f"the skip {skip.source!r} -> {node.name!r}"
                 _require(levels[skip.source] == node.level, f"{name} joins two resolutions; that takes a projection")
         _require(self.pooled or levels[OUTPUT] == 0, f"{OUTPUT!r} must have the resolution of the input")
-        kernels = {kernel for node in self.nodes for kernel in node.edges.values()}
+        kernels = {edge.kernel for node in self.nodes for edge in node.edges}
         _require(self.levels == 0 or None not in kernels, "fully connected edges have no levels")
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,7 +279,7 @@ def _is_identifier(value: Any) -> bool:
     return isinstance(value, str) and value.isascii() and value.isidentifier()
 
 
-def _fits(indices: tuple[int, ...] | None, units: int) -> bool:
+def _fits(indices: Indices, units: int) -> bool:
     """Whether these are increasing indices of ``units`` units."""
     if indices is None:
         return True
@@ -213,18 +297,17 @@ def _complete(kind: type, data: Any) -> dict[str, Any]:
 
 def _node(data: Mapping[str, Any]) -> Node:
     tuples = {
-        "skips": tuple(_skip(skip) for skip in data["skips"]),
+        "edges": tuple(_link(Edge, edge) for edge in data["edges"]),
+        "skips": tuple(_link(Skip, skip) for skip in data["skips"]),
         "rows": _indices(data["rows"]),
-        "blocks": tuple(data["blocks"]),
         "projections": tuple(data["projections"]),
     }
     return Node(**{**_complete(Node, data), **tuples})
 
 
-def _skip(data: Mapping[str, Any]) -> Skip:
-    _complete(Skip, data)
-    return Skip(data["source"], _indices(data["take"]), _indices(data["put"]))
+def _link(kind: type, data: Mapping[str, Any]) -> Any:
+    return kind(**{**_complete(kind, data), "take": _indices(data["take"]), "put": _indices(data["put"])})
 
 
-def _indices(data: list[int] | None) -> tuple[int, ...] | None:
+def _indices(data: list[int] | None) -> Indices:
     return None if data is None else tuple(data)

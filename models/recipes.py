@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from nas.models.dag import DagNet
-from nas.models.plan import INPUT, MAX_SIZE, OUTPUT, Node, Plan, Skip
+from nas.models.plan import DEPTHWISE, INPUT, MAX_SIZE, OUTPUT, POINTWISE, Edge, Node, Plan, Skip
 from nas.registry import Registry
 
 
@@ -59,8 +59,7 @@ def conv_skip_autoencoder(
     name = "conv_skip_autoencoder"
     _check_positive(name, channels=channels, depth=depth, kernel=kernel, patch=patch)
     widths = _widths(name, width, depth)
-    if not isinstance(levels, int) or not 0 <= levels <= (depth - 1) // 2:
-        raise ValueError(f"{name}(levels=...) must be an integer from 0 to (depth - 1) / 2, got {levels} for {depth}")
+    _check_levels(name, levels, depth)
     at = [min(k, levels, depth - 1 - k) for k in range(depth)]
     nodes = _chain(channels * patch**2, widths, kernel, projections=projections, levels=at)
     out = replace(nodes[-1], activation="identity", searched=False, projections=())
@@ -126,7 +125,7 @@ def mlp(
         ValueError: a size out of range.
     """
     plan = _dense("mlp", channels, widths, None, outputs, patch, offset)
-    nodes = [replace(node, edges=dict([list(node.edges.items())[-1]]), blocks=()) for node in plan.nodes]
+    nodes = [replace(node, edges=node.edges[-1:]) for node in plan.nodes]
     return DagNet(replace(plan, nodes=tuple(nodes)))
 
 
@@ -202,6 +201,145 @@ def dense_conv(
     return DagNet(replace(plan, residual=residual))
 
 
+def separable_autoencoder(
+    channels: int = 1,
+    *,
+    depth: int = 6,
+    width: int | Sequence[int] = 32,
+    hidden: int | Sequence[int] = 48,
+    kernel: int | Sequence[int] = 7,
+    core: int | None = 3,
+    levels: int = 0,
+    patch: int = 2,
+    residual: bool = True,
+    offset: float = 0.5,
+) -> DagNet:
+    r"""Residual blocks of depthwise and pointwise convolutions, t_k = t_(k-1) + P2 relu(P1 D t_(k-1) + b).
+
+        picture --> in --3x3--> t0 ----------(+)--> t1 ----------(+)--> t2 --3x3--> out --(+)--> picture
+               \                  \--d1--h1--/        \--d2--h2--/                       /
+                \_______________________________________________________________________/
+
+    Searched are the channels of the trunk (channel i of all t_k is one unit), the hidden units h_k, each block as a
+    whole, and the kernels of the depthwise convolutions d_k, which start as ``core`` x ``core`` and grow by rings.
+
+    With ``levels`` the blocks in the middle work at half the resolution, as in a U-Net: means over 2 x 2 pixels of the
+    trunk lead down to a trunk of their own through a pointwise edge, and back up, each pixel repeated, likewise.
+
+    Args:
+        channels, patch, residual, offset: as in `conv_skip_autoencoder`.
+        depth: number of blocks, >= 1.
+        width: channels of the trunk, or of the trunk of every level, the finest first.
+        hidden: units of each block, or one number for every block.
+        kernel: largest side of the depthwise kernels, odd, or one for every block.
+        core: side that the kernels start with; None, or where it is not smaller than the kernel: they don't grow.
+        levels: how often the resolution is halved, at most (depth - 1) / 2.
+
+    Raises:
+        ValueError: a size out of range.
+    """
+    name = "separable_autoencoder"
+    _check_positive(name, channels=channels, depth=depth, patch=patch, **({} if core is None else {"core": core}))
+    _check_levels(name, levels, depth)
+    hidden, kernels = _sizes(name, "hidden", hidden, depth), _sizes(name, "kernel", kernel, depth)
+    widths = _sizes(name, "width", width, levels + 1)
+    trunk = _Trunk(widths, channels * patch**2)
+    for k, (units, side) in enumerate(zip(hidden, kernels, strict=True)):
+        trunk.go_to(min(k, levels, depth - 1 - k))
+        trunk.add_block(units, side, core if core is not None and core < side else None)
+    return DagNet(Plan(channels, trunk.finished(), patch, offset, residual, levels=levels))
+
+
+class _Trunk:
+    """The nodes of `separable_autoencoder`, one after the other. Each level has a trunk: its first and last node."""
+
+    def __init__(self, widths: Sequence[int], inputs: int) -> None:
+        self.widths, self.inputs = widths, inputs
+        stem = Node("t0", widths[0], (Edge(INPUT, 3),), activation="identity", bias=False)
+        self.nodes, self.level, self.blocks = [stem], 0, 0
+        self.first, self.last = {0: "t0"}, {0: "t0"}
+
+    def go_to(self, level: int) -> None:
+        """Lead the trunk one level down or up, if need be."""
+        if level > self.level:
+            self._add(f"down{level}", level, Edge(self.last[self.level], 1, POINTWISE), begins=True)
+        elif level < self.level:
+            self._add(f"up{level}", level, Edge(self.last[self.level], 1, POINTWISE))
+        self.level = level
+
+    def add_block(self, hidden: int, kernel: int, core: int | None) -> None:
+        self.blocks += 1
+        k, level, first, last = self.blocks, self.level, self.first[self.level], self.last[self.level]
+        depthwise = Edge(last, kernel, DEPTHWISE, core=core)
+        beside = {"activation": "identity", "searched": False, "bias": False, "tied": first, "level": level}
+        self.nodes.append(Node(f"d{k}", self.widths[level], (depthwise,), **beside))
+        within = Edge(f"d{k}", 1, POINTWISE)
+        self.nodes.append(Node(f"h{k}", hidden, (within,), activation="right_relu", whole=True, level=level))
+        self._add(f"t{k}", level, Edge(f"h{k}", 1, POINTWISE))
+
+    def finished(self) -> tuple[Node, ...]:
+        self.go_to(0)
+        last = Edge(self.last[0], 3)
+        return *self.nodes, Node(OUTPUT, self.inputs, (last,), activation="identity", searched=False)
+
+    def _add(self, name: str, level: int, edge: Edge, *, begins: bool = False) -> None:
+        """A node of the trunk at this level, to which the edge adds something."""
+        first = None if begins else self.first[level]
+        skips = () if begins else (Skip(self.last[level], trunk=True),)
+        self.nodes.append(
+            Node(
+                name, self.widths[level], (edge,), skips, activation="identity", searched=begins, tied=first, bias=False,
+                level=level,
+            )
+        )  # fmt: skip
+        self.first.setdefault(level, name)
+        self.last[level] = name
+
+
+def mixed_autoencoder(
+    channels: int = 1,
+    *,
+    depth: int = 5,
+    width: int = 24,
+    kernel: int = 7,
+    core: int = 3,
+    patch: int = 2,
+    residual: bool = True,
+    offset: float = 0.5,
+) -> DagNet:
+    r"""Three operations compete between neighbours, and a gate sits on every possible skip.
+
+        in --3x3--> n1 ==pointwise, full 3x3, depthwise==> n2 ==pointwise, full 3x3, depthwise==> n3 --3x3--> out
+
+    The units are the rows of the pointwise edges with their biases; full and depthwise edges are blocks, which start
+    at zero: each row (channel) and the edge as a whole is a group; the depthwise kernels grow by rings, channel by
+    channel, from ``core`` to ``kernel``.
+
+    Args:
+        channels, patch, residual, offset: as in `conv_skip_autoencoder`.
+        depth: number of hidden nodes, >= 1.
+        width: units of each hidden node.
+        kernel: largest side of the depthwise kernels, odd.
+        core: side with which they begin, odd, < kernel.
+
+    Raises:
+        ValueError: a size out of range.
+    """
+    name = "mixed_autoencoder"
+    _check_positive(name, channels=channels, depth=depth, width=width, kernel=kernel, core=core, patch=patch)
+    inputs, nodes = channels * patch**2, []
+    for k in range(1, depth + 1):
+        before = INPUT if k == 1 else f"n{k - 1}"
+        operations = (
+            Edge(before, 1, POINTWISE), Edge(before, 3, block=True), Edge(before, kernel, DEPTHWISE, True, core)
+        )  # fmt: skip
+        skips = tuple(Skip(f"n{j}") for j in range(1, k))
+        nodes.append(Node(f"n{k}", width, (Edge(before, 3),) if k == 1 else operations, skips, activation="right_relu"))
+    skips = () if residual else (Skip(INPUT),)
+    out = Node(OUTPUT, inputs, (Edge(f"n{depth}", 3),), skips, activation="identity", searched=False)
+    return DagNet(Plan(channels, (*nodes, out), patch, offset, residual))
+
+
 RECIPES: Registry[Callable[..., DagNet]] = Registry(
     "model",
     {
@@ -210,6 +348,8 @@ RECIPES: Registry[Callable[..., DagNet]] = Registry(
         "dense_mlp": dense_mlp,
         "dense_conv": dense_conv,
         "mlp": mlp,
+        "separable_autoencoder": separable_autoencoder,
+        "mixed_autoencoder": mixed_autoencoder,
     },
 )
 
@@ -241,7 +381,7 @@ def _chain(
         others = tuple(source for source, other in sizes.items() if other != size) if projections else ()
         nodes.append(
             Node(
-                name, size[0], {list(sizes)[-1]: kernel}, skips,
+                name, size[0], (Edge(list(sizes)[-1], kernel),), skips,
                 activation="right_relu", projections=others, level=size[1],
             )
         )  # fmt: skip
@@ -261,20 +401,30 @@ def _dense(
     sources = [INPUT]
     nodes: list[Node] = []
     for name, units in [*((f"n{k}", width) for k, width in enumerate(widths, 1)), (OUTPUT, outputs or inputs)]:
-        edges, blocks = dict.fromkeys(sources, kernel), tuple(sources[:-1])
-        nodes.append(Node(name, units, edges, activation="right_relu", blocks=blocks))
+        edges = tuple(Edge(source, kernel, block=source != sources[-1]) for source in sources)
+        nodes.append(Node(name, units, edges, activation="right_relu"))
         sources.append(name)
     nodes[-1] = replace(nodes[-1], activation="identity", searched=False)
     return Plan(channels, tuple(nodes), patch, offset, pooled=outputs is not None)
 
 
 def _widths(recipe: str, widths: int | Sequence[int], depth: int) -> list[int]:
-    widths = [widths] * depth if isinstance(widths, int) else list(widths)
-    for width in widths:
-        _check_positive(recipe, width=width)
-    if len(widths) != depth:
-        raise ValueError(f"{recipe} has {depth} hidden nodes, got {len(widths)} widths")
-    return widths
+    return _sizes(recipe, "width", widths, depth)
+
+
+def _sizes(recipe: str, name: str, sizes: int | Sequence[int], count: int) -> list[int]:
+    """One size for each of ``count`` places."""
+    sizes = [sizes] * count if isinstance(sizes, int) else list(sizes)
+    for size in sizes:
+        _check_positive(recipe, **{name: size})
+    if len(sizes) != count:
+        raise ValueError(f"{recipe}({name}=...) takes {count} numbers, got {len(sizes)}")
+    return sizes
+
+
+def _check_levels(recipe: str, levels: int, depth: int) -> None:
+    if not isinstance(levels, int) or not 0 <= levels <= (depth - 1) // 2:
+        raise ValueError(f"{recipe}(levels=...) must be an integer from 0 to (depth - 1) / 2, got {levels} for {depth}")
 
 
 def _check_positive(recipe: str, **sizes: int) -> None:

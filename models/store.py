@@ -25,7 +25,7 @@ def load(folder: Path | str) -> DagNet:
         plan = Plan.from_dict(json.loads(text, object_pairs_hook=_without_repetition))
         tensors = load_file(folder / "model.safetensors")
         plan.check(ACTIVATIONS)
-        if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != _shapes(plan):
+        if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != plan.shapes:
             raise ValueError("config.json and model.safetensors are of different networks")  # before memory is taken
         net = DagNet(plan).to(_dtype(list(tensors.values())))
         net.load_state_dict(tensors)
@@ -38,19 +38,6 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
         raise ValueError(f"a key stands twice among {[name for name, _ in pairs]}")
     return dict(pairs)
-
-
-def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor in the ``state_dict`` of the network."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for node in plan.nodes:
-        for source, kernel in node.edges.items():
-            sides = () if kernel is None else (kernel, kernel)
-            shapes[f"nodes.{node.name}.edges.{source}"] = (node.num_rows, plan.units[source], *sides)
-        for source in node.projections:
-            shapes[f"nodes.{node.name}.projections.{source}"] = (node.units, plan.units[source])
-        shapes |= {f"nodes.{node.name}.bias": (node.num_rows,), f"nodes.{node.name}.gates": (len(node.skips),)}
-    return shapes
 
 
 def _dtype(tensors: list[torch.Tensor]) -> torch.dtype:
