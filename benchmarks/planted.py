@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.rewrites import REWRITES
 from nas import AdaBreg, LinBreg, param_groups, sparse_start
 from nas.models import DagNet, compact, dense_conv, dense_mlp, find_alive, skip_autoencoder
 from nas.search import polish, search
@@ -228,7 +229,7 @@ def find(case: Case, algorithm: str, seed: int) -> Found:
         probe = x[: len(x) // 4], y[: len(y) // 4]
         net = polish(
             net, batches, F.mse_loss, lambda net: loss(net, validation), probe, trials=case.trials,
-            first_epoch=case.epochs + 1,
+            first_epoch=case.epochs + 1, surgery=REWRITES,
         )[-1].net  # fmt: skip
     seconds = time.perf_counter() - began
     planted, found = _skips(teacher), _skips(net)

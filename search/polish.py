@@ -19,7 +19,7 @@ from nas.models.dag import DagNet
 from nas.search.batches import Batches
 from nas.search.loop import LossFunction
 from nas.search.retrain import retrain
-from nas.search.surgery import Part, is_closed, open_skip, parts_of, remove, skips_of
+from nas.search.surgery import LEAST_SQUARES, Part, Surgery, is_closed, parts_of, skips_of
 
 MORE = 3  # times the steps for the first fit, and for a trial that comes near
 NEAR = 1.7  # a refused trial comes near below this multiple of the best loss
@@ -51,10 +51,6 @@ class Polished:
         """What can go; units are named as before polishing."""
         return parts_of(self.net, self.units)
 
-    def without(self, parts: Sequence[Part], x: Tensor) -> DagNet:
-        """The network without these parts, which others take up as well as they can on the input ``x``."""
-        return remove(self.net, self.units, parts, x)
-
 
 def polish(
     net: DagNet,
@@ -69,6 +65,7 @@ def polish(
     tolerance: float = 0.02,
     first_epoch: int = 1,
     on_trial: Callable[[Polished, bool], None] = lambda candidate, accepted: None,
+    surgery: Surgery = LEAST_SQUARES,
 ) -> list[Polished]:
     """Remove, by measured ablation, what the validation loss does not miss; ``net`` is left as it is.
 
@@ -94,6 +91,7 @@ def polish(
         tolerance: by what part the validation loss may grow, >= 0, over all removals together.
         first_epoch: number of the first epoch that is drawn from ``batches``.
         on_trial: called after each trial with what it led to, and whether that stands.
+        surgery: what removes parts and opens skips.
 
     Returns:
         The networks from the fitted one to the result, the smallest, after each removal or opening that stands.
@@ -113,7 +111,7 @@ def polish(
         retrain(trained, lambda epoch: islice(pairs, steps), loss_fn, epochs=1, steps=steps, lr=lr)
         return Polished(trained, candidate.units, validate(trained))
 
-    polisher = _Polisher(net, fitted, loss_fn, probe, trials, steps, tolerance, on_trial)
+    polisher = _Polisher(net, fitted, loss_fn, probe, trials, steps, tolerance, on_trial, surgery)
     start = fitted(_compacted(net), MORE * steps)
     return polisher.reconsider(polisher.eliminate([start]))
 
@@ -128,6 +126,7 @@ class _Polisher:
     steps: int
     tolerance: float
     on_trial: Callable[[Polished, bool], None]
+    surgery: Surgery
 
     def reconsider(self, way: list[Polished]) -> list[Polished]:
         """Open all skips, at the end of the way and where there was more room; then close one after the other there."""
@@ -160,18 +159,18 @@ class _Polisher:
         """On from one network of the way with these skips instead of its own, if that can be fitted."""
         if not self.trials_left:
             return way
-        start, x = way[back], self.probe[0]
+        start = way[back]
         nodes = set(start.net.plan.units)
         skips = [skip for skip in skips_of(self.supernet) if {skip.node, str(skip.source)} <= nodes]
         to_close = [skip for skip in skips if skip in start.parts and skip not in wanted]
-        whole = expand(start.without(to_close, x), start.units, self.supernet)
+        whole = expand(self.without(start, to_close), start.units, self.supernet)
         to_open = [skip for skip in skips if skip in wanted and is_closed(whole, skip)]
         if not (to_close or to_open):
             return way
         self.trials_left -= 1
         for skip in to_open:
             if is_closed(whole, skip):  # it may have been opened with another one
-                whole = open_skip(whole, start.units, skip, x)
+                whole = self.surgery.open_skip(whole, start.units, skip, self.probe[0])
         found, tolerated = self.fit(_compacted(whole), MORE * self.steps), (1 + self.tolerance) * start.loss
         if tolerated < found.loss <= NEAR * start.loss:
             found = self.fit(found, MORE * self.steps)
@@ -222,7 +221,7 @@ class _Polisher:
             return way, math.inf
         self.trials_left -= 1
         tolerated, steps = 1 + self.tolerance, self.steps
-        found = self.fit(_compacted(way[-1].without(parts, self.probe[0]), way[-1].units), steps)
+        found = self.fit(_compacted(self.without(way[-1], parts), way[-1].units), steps)
         if hopeful and tolerated * _best(way) < found.loss <= NEAR * _best(way):
             found, steps = self.fit(found, MORE * steps), (1 + MORE) * steps
         if accepted := found.loss <= tolerated * _best(way):
@@ -237,8 +236,12 @@ class _Polisher:
     def by_cost(self, state: Polished) -> list[Part]:
         """The parts, those without which the loss on the probe is least first."""
         x, y = self.probe
-        costs = {part: float(self.loss_fn(state.without([part], x)(x), y)) for part in state.parts}
+        costs = {part: float(self.loss_fn(self.without(state, [part])(x), y)) for part in state.parts}
         return sorted(costs, key=lambda part: costs[part])
+
+    def without(self, state: Polished, parts: Sequence[Part]) -> DagNet:
+        """The network without these parts, which others take up as well as they can on the probe."""
+        return self.surgery.remove(state.net, state.units, parts, self.probe[0])
 
 
 def _best(way: Sequence[Polished]) -> float:

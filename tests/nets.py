@@ -1,6 +1,5 @@
 """Random networks with random units, rows, weights and gates set to zero."""
 
-import copy
 from random import Random
 
 import torch
@@ -186,40 +185,3 @@ def random_weights(net, seed=0):
         for p in net.parameters():
             p.copy_(torch.randn(p.shape, generator=generator))
     return net.double()
-
-
-def with_free_places(seed, gate, copied=0.0, live=4, size=9):
-    """A net whose neurons stand where its gates ask for, and one of the same function without gates.
-
-    In that the neurons stand elsewhere, some are mirrored, and neurons without a bend stand for the linear functions;
-    what the second gate brings to the output stands there as copies of the neurons, which are then not mirrored.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    net = random_weights(skip_autoencoder(size, depth=1, patch=None), seed)
-    n1, out, read = net.nodes["n1"], net.nodes["out"], slice(live, live + 3)
-    with torch.no_grad():
-        n1.gates.fill_(gate)
-        out.gates.copy_(torch.tensor([-copied * gate, copied], dtype=torch.double))
-        for tensor in (n1.edges["in"], n1.bias):
-            tensor[live:] = 0
-        for tensor in (out.edges["n1"], out.bias):
-            tensor[:live], tensor[live + 3 :] = 0, 0
-        places = torch.randperm(size, generator=generator)
-        mirrored = (torch.rand(live, generator=generator) < 0.5) & (copied == 0)
-        sign = 1 - 2 * mirrored.double()
-        bent = (out.edges["n1"][:, :live] * mirrored)[read]
-        helpers = places[live : live + 3]
-
-        other = copy.deepcopy(net)
-        m1, m_out = other.nodes["n1"], other.nodes["out"]
-        for tensor in (m1.gates, m_out.gates, m1.edges["in"], m1.bias, m_out.edges["n1"]):
-            tensor.zero_()
-        m1.edges["in"][places[:live]] = sign[:, None] * n1.edges["in"][:live]
-        m1.bias[places[:live]] = sign * n1.bias[:live]
-        m1.edges["in"][helpers] = gate * out.edges["n1"][read] + bent @ n1.edges["in"][:live]
-        m1.bias[helpers] = 100.0
-        m_out.edges["n1"][:, places[:live]] = out.edges["n1"][:, :live]
-        m_out.edges["n1"][range(live, live + 3), helpers] = 1
-        m_out.edges["n1"][range(live), places[:live]] = copied
-        m_out.bias[read] += bent @ n1.bias[:live] - 100.0
-    return net, other

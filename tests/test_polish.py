@@ -11,7 +11,7 @@ from nas.models import compact, dense_mlp
 from nas.models.compact import expand, kept_units
 from nas.search import Run, Search, SearchConfig, births, deaths, polish
 from nas.search.polish import Polished
-from tests.nets import random_net, with_free_places
+from tests.nets import random_net
 
 
 def num_params(net):
@@ -88,19 +88,6 @@ def test_superfluous_neurons_and_skips_go():
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
     assert len(seen) <= 40 and seen.count(True) >= len(way) - 1
     assert isinstance(way[0], Polished) and len(way[0].units["n1"]) == 9
-
-
-def test_a_gate_that_spares_neurons_is_opened():
-    """The student computes what the teacher does, but without its gate: more neurons stand for linear functions."""
-    teacher, student = (net.float() for net in with_free_places(0, 1.0))
-    x = torch.randn(2048, 9, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        y = teacher(x) + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-        assert F.mse_loss(student(x), teacher(x)) < 1e-4
-    way = polished(student, (x, y), trials=30, steps=100)
-    assert way[-1].net.plan == compact(teacher).plan
-    assert way[-1].num_params < way[0].num_params
-    assert way[-1].loss < 0.011
 
 
 @pytest.mark.parametrize("seed", range(0, 40, 2))
