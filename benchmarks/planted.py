@@ -24,6 +24,7 @@ from benchmarks.rewrites import REWRITES
 from nas import AdaBreg, LinBreg, param_groups, sparse_start
 from nas.models import DagNet, compact, dense_conv, dense_mlp, find_alive, skip_autoencoder
 from nas.search import polish, search
+from nas.search.surgery import blocks_of
 
 NOISE, MATTERS = 0.1, 0.02  # part of the standard deviation; part of the variance that every teacher's part makes
 GAIN, OPEN = 1.5, 0.5  # norm of a neuron's weights; how often a skip is there
@@ -149,7 +150,7 @@ def _draw(net: DagNet, rows: dict[str, int], generator: torch.Generator) -> None
         live = torch.randperm(units, generator=generator)[: rows.get(name, units)]
         node.bias[live] = torch.rand(len(live), generator=generator) - 0.5
         for source, weight in node.edges.items():
-            if source not in node.plan.blocks or torch.rand((), generator=generator) < OPEN:
+            if source not in blocks_of(node) or torch.rand((), generator=generator) < OPEN:
                 weight[live] = _orthogonal(weight[live], generator) * (GAIN if node.plan.searched else 1)
         for k in range(len(node.gates)):
             size, sign, is_open = torch.rand(3, generator=generator)
@@ -188,7 +189,7 @@ def _groups(net: DagNet) -> Iterator[list[Slice]]:
             yield [(p, i) for p in (*node.edges.values(), node.bias)]
         for k in node.gates.nonzero()[:, 0].tolist():
             yield [(node.gates, k)]
-        for source in node.plan.blocks:
+        for source in blocks_of(node):
             if node.edges[source].any():
                 yield [(node.edges[source], None)]
 

@@ -19,7 +19,7 @@ Tensors = dict[str, Tensor]
 
 @torch.no_grad()
 def compact(
-    net: DagNet, *, round_to: int = 1, weights_of: DagNet | None = None, read_through: bool = True
+    net: DagNet, *, round_to: int = 1, weights_of: DagNet | None = None, tight: bool = True
 ) -> DagNet:
     """A new network of the same class with the alive units, edges and skips of ``net``, which is left as it is.
 
@@ -36,7 +36,8 @@ def compact(
             are zero, for hardware that works in blocks.
         weights_of: take the weights from this network of the same plan instead, an earlier point of the search; the
             function is then another one.
-        read_through: leave out nodes that compute nothing; else all nodes and edges are some of ``net`` (`expand`).
+        tight: if not, nodes that compute nothing stay, and full edges keep all rows and columns between units that are
+            kept, so that they can be trained, and `expand` undoes it.
 
     Raises:
         ValueError: ``round_to`` is no size, or ``weights_of`` has another plan.
@@ -45,12 +46,12 @@ def compact(
         raise ValueError("compact(weights_of=...) needs a network of the same plan")
     if not 1 <= round_to <= MAX_SIZE:
         raise ValueError(f"round_to must be an integer from 1 to {MAX_SIZE}, got {round_to}")
-    net, given = _simplified(net, weights_of, read_through)
+    net, given = _simplified(net, weights_of, tight)
     alive = find_alive(net).units
     kept = _kept(alive)
     nodes = given.named_nodes()
     pieces = {
-        name: _restrict(node, nodes[name], alive[name], kept)
+        name: _restrict(node, nodes[name], alive[name], kept, tight)
         for name, node in net.named_nodes().items()
         if kept[name].any()
     }
@@ -63,21 +64,21 @@ def compact(
     return small
 
 
-def kept_units(net: DagNet, *, read_through: bool = True) -> dict[str, Tensor]:
+def kept_units(net: DagNet, *, tight: bool = True) -> dict[str, Tensor]:
     """For every node, "in" and "out" included, which of its units `compact` keeps: boolean masks of shape (units,)."""
-    return _kept(find_alive(simplified(net, read_through=read_through)).units)
+    return _kept(find_alive(simplified(net, tight=tight)).units)
 
 
-def simplified(net: DagNet, *, read_through: bool = True) -> DagNet:
+def simplified(net: DagNet, *, tight: bool = True) -> DagNet:
     """The network that `compact` cuts: constants are folded, and nodes that compute nothing have no readers."""
-    return _simplified(net, None, read_through)[0]
+    return _simplified(net, None, tight)[0]
 
 
-def _simplified(net: DagNet, weights_of: DagNet | None, read_through: bool) -> tuple[DagNet, DagNet]:
+def _simplified(net: DagNet, weights_of: DagNet | None, tight: bool) -> tuple[DagNet, DagNet]:
     """The simplified network, and an earlier point of its search changed alike (itself if there is none)."""
     folded, _ = fold_constants(net)
     nets = (folded, folded if weights_of is None else weights_of)
-    return bypass(*nets) if read_through else nets
+    return bypass(*nets) if tight else nets
 
 
 def _kept(alive: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -89,7 +90,7 @@ def expand(small: DagNet, units: Mapping[str, Tensor], like: DagNet) -> DagNet:
     """The inverse of `compact`: a network of the plan of ``like`` that computes what ``small`` does.
 
     Args:
-        small: a compact network whose nodes were not read through, perhaps trained since.
+        small: a network that `compact` made with ``tight=False``, perhaps trained since.
         units: for every node of ``small``, "in" and "out" included, the indices that its units have in ``like``.
         like: a network that has the nodes, edges and skips of ``small``, and computes all its units.
     """
@@ -124,14 +125,14 @@ def _write_edge(whole: Tensor, edge: Edge, weight: Tensor, rows: Tensor, units: 
         whole[put[:, None], units if edge.take is None else units[list(edge.take)]] = weight
 
 
-def _restrict(node: DagNode, given: DagNode, alive: Tensor, kept: dict[str, Tensor]) -> tuple[Node, Tensors]:
+def _restrict(node: DagNode, given: DagNode, alive: Tensor, kept: dict[str, Tensor], tight: bool) -> tuple[Node, Tensors]:
     """The plan of ``node`` and the tensors of ``given`` on the units that are kept."""
     plan, target = node.plan, kept[node.plan.name]
     rows = pick(alive, plan.rows) & active_rows(node, kept)
     tensors = {"bias": given.bias[rows]} if plan.bias else {}
     edges = []
     for edge, weight in node.weighted_edges():
-        small = _restrict_edge(edge, weight, given.edges[edge.key], rows, kept[edge.source])
+        small = _restrict_edge(edge, weight, given.edges[edge.key], rows, kept[edge.source], tight)
         if small is not None:
             edges.append(small[0])
             tensors[f"edges.{edge.key}"] = small[1]
@@ -168,13 +169,15 @@ def _restrict(node: DagNode, given: DagNode, alive: Tensor, kept: dict[str, Tens
 
 
 def _restrict_edge(
-    edge: Edge, weight: Tensor, given: Tensor, rows: Tensor, kept: Tensor
+    edge: Edge, weight: Tensor, given: Tensor, rows: Tensor, kept: Tensor, tight: bool
 ) -> tuple[Edge, Tensor] | None:
     """The edge and what it takes of the weights ``given``, between the rows and units that are kept; None if nothing
     non-zero is left."""
     read = edge_reads(edge, weight, len(rows), len(kept)) & rows[:, None] & kept
     if not read.any():
         return None
+    if edge.operation != DEPTHWISE and not tight:
+        read = rows[:, None] & kept
     put, take = pick(read.any(dim=1), edge.put), pick(read.any(dim=0), edge.take)
     if edge.operation == DEPTHWISE:
         put = take = put & take

@@ -117,6 +117,13 @@ class Node:
     def num_rows(self) -> int:
         return self.units if self.rows is None else len(self.rows)
 
+    @property
+    def num_skips(self) -> int:
+        """Number of gates and projections, and of blocks from nodes that units don't read."""
+        through_units = {edge.source for edge in self.edges if not edge.block}
+        blocks = {edge.source for edge in self.edges if edge.block} - through_units
+        return sum(not skip.trunk for skip in self.skips) + len(self.projections) + len(blocks)
+
     def check(self, before: Mapping[str, int], activations: Container[str]) -> None:
         """Raise ValueError, in one sentence, unless this node can follow the nodes ``before`` (with their units)."""
         _require(_is_identifier(self.name), f"a node must have an identifier as its name, got {self.name!r}")

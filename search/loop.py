@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from nas.bregman import AdaBreg
-from nas.models.alive import find_alive
+from nas.models.alive import active_rows, find_alive, spread
 from nas.models.dag import DagNet
 from nas.penalised import Penalised
 from nas.search.batches import Batches
@@ -27,14 +27,16 @@ class Snapshot:
         epoch: number of epochs done.
         loss: mean training loss over the epoch, in the units of the loss function; None before the first epoch and in
             polishing.
-        units: for every searched node the indices of its alive units.
-        skips: the gates of the alive skips, by (source, target).
+        units: for every searched node the indices of its units that are alive and computed, of nodes tied to it, too.
+        skips: the gates of the alive skips, by (source, target); trunks, which are not searched, are none.
+        kernels: the sides of the kernels of the alive operations, by (`nas.models.Edge.key`, target).
     """
 
     epoch: int
     loss: float | None
     units: dict[str, tuple[int, ...]]
     skips: dict[tuple[str, str], float]
+    kernels: dict[tuple[str, str], int]
 
     @property
     def num_units(self) -> int:
@@ -44,10 +46,18 @@ class Snapshot:
 def snapshot(net: DagNet, epoch: int, loss: float | None = None) -> Snapshot:
     """What is alive in ``net`` now."""
     alive = find_alive(net)
-    units = {
-        node.name: tuple(alive.units[node.name].nonzero()[:, 0].tolist()) for node in net.plan.nodes if node.searched
-    }
-    return Snapshot(epoch, loss, units, alive.skips)
+    units: dict[str, Tensor] = {}
+    trunks = set()
+    for name, node in net.named_nodes().items():
+        computed = spread(active_rows(node, alive.emits), node.plan.rows, node.plan.units) & alive.units[name]
+        if node.plan.searched:
+            units[name] = computed
+        elif node.plan.tied is not None:
+            units[node.plan.tied] |= computed
+        trunks |= {(skip.source, name) for skip in node.plan.skips if skip.trunk}
+    indices = {name: tuple(mask.nonzero()[:, 0].tolist()) for name, mask in units.items()}
+    skips = {arc: gate for arc, gate in alive.skips.items() if arc not in trunks}
+    return Snapshot(epoch, loss, indices, skips, alive.kernels)
 
 
 def search(

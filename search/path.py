@@ -41,8 +41,11 @@ class Point:
 
     def to_dict(self) -> dict[str, Any]:
         snapshot = self.snapshot
-        skips = [[source, target, gate] for (source, target), gate in snapshot.skips.items()]
-        return {**asdict(self), "snapshot": {**asdict(snapshot), "skips": skips}}
+        arcs = {
+            name: [[source, target, value] for (source, target), value in getattr(snapshot, name).items()]
+            for name in ("skips", "kernels")
+        }
+        return {**asdict(self), "snapshot": {**asdict(snapshot), **arcs}}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Point":
@@ -52,9 +55,11 @@ class Point:
         numbers = [stored["epoch"], *scores.values(), data["params"], data["seconds"]]
         if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
             raise ValueError(f"{numbers} are not finite numbers")
-        skips = {(source, target): gate for source, target, gate in stored["skips"]}
+        arcs = {
+            name: {(source, target): value for source, target, value in stored[name]} for name in ("skips", "kernels")
+        }
         units = {name: tuple(map(int, indices)) for name, indices in stored["units"].items()}
-        return cls(**{**data, "snapshot": Snapshot(**{**stored, "units": units, "skips": skips})})
+        return cls(**{**data, "snapshot": Snapshot(**{**stored, "units": units, **arcs})})
 
 
 def pick(points: Iterable[Point], tolerance: float, max_params: float = math.inf) -> Point:

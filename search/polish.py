@@ -250,7 +250,7 @@ def _best(way: Sequence[Polished]) -> float:
 
 def _compacted(net: DagNet, units: dict[str, Tensor] | None = None) -> Polished:
     """The compact network, yet without a loss; ``units`` are the names of the units of ``net``, else their indices."""
-    kept = kept_units(net)
-    small = compact(net)
+    kept = kept_units(net, tight=False)
+    small = compact(net, tight=False)
     names = units or {name: torch.arange(n) for name, n in net.plan.units.items()}
     return Polished(small, {name: names[name][kept[name]] for name in small.plan.units}, math.inf)

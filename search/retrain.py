@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from nas.groups import join_rows
+from nas.models.alive import active_rows, pick
 from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.models.plan import OUTPUT
@@ -81,11 +81,13 @@ def rewound(net: DagNet, early: DagNet, *, seed: int = 0) -> DagNet:
     small = compact(net, weights_of=early)
     generator = torch.Generator().manual_seed(seed)
     for node in small.named_nodes().values():
-        unborn = ~join_rows([*node.edges.values(), node.bias]).any(dim=1)
+        every = {name: torch.ones(n, dtype=torch.bool) for name, n in small.plan.units.items()}
+        unborn = ~active_rows(node, every)
         fan_in = sum(weight[0].numel() for weight in node.edges.values() if len(weight))
-        for weight in node.edges.values():
+        for edge, weight in node.weighted_edges():
+            rows = pick(unborn, edge.put)
             drawn = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
-            weight[unborn] = drawn[unborn] * math.sqrt(2 / max(1, fan_in))
+            weight[rows] = drawn[rows] * math.sqrt(2 / max(1, fan_in))
     return small
 
 

@@ -41,7 +41,7 @@ def parts_of(net: DagNet, units: Units) -> list[Part]:
     for name, node in net.named_nodes().items():
         if node.plan.searched:
             parts += [Part(name, unit=int(units[name][row])) for row in rows_of(node)]
-        edges = node.plan.edges if len(node.plan.edges) > 1 else {}
+        edges = list(node.edges) if len(node.plan.edges) > 1 else []
         sources = [*(skip.source for skip in node.plan.skips), *node.plan.projections, *edges]
         parts += [Part(name, source=source) for source in dict.fromkeys(sources)]
     return parts
@@ -52,7 +52,7 @@ def skips_of(net: DagNet) -> list[Part]:
     return [
         Part(name, source=source)
         for name, node in net.named_nodes().items()
-        for source in (*(skip.source for skip in node.plan.skips), *node.plan.projections, *node.plan.blocks)
+        for source in (*(skip.source for skip in node.plan.skips), *node.plan.projections, *blocks_of(node))
     ]
 
 
@@ -215,6 +215,11 @@ def change_gate(node: DagNode, source: str, change: float) -> None:
     for k, skip in enumerate(node.plan.skips):
         if skip.source == source:
             node.gates[k] += change
+
+
+def blocks_of(node: DagNode) -> list[str]:
+    """The names of its blocks."""
+    return [edge.key for edge in node.plan.edges if edge.block]
 
 
 def rows_of(node: DagNode) -> list[int]:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from nas.models import (
     DagNet,
+    Edge,
     Node,
     Plan,
     Skip,
@@ -16,6 +17,11 @@ from nas.models import (
     mlp,
     skip_autoencoder,
 )  # fmt: skip
+
+
+def full(kernels):
+    """Full edges, from the side of their kernels by source."""
+    return tuple(Edge(source, kernel) for source, kernel in kernels.items())
 
 
 @st.composite
@@ -52,9 +58,9 @@ def _dense(draw):
         width = draw(st.integers(1, 4))
         edges = {source: draw(st.sampled_from([1, 3])) for source in units if draw(st.booleans())}
         skips = tuple(Skip(source) for source, n in units.items() if n == width)
-        nodes.append(Node(name, width, edges, skips, activation="right_relu"))
+        nodes.append(Node(name, width, full(edges), skips, activation="right_relu"))
         units[name] = width
-    nodes[-1] = Node("out", 2, {list(units)[-2]: 3})
+    nodes[-1] = Node("out", 2, full({list(units)[-2]: 3}))
     return DagNet(Plan(2, tuple(nodes), patch=1))
 
 
@@ -127,7 +133,7 @@ def _random_dense(choose):
         width = 4 if name == "out" else choose.choice([1, 3, 4, 4, 7])
         edges = {source: choose.choice(kernels) for source in units if choose.random() < 0.6}
         skips = tuple(Skip(source) for source, n in units.items() if n == width and choose.random() < 0.7)
-        nodes.append(Node(name, width, edges, skips, activation=choose.choice(["relu", "right_relu", "identity"])))
+        nodes.append(Node(name, width, full(edges), skips, activation=choose.choice(["relu", "right_relu", "identity"])))
         units[name] = width
     return DagNet(Plan(1, tuple(nodes), patch=2, residual=choose.random() < 0.5))
 

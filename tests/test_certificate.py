@@ -9,7 +9,7 @@ from hypothesis import given
 
 from nas.analysis import certify, changes, describe_changes, extract, fingerprint, latency, verify
 from nas.models import DagNet, Node, Plan, Skip, compact, conv_skip_autoencoder, skip_autoencoder
-from tests.nets import random_net, sparse_nets
+from tests.nets import full, random_net, sparse_nets
 from tests.test_compact import chain
 
 
@@ -167,7 +167,7 @@ def test_networks_that_do_not_belong_together_are_refused():
 
 
 def test_latency_is_measured_for_every_batch():
-    net = DagNet(Plan(3, (Node("n1", 3, {"in": None}, (Skip("in"),)), Node("out", 3, {"n1": None}))))
+    net = DagNet(Plan(3, (Node("n1", 3, full({"in": None}), (Skip("in"),)), Node("out", 3, full({"n1": None})))))
     timings = latency(net, compact(net), batches=(1, 4), seconds=0.01)
     assert [timed.shape for timed in timings] == [(1, 3), (4, 3)]
     for timed in timings:

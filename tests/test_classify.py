@@ -16,6 +16,7 @@ from nas.cli import main
 from nas.models import DagNet, Node, Plan, register_recipe
 from nas.search import (
     Classify,
+from tests.nets import full
     Picture,
     Pictures,
     Run,
@@ -50,8 +51,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(DagNet, "forward", lambda self, x: forward(self, x).flatten(1))
 
     def recipe(channels=1, *, width=8, outputs=None):
-        hidden = Node("n1", width, {"in": None}, activation="right_relu")
-        out = Node("out", outputs, {"n1": None}, activation="identity", searched=False)
+        hidden = Node("n1", width, full({"in": None}), activation="right_relu")
+        out = Node("out", outputs, full({"n1": None}), activation="identity", searched=False)
         return DagNet(Plan(channels, (hidden, out), patch=2))
 
     register_recipe("tiny", recipe)

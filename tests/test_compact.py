@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nas.analysis import extract, topology
 from nas.models import RECIPES, DagNet, Node, Plan, Skip, compact, conv_skip_autoencoder, find_alive
-from tests.nets import RANDOM_RECIPES, random_net, sparse_nets
+from tests.nets import full, RANDOM_RECIPES, random_net, sparse_nets
 
 
 def num_params(net):
@@ -107,7 +107,7 @@ def test_a_vanished_node_and_a_constant_network():
 
 def test_survivors_of_a_skip_need_not_be_aligned():
     """Units 0 and 2 of n1 reach n2 by the gate, where only unit 1 has a row: three units, one of them computed."""
-    plan = Plan(1, (Node("n1", 3, {"in": 1}), Node("n2", 3, {"n1": 1}, (Skip("n1"),)), Node("out", 1, {"n2": 1})), 1)
+    plan = Plan(1, (Node("n1", 3, full({"in": 1})), Node("n2", 3, full({"n1": 1}), (Skip("n1"),)), Node("out", 1, full({"n2": 1}))), 1)
     net = DagNet(plan)
     with torch.no_grad():
         net.nodes["n1"].edges["in"][1] = 0
@@ -155,9 +155,9 @@ def test_random_models_cover_every_recipe():
 def chain(kernel, bias, gate=0.0, activation="relu"):
     """in (2) -> n1 (3), of which unit 1 reads nothing but has a bias -> n2 (3), with a gate from n1 -> out."""
     nodes = (
-        Node("n1", 3, {"in": kernel}, activation=activation),
-        Node("n2", 3, {"n1": kernel}, (Skip("n1"),)),
-        Node("out", 2, {"n2": kernel}, activation="identity"),
+        Node("n1", 3, full({"in": kernel}), activation=activation),
+        Node("n2", 3, full({"n1": kernel}), (Skip("n1"),)),
+        Node("out", 2, full({"n2": kernel}), activation="identity"),
     )
     net = DagNet(Plan(2, nodes, patch=1)).double()
     net.nodes["n1"].edges["in"][1] = 0

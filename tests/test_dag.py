@@ -10,6 +10,7 @@ from nas import check_start, sparse_start
 from nas.groups import join_rows
 from nas.models import DagNet, Node, Plan, Skip, conv_skip_autoencoder, find_alive, load, skip_autoencoder
 from nas.models.dag import right_relu
+from tests.nets import full
 
 
 def test_skip_block_T28():
@@ -138,7 +139,7 @@ def test_a_dead_start_is_refused_and_named():
 
 def test_plans_round_trip_as_json():
     plan = Plan(
-        3, (Node("n1", 5, {"in": 3}, (Skip("in", (0, 2), (1, 4)),), (0, 1), "relu"), Node("out", 3, {"n1": 1})), 1
+        3, (Node("n1", 5, full({"in": 3}), (Skip("in", (0, 2), (1, 4)),), (0, 1), "relu"), Node("out", 3, full({"n1": 1}))), 1
     )
     assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
@@ -165,17 +166,17 @@ def test_damaged_networks_are_refused_in_one_sentence(tmp_path, name, damage):
     ("nodes", "message"),
     [
         ((), "the last node of a plan must be named 'out'"),
-        ((Node("out", 1, {"n1": 3}),), "node 'out' reads 'n1', which is not before it"),
-        ((Node("out", 1, {"in": 2}),), "node 'out' has the kernel size 2; it must be odd"),
-        ((Node("out", 1, {"in": 3}, activation="tanh"),), "unknown activation 'tanh'"),
-        ((Node("out", 2, {"in": 3}, (Skip("in"),)),), "the skip 'in' -> 'out' joins 1 units to 2"),
-        ((Node("out", 1, {"in": 3}, (Skip("in"), Skip("in"))),), "two skips join the same nodes to 'out'"),
-        ((Node("out", 1, {"in": 3}, (Skip("in", (7,), (0,)),)),), "names units that do not exist"),
-        ((Node("out", 1, {"in": 3}, rows=(1,)),), "the rows of node 'out' are not units of it"),
-        ((Node("n1", 2, {}), Node("n1", 2, {}), Node("out", 1, {"n1": 3})), "two nodes are named 'n1'"),
-        ((Node("out", 2, {"in": 3}),), "'out' must have as many units as 'in'"),
-        ((Node("out", 0, {"in": 3}),), "must have 1 to 100000 units, got 0"),
-        ((Node("n1", 1, {"in": None}), Node("out", 1, {"n1": 3})), "mixes convolutions and fully connected"),
+        ((Node("out", 1, full({"n1": 3})),), "node 'out' reads 'n1', which is not before it"),
+        ((Node("out", 1, full({"in": 2})),), "node 'out' has the kernel size 2; it must be odd"),
+        ((Node("out", 1, full({"in": 3}), activation="tanh"),), "unknown activation 'tanh'"),
+        ((Node("out", 2, full({"in": 3}), (Skip("in"),)),), "the skip 'in' -> 'out' joins 1 units to 2"),
+        ((Node("out", 1, full({"in": 3}), (Skip("in"), Skip("in"))),), "two skips join the same nodes to 'out'"),
+        ((Node("out", 1, full({"in": 3}), (Skip("in", (7,), (0,)),)),), "names units that do not exist"),
+        ((Node("out", 1, full({"in": 3}), rows=(1,)),), "the rows of node 'out' are not units of it"),
+        ((Node("n1", 2, full({})), Node("n1", 2, full({})), Node("out", 1, full({"n1": 3}))), "two nodes are named 'n1'"),
+        ((Node("out", 2, full({"in": 3})),), "'out' must have as many units as 'in'"),
+        ((Node("out", 0, full({"in": 3})),), "must have 1 to 100000 units, got 0"),
+        ((Node("n1", 1, full({"in": None})), Node("out", 1, full({"n1": 3}))), "mixes convolutions and fully connected"),
     ],
 )
 def test_bad_plans_are_refused(nodes, message):

@@ -14,16 +14,16 @@ from nas.analysis.export import FORMATS
 from nas.analysis.source import ACTIVATION_CODE, named_tensors, source_code
 from nas.models import DagNet, Node, Plan, Skip, compact, conv_skip_autoencoder, skip_autoencoder
 from nas.models.dag import ACTIVATIONS
-from tests.nets import sparse_nets
+from tests.nets import full, sparse_nets
 
 UNALIGNED = Plan(
     1,
     (
-        Node("n1", 3, {"in": 3}),
-        Node("n2", 6, {"in": 1, "n1": 3}, (Skip("n1", (0, 2), (1, 5)), Skip("in", None, (0, 1, 2, 4))), rows=(0, 3, 4)),
-        Node("n3", 6, {}, (Skip("n2"),), rows=()),
-        Node("n4", 2, {}),
-        Node("out", 4, {"n3": 3, "n4": 1}, activation="identity"),
+        Node("n1", 3, full({"in": 3})),
+        Node("n2", 6, full({"in": 1, "n1": 3}), (Skip("n1", (0, 2), (1, 5)), Skip("in", None, (0, 1, 2, 4))), rows=(0, 3, 4)),
+        Node("n3", 6, full({}), (Skip("n2"),), rows=()),
+        Node("n4", 2, full({})),
+        Node("out", 4, full({"n3": 3, "n4": 1}), activation="identity"),
     ),
     patch=2,
     offset=0.5,
@@ -101,10 +101,10 @@ def test_source_needs_nothing_of_ours_and_is_formatted(tmp_path):
     plan = Plan(
         1,
         (
-            *(Node(f"n{k}", 300, {"in": 3}) for k in range(5)),
-            Node("wide", 300, {f"n{k}": 1 for k in range(5)}, tuple(Skip(f"n{k}") for k in range(5))),
-            Node("part", 300, {}, (Skip("wide", tuple(range(0, 300, 2)), tuple(range(150))),), rows=()),
-            Node("out", 1, {"part": 1}),
+            *(Node(f"n{k}", 300, full({"in": 3})) for k in range(5)),
+            Node("wide", 300, full({f"n{k}": 1 for k in range(5)}), tuple(Skip(f"n{k}") for k in range(5))),
+            Node("part", 300, full({}), (Skip("wide", tuple(range(0, 300, 2)), tuple(range(150))),), rows=()),
+            Node("out", 1, full({"part": 1})),
         ),
         patch=1,
     )
@@ -132,11 +132,11 @@ def test_every_activation_has_its_source():
 
 def test_names_that_would_be_confused_are_refused():
     nodes = (
-        Node("a", 1, {"in": 1}),
-        Node("a_b", 1, {"a": 1}),
-        Node("c", 1, {"a_b": 1}),
-        Node("b_c", 1, {"a": 1, "c": 1}),
-        Node("out", 1, {"b_c": 1}),
+        Node("a", 1, full({"in": 1})),
+        Node("a_b", 1, full({"a": 1})),
+        Node("c", 1, full({"a_b": 1})),
+        Node("b_c", 1, full({"a": 1, "c": 1})),
+        Node("out", 1, full({"b_c": 1})),
     )
     with pytest.raises(ValueError, match="ambiguous"):
         source_code(Plan(1, nodes, patch=1))

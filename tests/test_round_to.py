@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nas.analysis import extract
 from nas.models import DagNet, Node, Plan, Skip, compact, conv_skip_autoencoder
-from tests.nets import sparse_nets
+from tests.nets import full, sparse_nets
 
 
 def same(one, other):
@@ -38,10 +38,10 @@ def test_the_certificate_holds(case, round_to):
 
 def test_unaligned_rows_and_skips():
     """Of five units of n2 three are computed: both numbers become multiples of 4, and the gates keep their units."""
-    n2 = Node("n2", 5, {"n1": 1}, (Skip("n1", (0, 2), (1, 3)), Skip("in", None, (0, 2, 3, 4))), rows=(0, 2, 4))
-    n3 = Node("n3", 5, {}, (Skip("n2"),), rows=())
+    n2 = Node("n2", 5, full({"n1": 1}), (Skip("n1", (0, 2), (1, 3)), Skip("in", None, (0, 2, 3, 4))), rows=(0, 2, 4))
+    n3 = Node("n3", 5, full({}), (Skip("n2"),), rows=())
     torch.manual_seed(0)
-    net = DagNet(Plan(1, (Node("n1", 3, {"in": 3}), n2, n3, Node("out", 4, {"n3": 3})), patch=2)).double()
+    net = DagNet(Plan(1, (Node("n1", 3, full({"in": 3})), n2, n3, Node("out", 4, full({"n3": 3}))), patch=2)).double()
     for p in net.parameters():
         torch.nn.init.normal_(p)
     wide = compact(net, round_to=4)

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from nas.models import DagNet, Node, Plan, Skip, compact, conv_skip_autoencoder, load
-from tests.nets import sparse_nets
+from tests.nets import full, sparse_nets
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAN = Plan(
     1,
-    (Node("n1", 3, {"in": 3}), Node("n2", 3, {"n1": 1}, (Skip("n1", (0,), (2,)),), (0, 1)), Node("out", 4, {"n2": 3})),
+    (Node("n1", 3, full({"in": 3})), Node("n2", 3, full({"n1": 1}), (Skip("n1", (0,), (2,)),), (0, 1)), Node("out", 4, full({"n2": 3}))),
     patch=2,
     offset=0.5,
 )
@@ -171,7 +171,7 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path, stored, change, sentence)
 
 def test_a_huge_plan_does_not_fill_the_memory(tmp_path, stored):
     """Four terabytes of weights by the plan, 1 kB in the file: refused by the sizes alone."""
-    nodes = (Node("n1", 100_000, {"in": 3}), Node("n2", 100_000, {"n1": 3}), Node("out", 4, {"n2": 3}))
+    nodes = (Node("n1", 100_000, full({"in": 3})), Node("n2", 100_000, full({"n1": 3})), Node("out", 4, full({"n2": 3})))
     config = json.dumps(Plan(1, nodes, patch=2).to_dict()).encode()
     assert "of different networks" in damaged(tmp_path, stored, "config.json", config)
 

@@ -130,18 +130,18 @@ def test_bad_sizes_are_named(make, message):
 
 
 def plan(*nodes, **options):
-    return Plan(2, (*nodes, Node("out", 2, {"n1": 3})), patch=1, **options)
+    return Plan(2, (*nodes, Node("out", 2, full({"n1": 3}))), patch=1, **options)
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (plan(Node("n1", 2, {"in": 3}, level=1)), "node 'n1' must have a level from 0 to 0, got 1"),
-        (plan(Node("n1", 2, {"in": 3}, (Skip("in"),), level=1), levels=1), "joins two resolutions; that takes a proj"),
-        (plan(Node("n1", 2, {"in": 3}), levels=-1), "levels must be an integer from 0 to 10, got -1"),
-        (plan(Node("n1", 2, {"in": 3}, blocks=("n0",))), "a block of node 'n1' is no edge of it"),
-        (plan(Node("n1", 2, {"in": 3}, (Skip("in"),), projections=("in",))), "two skips join the same nodes to 'n1'"),
-        (plan(Node("n1", 2, {"in": 3}, projections=("n9",))), "node 'n1' reads 'n9', which is not before it"),
+        (plan(Node("n1", 2, full({"in": 3}), level=1)), "node 'n1' must have a level from 0 to 0, got 1"),
+        (plan(Node("n1", 2, full({"in": 3}), (Skip("in"),), level=1), levels=1), "joins two resolutions; that takes a proj"),
+        (plan(Node("n1", 2, full({"in": 3})), levels=-1), "levels must be an integer from 0 to 10, got -1"),
+        (plan(Node("n1", 2, full({"in": 3}), blocks=("n0",))), "a block of node 'n1' is no edge of it"),
+        (plan(Node("n1", 2, full({"in": 3}), (Skip("in"),), projections=("in",))), "two skips join the same nodes to 'n1'"),
+        (plan(Node("n1", 2, full({"in": 3}), projections=("n9",))), "node 'n1' reads 'n9', which is not before it"),
     ],
 )
 def test_bad_plans_are_refused(bad, message):

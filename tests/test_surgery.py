@@ -8,7 +8,7 @@ from hypothesis import given, settings
 
 from nas.models import DagNet, Node, Plan, Skip, compact, conv_skip_autoencoder, dense_mlp, skip_autoencoder
 from nas.search.surgery import LEAST_SQUARES, Part, is_closed, open_skip, parts_of, remove, skips_of
-from tests.nets import random_weights, sparse_nets
+from tests.nets import full, random_weights, sparse_nets
 
 
 def units_of(net):
@@ -84,7 +84,7 @@ def test_what_another_source_of_the_readers_says_is_taken_up_from_it():
 
 def test_a_gate_opens_without_a_change_where_edges_make_up_for_it():
     """The output reads the node and what the gate brings there."""
-    nodes = Node("n1", 4, {"in": None}, (Skip("in"),)), Node("out", 2, {"n1": None, "in": None})
+    nodes = Node("n1", 4, full({"in": None}), (Skip("in"),)), Node("out", 2, full({"n1": None, "in": None}))
     net = random_weights(DagNet(Plan(4, nodes)))
     with torch.no_grad():
         net.nodes["n1"].gates.zero_()

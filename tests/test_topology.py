@@ -15,12 +15,12 @@ from nas.analysis import draw, read_graph, topology, write_graph
 from nas.analysis.draw import to_dot
 from nas.analysis.topology import LEVELS
 from nas.models import DagNet, Node, Plan, Skip, conv_skip_autoencoder, find_alive
-from tests.nets import sparse_nets
+from tests.nets import full, sparse_nets
 
 
 def small_net():
     """in (1) -> n1 (2 of 3 alive) -> n2 (2 of 3) -> out, with a gate of 0.5 from n1 to n2."""
-    plan = Plan(1, (Node("n1", 3, {"in": 1}), Node("n2", 3, {"n1": 1}, (Skip("n1"),)), Node("out", 1, {"n2": 1})), 1)
+    plan = Plan(1, (Node("n1", 3, full({"in": 1})), Node("n2", 3, full({"n1": 1}), (Skip("n1"),)), Node("out", 1, full({"n2": 1}))), 1)
     net = DagNet(plan)
     with torch.no_grad():
         net.nodes["n1"].edges["in"][:, 0, 0, 0] = torch.tensor([3.0, 0, 4])

@@ -79,7 +79,7 @@ def sizes(point: Point, run: Run) -> Result:
         "units": {"alive": point.snapshot.num_units, "total": sum(node.units for node in nodes if node.searched)},
         "skips": {
             "alive": len(point.snapshot.skips),
-            "total": sum(len(node.skips) + len(node.blocks) + len(node.projections) for node in nodes),
+            "total": sum(node.num_skips for node in nodes),
         },
         "params": {"alive": point.params, "total": sum(p.numel() for p in run.blank.parameters())},
     }
