@@ -9,10 +9,10 @@ if __name__ == "nas" and not (Path(__file__).parent / "models").is_dir():
 
 from nas.bregman import AdaBreg, Bregman, LinBreg
 from nas.coupled import coupled_units, settle_norms
-from nas.groups import CHANNELS, COLUMNS, ENTRIES, FILTERS, KERNELS, ROWS, WHOLE, Groups
+from nas.groups import CHANNELS, COLUMNS, ENTRIES, FILTERS, KERNELS, ROWS, WHOLE, Groups, Rim
 from nas.init import check_start, sparse_start
 from nas.parameters import describe, param_groups
-from nas.penalties import L1, GroupLasso, LogSum, NonNegativeL1, Nuclear, Penalty, SparseGroup, Zero
+from nas.penalties import L1, GroupLasso, LogSum, NonNegativeL1, Nuclear, Penalty, SparseGroup, Zero, rings
 from nas.proximal import XRDA, ProxSGD
 from nas.split_lbi import SplitLBI
 
@@ -37,6 +37,7 @@ __all__ = [
     "Nuclear",
     "Penalty",
     "ProxSGD",
+    "Rim",
     "SparseGroup",
     "SplitLBI",
     "Zero",
@@ -44,6 +45,7 @@ __all__ = [
     "coupled_units",
     "describe",
     "param_groups",
+    "rings",
     "settle_norms",
     "sparse_start",
 ]

@@ -287,7 +287,7 @@ class Bregman(Penalised):
         start_weights(group["penalty"], members, states)
         penalty, factors = convex(group["penalty"], states)
         groups, whole = groups_of(group["penalty"]), seen(changed, joint)
-        changed = unseen(groups.spread(groups.active(whole), whole), changed, joint)
+        changed = unseen(groups.spread(groups.active(whole), whole, rest=whole), changed, joint)
         wide = [p.to(w.dtype) for p, w in zip(members, stood_for, strict=True)]
         fresh = unseen(penalty.subgradient(seen(wide, joint)), wide, joint)
         for state, old, new, factor, subgradient, moved in zip(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -75,8 +75,8 @@ class Groups:
         nonzero = self.cut(weight.ne(0))
         return nonzero if self.over == () else nonzero.any(dim=self._axes(nonzero), keepdim=True)
 
-    def spread(self, per_group: Tensor, weight: Tensor) -> Tensor:
-        """The values of the groups, one for each entry, in the shape of ``weight``."""
+    def spread(self, per_group: Tensor, weight: Tensor, rest: float | Tensor = 1.0) -> Tensor:
+        """The values of the groups, one for each entry, in the shape of ``weight``; ``rest`` in no group."""
         return per_group.expand(self.cut(weight).shape).reshape(weight.shape)
 
     def size(self, weight: Tensor) -> int:
@@ -86,8 +86,12 @@ class Groups:
         return math.prod(self.block or (weight.shape[axis] for axis in self.over))
 
     def lie_in(self, larger: "Groups") -> bool:
-        """Whether each of these groups lies in one of the ``larger`` ones."""
-        if self.over == () or larger.over is None:
+        """Whether each of these groups lies in one of the ``larger`` ones, or shares no entry with any."""
+        if self.over == ():
+            return True
+        if self._side_of_hole() < larger._side_of_hole():
+            return False
+        if larger.over is None:
             return True
         return self.over is not None and self.block is None and larger.block is None and {*self.over} <= {*larger.over}
 
@@ -100,6 +104,10 @@ class Groups:
             block = "" if self.block is None else f", block={self.block}"
             raise ValueError(f"Groups(over={self.over}{block}) does not fit a tensor of shape {tuple(weight.shape)}")
 
+    def _side_of_hole(self) -> int:
+        """Side of the middle whose entries are in no group; 0 where every entry is in one."""
+        return 0
+
     def _axes(self, view: Tensor) -> tuple[int, ...]:
         """The axes of ``cut`` that run inside a group."""
         if self.over is None:
@@ -107,6 +115,90 @@ class Groups:
         if self.block is None:
             return self.over
         return tuple(axis + 1 + sum(other < axis for other in self.over) for axis in self.over)
+
+
+@dataclass(frozen=True)
+class Rim(Groups):
+    """Of kernels (the last two axes) what lies outside the middle ``inside`` x ``inside``; the middle is in no group.
+
+    Of a convolution weight of shape (out, in, height, width):
+
+        Rim(3)                      one group: the rims of all kernels together
+        Rim(3, over=(1, 2, 3))      one per filter
+        Rim(3, over=(2, 3))         one per kernel
+
+    A kernel whose rim is zero is a smaller kernel. The rims Rim(3), Rim(5), ... of one weight are nested, see
+    `nas.rings`. Methods that give one number per group are as those of `Groups`.
+
+    Args:
+        inside: side of the middle, >= 1.
+        over: as in `Groups`, with the last two axes among them; all axes by default.
+        block: None; a rim is not cut into blocks.
+
+    Raises:
+        ValueError: an argument out of range, or a tensor without kernels (of fewer than three axes) or whose last two
+            sizes do not exceed ``inside`` by an even number.
+    """
+
+    inside: int
+    over: tuple[int, ...] | None = field(default=None, kw_only=True)
+    block: None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inside, int) or isinstance(self.inside, bool) or self.inside < 1:
+            raise ValueError(f"Rim(inside=...) must be an integer >= 1, got {self.inside!r}")
+        if self.block is not None:
+            raise ValueError(f"Rim(block=...) must be None: a rim is not cut into blocks, got {self.block!r}")
+        super().__post_init__()
+
+    def norms(self, weight: Tensor) -> Tensor:
+        """Euclidean norm of each rim, broadcastable to ``weight``."""
+        return super().norms(self._rim(weight))
+
+    def means(self, weight: Tensor) -> Tensor:
+        """Mean magnitude of each rim, broadcastable to ``weight``."""
+        return super().means(self._rim(weight)) * (super().size(weight) / self.size(weight))
+
+    def active(self, weight: Tensor) -> Tensor:
+        """True where a rim has a non-zero entry (exact: no threshold), broadcastable to ``weight``."""
+        return super().active(self._rim(weight))
+
+    def spread(self, per_group: Tensor, weight: Tensor, rest: float | Tensor = 1.0) -> Tensor:
+        """The values of the rims, one for each entry, in the shape of ``weight``; ``rest`` in the middle."""
+        spread = super().spread(per_group, weight).clone()
+        self._middle(spread)[...] = self._middle(rest) if isinstance(rest, Tensor) else rest
+        return spread
+
+    def size(self, weight: Tensor) -> int:
+        """Number of entries in one rim."""
+        kernel = weight.shape[-2] * weight.shape[-1]
+        return super().size(weight) // kernel * (kernel - self.inside**2)
+
+    def check(self, weight: Tensor) -> None:
+        """Raise ValueError unless the rims fit ``weight``."""
+        axes, kernel = set(range(weight.ndim)), {weight.ndim - 2, weight.ndim - 1}
+        fits = weight.ndim >= 3 and kernel <= set(self._axes(weight)) <= axes
+        if not fits or any(size <= self.inside or (size - self.inside) % 2 for size in weight.shape[-2:]):
+            raise ValueError(
+                f"Rim({self.inside}, over={self.over}) does not fit a tensor of shape {tuple(weight.shape)}: it needs "
+                f"kernels, in two last axes that are in over, larger than {self.inside} by an even number"
+            )
+
+    def _middle(self, weight: Tensor) -> Tensor:
+        """A view of the entries that are in no group."""
+        for axis in (-2, -1):
+            weight = weight.narrow(axis, (weight.shape[axis] - self.inside) // 2, self.inside)
+        return weight
+
+    def _rim(self, weight: Tensor) -> Tensor:
+        """``weight`` with zeros in the middle."""
+        self.check(weight)
+        rim = weight.clone()
+        self._middle(rim).zero_()
+        return rim
+
+    def _side_of_hole(self) -> int:
+        return self.inside
 
 
 ENTRIES = Groups(over=())

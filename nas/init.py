@@ -36,7 +36,8 @@ def sparse_start(
 
     The weights of the live groups are drawn from a zero-mean normal distribution whose variance is that of the dense
     start divided by the density: this keeps the scale of signals (JMLR 23(192), section 4.1). At least one group per
-    tensor (or per layer of joint units) lives, unless its density is 0. What is not penalised stays as it is.
+    tensor (or per layer of joint units) lives, unless its density is 0. What is not penalised, or in no group (the
+    middle of kernels with a `nas.Rim`), stays as it is.
 
     Args:
         model: a supernet, or any module.
@@ -127,11 +128,14 @@ class _Draw:
                 bias.copy_(self._draw_bias(bias, fan_in, generator))
 
     def _draw_tensor(self, p: Tensor, penalty: Any, density: float, generator: torch.Generator) -> None:
-        if density == 0 or p.numel() == 0:
-            p.zero_()
+        if p.numel() == 0:
             return
         groups = groups_of(penalty)
         live = groups.active(torch.ones_like(p, device="cpu"))
+        grouped = ~groups.spread(torch.zeros_like(live), p)
+        if density == 0:
+            p.masked_fill_(grouped.to(p.device), 0)
+            return
         chosen = _choose(live.numel(), density, generator)
         live = torch.zeros_like(live).flatten().index_fill(0, chosen, True).reshape(live.shape)
         fan_in, fan_out = (p[0].numel(), p.numel() // p.shape[1]) if p.ndim > 1 else (1, 1)
@@ -141,7 +145,8 @@ class _Draw:
             return
         drawn = torch.randn(p.shape, generator=generator, dtype=p.dtype)
         drawn = drawn.abs() if isinstance(penalty, NonNegativeL1) else drawn
-        p.copy_(drawn * mask * self._std(fan_in, fan_out) * math.sqrt(live.numel() / len(chosen)))
+        drawn = drawn * mask * self._std(fan_in, fan_out) * math.sqrt(live.numel() / len(chosen))
+        p.copy_(torch.where(grouped, drawn, p.cpu()))
 
     def _draw_units(
         self, members: Sequence[Tensor], axes: Sequence[int], density: float, generator: torch.Generator

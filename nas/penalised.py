@@ -325,6 +325,8 @@ def _from_data(data: dict[str, Any], kind: Any) -> Any:
     if data.get("name", type(kind).__name__) != type(kind).__name__:
         raise ValueError(f"the stored penalty is {data['name']}, the optimiser was built with {type(kind).__name__}")
     fields = {field.name: getattr(kind, field.name) for field in dataclasses.fields(kind)}
+    if data.keys() - {"name"} != fields.keys():
+        raise ValueError(f"the stored penalty has a part {data}, the optimiser was built with {kind}")
     return type(kind)(
         **{
             key: _from_data(data[key], old) if dataclasses.is_dataclass(old) else data[key]

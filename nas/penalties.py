@@ -7,14 +7,14 @@ import dataclasses
 import inspect
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from numbers import Real
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from nas.groups import ENTRIES, WHOLE, Groups
+from nas.groups import ENTRIES, WHOLE, Groups, Rim
 
 Step = float | Tensor  # a tensor gives each entry a step of its own
 
@@ -121,13 +121,12 @@ class GroupLasso(_Strength):
         norms = self.groups.norms(z)
         factor = self.shrinkage(norms, self.groups.size(z), step)
         result = torch.empty_like(z) if out is None else out
-        torch.mul(self.groups.cut(z), factor, out=self.groups.cut(result))
-        return result
+        return torch.mul(z, self.groups.spread(factor, z), out=result)
 
     def subgradient(self, weight: Tensor) -> Tensor:
         norms = self.groups.norms(weight)
-        unit = torch.where(norms > 0, self.groups.cut(weight) / norms, 0.0)
-        return (self.threshold(self.groups.size(weight)) * unit).reshape(weight.shape)
+        lengths = self.groups.spread(torch.where(norms > 0, norms, math.inf), weight, rest=math.inf)
+        return self.threshold(self.groups.size(weight)) * (weight / lengths)
 
     def gauge(self, p: Tensor) -> Tensor:
         norms = self.groups.norms(p)
@@ -176,20 +175,23 @@ class SparseGroup:
     """J = inner + group: whole groups vanish, and parts of the groups that survive.
 
     The parts are entries (``inner`` is an `L1`: the sparse group lasso) or smaller groups that lie in the large ones,
-    such as rows in blocks (a `GroupLasso`: a tree of groups). Because they are nested the proximal operator of the sum
-    is that of ``inner`` followed by that of ``group`` (Jenatton, Mairal, Obozinski, Bach, JMLR 12(67), 2011).
+    such as rows in blocks (a `GroupLasso`) which may be nested themselves (a `SparseGroup`): a tree of groups. Because
+    they are nested the proximal operator of the sum is that of ``inner`` followed by that of ``group``, from the leaves
+    of the tree to its root (Jenatton, Mairal, Obozinski, Bach, JMLR 12(67), 2011).
 
     Raises:
         ValueError: other penalties, or groups that are not nested.
     """
 
-    inner: L1 | GroupLasso
+    inner: "L1 | GroupLasso | SparseGroup"
     group: GroupLasso
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner, L1 | GroupLasso) or not isinstance(self.group, GroupLasso):
+        if not isinstance(self.inner, L1 | GroupLasso | SparseGroup) or not isinstance(self.group, GroupLasso):
             given = f"{self.inner!r} and {self.group!r}"
-            raise ValueError(f"SparseGroup(inner, group) takes an L1 or GroupLasso and a GroupLasso, got {given}")
+            raise ValueError(
+                f"SparseGroup(inner, group) takes an L1, GroupLasso or SparseGroup and a GroupLasso, got {given}"
+            )
         if not self.inner.groups.lie_in(self.group.groups):
             raise ValueError(f"SparseGroup: {self.inner.groups} do not lie in {self.group.groups}")
 
@@ -216,6 +218,41 @@ class SparseGroup:
             outside = self.groups.norms(left) > middle * threshold
             low, high = torch.where(outside, middle, low), torch.where(outside, high, middle)
         return high
+
+
+def rings(
+    lam: float, kernel: int, *, smallest: int = 3, per: Literal["edge", "channel"] = "edge"
+) -> GroupLasso | SparseGroup:
+    """The penalty under which kernels grow by rings: from smallest x smallest, which is free, by 2 to kernel x kernel.
+
+    J(w) = lam * sum_i sqrt(n_i) |w outside the middle i x i| over i = smallest, smallest + 2, ..., kernel - 2, with n_i
+    entries outside: nested groups (`Rim`), so that an outer ring is zero where a ring inside it is, and the proximal
+    operator is exact.
+
+    Args:
+        lam: strength, >= 0.
+        kernel: size of the kernels, odd and larger than ``smallest``.
+        smallest: size of the middle that is not penalised, odd and >= 1.
+        per: "edge": all kernels of the weight (out, in, kernel, kernel) grow together; "channel": those of each of its
+            filters by themselves.
+
+    Raises:
+        ValueError: an argument out of range, so that there is no ring.
+    """
+    if not (_is_odd(kernel) and _is_odd(smallest) and 1 <= smallest < kernel):
+        raise ValueError(
+            "rings need an odd kernel that is larger than the odd, positive size of the middle, got "
+            f"kernel={kernel!r} and smallest={smallest!r}"
+        )
+    if per not in ("edge", "channel"):
+        raise ValueError(f"rings(per=...) must be 'edge' or 'channel', got {per!r}")
+    over = None if per == "edge" else (1, 2, 3)
+    rims = (GroupLasso(lam, Rim(inside, over=over)) for inside in range(kernel - 2, smallest - 1, -2))
+    return reduce(SparseGroup, rims)  # type: ignore[arg-type]  # the outermost ring is the innermost group
+
+
+def _is_odd(value: Any) -> bool:
+    return isinstance(value, int) and value % 2 == 1
 
 
 @dataclass(frozen=True)
@@ -276,7 +313,7 @@ class LogSum(_Strength):
     Args:
         lam: strength, >= 0.
         contrast: M, > 1.
-        groups: what shares one weight: `ENTRIES`, `KERNELS` or `FILTERS`; no blocks.
+        groups: what shares one weight: `ENTRIES`, `KERNELS` or `FILTERS`; no blocks or rims.
 
     Raises:
         ValueError: an argument out of range.
@@ -292,6 +329,8 @@ class LogSum(_Strength):
             raise ValueError(f"LogSum(contrast=...) must be a finite number > 1, got {self.contrast}")
         if self.groups.block is not None:
             raise ValueError(f"LogSum(groups=...) takes no blocks, got block={self.groups.block}")
+        if isinstance(self.groups, Rim):
+            raise ValueError(f"LogSum(groups=...) takes no rims, whose middle has no weight, got {self.groups}")
 
     @property
     def majoriser(self) -> L1:

@@ -6,7 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from nas import ENTRIES, KERNELS, L1, ROWS, GroupLasso, NonNegativeL1, ProxSGD, check_start, param_groups, sparse_start
+from nas import (
+    ENTRIES,
+    KERNELS,
+    L1,
+    ROWS,
+    GroupLasso,
+    NonNegativeL1,
+    ProxSGD,
+    check_start,
+    param_groups,
+    rings,
+    sparse_start,
+)
 from nas.models import conv_skip_autoencoder
 from nas.steering import active_groups
 
@@ -122,6 +134,18 @@ def test_scales_of_norms_are_kept_where_they_live():
     nn.init.constant_(net[1].weight, 0.7)
     sparse_start(net, 0.5, groups=slimming)
     assert sorted(net[1].weight.tolist()) == pytest.approx([0] * 4 + [0.7] * 4)
+
+
+@pytest.mark.parametrize("per", ["edge", "channel"])
+def test_the_middle_of_kernels_that_grow_by_rings_stays_as_it_is(per):
+    layer = nn.Conv2d(8, 8, 7, groups=8)
+    groups, before = param_groups(layer, lr=0.1, rules={"weight": rings(0.1, 7, per=per)}), layer.weight.clone()
+    sparse_start(layer, {"weight": 0}, groups=groups)
+    assert torch.equal(layer.weight, nn.functional.pad(before[..., 2:5, 2:5], (2, 2, 2, 2)))
+    sparse_start(layer, {"weight": 0.5}, groups=groups)
+    alive = layer.weight.ne(0).flatten(1).sum(dim=1)
+    assert sorted(alive.tolist()) == ([49] * 8 if per == "edge" else [9] * 4 + [49] * 4)
+    assert torch.equal(layer.weight[..., 2:5, 2:5], before[..., 2:5, 2:5])
 
 
 def test_running_statistics_are_not_touched_by_a_trial():

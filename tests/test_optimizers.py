@@ -432,7 +432,7 @@ def test_schedulers_steer_the_step():
         (lambda p: Groups(over=1), r"Groups\(over=...\) must be a tuple of integers, got 1"),
         (
             lambda p: SparseGroup(0.1, 0.2),
-            r"SparseGroup\(inner, group\) takes an L1 or GroupLasso and .*, got 0.1 and 0.2",
+            r"SparseGroup\(inner, group\) takes an L1, GroupLasso or SparseGroup and a GroupLasso, got 0.1 and 0.2",
         ),
         (
             lambda p: SparseGroup(GroupLasso(0.1, ROWS), GroupLasso(0.1, Groups(over=(0,)))),
