@@ -241,9 +241,14 @@ class DagNet(nn.Module):
             if node.plan.skips and not node.plan.skips[0].trunk
         }
 
-    def block_parameters(self) -> dict[str, Parameter]:
-        """The weights of the blocks: a group is a block, and in it each of its rows."""
-        return {name: weight for name, (edge, weight) in self._named_edges().items() if edge.block}
+    def whole_units(self) -> set[str]:
+        """The nodes whose units together are a unit, too."""
+        return {name for name, node in self.named_nodes().items() if node.plan.whole}
+
+    def block_parameters(self) -> dict[str, tuple[Parameter, int | None]]:
+        """The weights of the blocks, with the side of the cores of kernels that grow: a group is a block, in it each of
+        its rows, and in these the rings."""
+        return {name: (weight, edge.core) for name, (edge, weight) in self._named_edges().items() if edge.block}
 
     def growing_parameters(self) -> dict[str, tuple[Parameter, int]]:
         """The weights whose kernels grow and that are no blocks, with the side of their cores."""

@@ -16,7 +16,7 @@ from nas.penalised import axes_of, penalised_sets, seen
 from nas.penalties import NonNegativeL1, groups_of
 
 DRAWS = 20
-SKIPS = dict.fromkeys(("gates", "blocks", "projections"), 0.0)  # names of parameter groups, and their density
+SKIPS = dict.fromkeys(("gates", "*.edges.*", "*.projections.*"), 0.0)  # names of parameter groups, and their density
 SCALES = 0.1, 10.0  # how far the signals of a sparse start may be from those of the dense one
 
 ParamGroups = Sequence[Mapping[str, Any]]
@@ -43,7 +43,7 @@ def sparse_start(
         model: a supernet, or any module.
         density: part of the groups alive at the start, in (0, 1]; or one for each kind, by names of parameter groups:
             ``{"features.*": 0.03, "gates": 0, "*": 0.1}``, where the first that fits counts. A plain number stands
-            for ``{"gates": 0, "blocks": 0, "projections": 0, "*": density}``.
+            for ``{"gates": 0, "*.edges.*": 0, "*.projections.*": 0, "*": density}``: no skips, blocks or rings.
         groups: what is penalised, from `param_groups` or ``optimizer.param_groups``; by default the units and gates
             of ``param_groups(model, lam=...)``.
         variance: "he", 2 / fan_in, or "xavier", 2 / (fan_in + fan_out).

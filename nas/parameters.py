@@ -1,6 +1,6 @@
 """Which parameters of a model are penalised, and how: the parameter groups of an optimiser."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.groups import ROWS, WHOLE, Groups
 from nas.penalised import seen, unit_sets
-from nas.penalties import L1, GroupLasso, LogSum, Penalty, SparseGroup, Zero, groups_of, strengths
+from nas.penalties import L1, GroupLasso, LogSum, Penalty, SparseGroup, Zero, groups_of, rings, strengths
 
 ROW_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -55,9 +55,21 @@ def gate_parameters(model: nn.Module) -> Mapping[str, Parameter]:
     return model.gate_parameters() if hasattr(model, "gate_parameters") else {}  # type: ignore[operator]
 
 
-def block_parameters(model: nn.Module) -> Mapping[str, Parameter]:
-    """The weights of skips that lead into an activation; empty for a model without a method ``block_parameters``."""
+def whole_units(model: nn.Module) -> Collection[str]:
+    """The layers whose units together are one unit, too; none of a model without a method ``whole_units``."""
+    return model.whole_units() if hasattr(model, "whole_units") else ()  # type: ignore[operator]
+
+
+def block_parameters(model: nn.Module) -> Mapping[str, tuple[Parameter, int | None]]:
+    """The weights that are units of their own, with the side of the cores of kernels that grow, else None; empty for a
+    model without a method ``block_parameters``."""
     return model.block_parameters() if hasattr(model, "block_parameters") else {}  # type: ignore[operator]
+
+
+def growing_parameters(model: nn.Module) -> Mapping[str, tuple[Parameter, int]]:
+    """The weights whose kernels grow by rings, with the side of their cores; empty for a model without a method
+    ``growing_parameters``."""
+    return model.growing_parameters() if hasattr(model, "growing_parameters") else {}  # type: ignore[operator]
 
 
 def projection_parameters(model: nn.Module) -> Mapping[str, Parameter]:
@@ -72,13 +84,15 @@ def param_groups(
     lam: float | None = None,
     gate_lam: float | None = None,
     gate_lr: float | None = None,
+    prices: Mapping[str, float] | None = None,
     units: Mapping[str, Sequence[Parameter]] | None = None,
     rules: Mapping[Selector, Rule] | None = None,
 ) -> list[dict[str, Any]]:
     """Parameter groups for the optimisers of this package: what is penalised, and the free rest.
 
-    With ``lam`` the units of the model (filters or neurons with their biases, see `unit_parameters`) and its skips are
-    penalised: gates, blocks (each row, and the block as a whole) and projections (each as a whole). With ``rules`` you
+    With ``lam`` the units of the model (filters or neurons with their biases, see `unit_parameters`) are penalised, and
+    the units of some layers as a whole, too; its gates; its blocks (each row, and the block as a whole); its projections
+    (each as a whole); and the rings of kernels that grow (`nas.rings`). With ``rules`` you
     say what is, for any model; rules come first, and the first that selects a parameter has it:
 
         param_groups(model, lr=1e-3, rules={
@@ -98,14 +112,15 @@ def param_groups(
         gate_lam: strength of the l1 penalty on the gates, >= 0; 5 * lam by default.
         gate_lr: learning rate of the gates, > 0; 5 * lr by default. A useful gate is near 1 and a useful weight near
             0.05, so that gates need the larger step, and as large a threshold for the same entry time.
+        prices: by the name of a parameter group a factor on its lam: the dearer a group, the later it wakes; of nested
+            groups name + ".whole" is that of the larger ones (`nas.models.prices`). 1 where there is none.
         units: by layer the tensors whose i-th slices are its unit i, as from `nas.coupled_units`; those of
             `unit_parameters` by default.
         rules: penalty, or a mapping with "penalty" and further options of the optimiser, by selector.
 
     Returns:
-        One group per layer with units, one each for gates, blocks and projections, one per rule, one for the rest
-        (without penalty), each
-        with a "name" and its parameters with their names. Every parameter of the model is in exactly one of them.
+        One group per layer with units, one for all gates, one per block, projection and growing kernel, one per rule,
+        one for the rest (without penalty), each with a "name" and its parameters with their names. Every parameter of the model is in exactly one of them.
 
     Raises:
         ValueError: neither ``lam`` nor ``rules``, no units, ``units`` without ``lam`` or of another model, a rule that
@@ -133,27 +148,44 @@ def param_groups(
         options = rule if isinstance(rule, Mapping) else {"penalty": rule}
         add(_label(selector), selected, {"joint": isinstance(selector, tuple), **options})
     if lam is not None:
+        strength = {name: lam * price for name, price in (prices or {}).items()}
+        together = whole_units(model)
         for name, members in (unit_parameters(model) if units is None else units).items():
             left = [p for p in members if id(p) not in taken]  # a rule, or a layer with the same weight, may have some
             if any(p.ndim > 1 for p in left):
-                add(name, left, {"penalty": GroupLasso(lam, ROWS), "joint": True})
+                rows: Penalty = GroupLasso(strength.get(name, lam), ROWS)
+                if name in together:
+                    rows = SparseGroup(rows, GroupLasso(strength.get(f"{name}.whole", lam), WHOLE))
+                add(name, left, {"penalty": rows, "joint": True})
         if not groups:
             raise ValueError(
                 f"param_groups: {type(model).__name__} has no linear or convolution layer besides its last one, "
                 "which is never penalised"
             )
         if gates := [p for p in gate_parameters(model).values() if id(p) not in taken]:
-            penalty = L1(5 * lam if gate_lam is None else gate_lam)
+            penalty = L1((5 * lam if gate_lam is None else gate_lam) * (prices or {}).get("gates", 1.0))
             add("gates", gates, {"lr": 5 * lr if gate_lr is None else gate_lr, "penalty": penalty, "joint": False})
-        if blocks := [p for p in block_parameters(model).values() if id(p) not in taken]:
-            rows = Groups(over=tuple(range(1, blocks[0].ndim)))
-            nested = SparseGroup(GroupLasso(lam, rows), GroupLasso(lam, WHOLE))  # awake after units, 2 lam / lr steps
-            add("blocks", blocks, {"penalty": nested, "joint": False})
-        if projections := [p for p in projection_parameters(model).values() if id(p) not in taken]:
-            add("projections", projections, {"penalty": GroupLasso(lam, WHOLE), "joint": False})
+        for name, penalty, p in _penalised_weights(model, lam, strength):
+            if id(p) not in taken:
+                add(name, [p], {"penalty": penalty, "joint": False})
     if free := [p for p in model.parameters() if id(p) not in taken]:
         add("free", free, {"penalty": Zero(), "joint": False})
     return groups
+
+
+def _penalised_weights(
+    model: nn.Module, lam: float, strength: Mapping[str, float]
+) -> Iterator[tuple[str, Penalty, Parameter]]:
+    """Blocks, projections and kernels that grow, by name, with their penalties."""
+    for name, (weight, core) in block_parameters(model).items():
+        part: Any = GroupLasso(strength.get(name, lam), Groups(over=tuple(range(1, weight.ndim))))
+        if core is not None:
+            part = SparseGroup(rings(strength.get(name, lam), weight.shape[-1], smallest=core, per="channel"), part)
+        yield name, SparseGroup(part, GroupLasso(strength.get(f"{name}.whole", lam), WHOLE)), weight
+    for name, matrix in projection_parameters(model).items():
+        yield name, GroupLasso(strength.get(name, lam), WHOLE), matrix
+    for name, (weight, core) in growing_parameters(model).items():
+        yield name, rings(strength.get(name, lam), weight.shape[-1], smallest=core), weight
 
 
 def _check_units(units: Mapping[str, Sequence[Parameter]] | None, lam: float | None, names: Mapping[int, str]) -> None:

@@ -1,0 +1,83 @@
+"""What a network costs, from its plan alone, and what each of its searched groups adds to that."""
+
+import math
+from dataclasses import replace
+from statistics import fmean
+from typing import Literal
+
+from nas.models.plan import Node, Plan
+
+Currency = Literal["params", "flops"]
+CURRENCIES = ("params", "flops")
+CHEAPEST, DEAREST = 0.25, 4.0  # prices relative to the mean, so that everything can wake, and nothing at once
+
+
+def total(plan: Plan, currency: Currency) -> float:
+    """Number of parameters, or of multiply-adds per pixel (per vector where there are no pixels).
+
+    A weight is used once per position; with p x p pixels as channels and at a level l there are 1 / (p^2 4^l) positions
+    per pixel.
+    """
+    if currency == "params":
+        return plan.num_params
+    shapes, levels = plan.shapes, plan.node_levels
+    weights = (name for name in shapes if ".edges." in name or ".projections." in name)
+    return sum(math.prod(shapes[name]) * _positions(plan, levels[name.split(".")[1]]) for name in weights)
+
+
+def _positions(plan: Plan, level: int) -> float:
+    """Positions per pixel at a level."""
+    return 1 / ((plan.patch or 1) ** 2 * 4**level)
+
+
+def prices(plan: Plan, currency: Currency) -> dict[str, float]:
+    """What one more group adds to `total`, relative to the mean over all units: factors for `nas.param_groups`.
+
+    By the name of the parameter group, and of groups within another one for the larger ones by that name + ".whole":
+
+    * a unit: its rows in all nodes that share it, and what reads it; the node as a whole: what is there for it alone;
+    * a gate: 1 parameter; a projection: the matrix;
+    * a block of weights: a row of it, and as a whole all of it;
+    * a kernel that grows: its mean ring.
+
+    They are kept between a quarter of the mean and four times it, so that everything can wake, and nothing at once.
+    """
+    searched = [node for node in plan.nodes if node.searched]
+    units = {node.name: _of_unit(plan, node, currency) for node in searched}
+    mean = fmean(units.values(), [node.units for node in searched])
+    found = {**units, "gates": 1.0 if currency == "params" else _positions(plan, 0)}
+    for node in plan.nodes:
+        if node.whole:
+            found[f"{node.name}.whole"] = _for_it_alone(plan, node, currency)
+        each = 1.0 if currency == "params" else _positions(plan, node.level)
+        for source in node.projections:
+            found[f"{node.name}.projections.{source}"] = each * node.units * plan.units[source]
+        for edge in node.edges:
+            shape = edge.shape(node.num_rows, plan.units[edge.source])
+            name, weights = f"{node.name}.edges.{edge.key}", each * math.prod(shape)
+            if edge.block:
+                found |= {name: weights / shape[0], f"{name}.whole": weights}
+            elif edge.core is not None:
+                found[name] = weights * (1 - (edge.core / shape[-1]) ** 2) / ((shape[-1] - edge.core) // 2)
+    return {name: min(max(price / mean, CHEAPEST), DEAREST) for name, price in found.items()}
+
+
+def _of_unit(plan: Plan, node: Node, currency: Currency) -> float:
+    """What one unit of a node, and of those that are tied to it, costs."""
+    fewer = [
+        replace(each, units=each.units - 1) if node.name in (each.name, each.tied) else each for each in plan.nodes
+    ]
+    return total(plan, currency) - total(replace(plan, nodes=tuple(fewer)), currency)
+
+
+def _for_it_alone(plan: Plan, node: Node, currency: Currency) -> float:
+    """What the edges into nodes that only this one reads cost, kernels that grow at their cores."""
+    readers = [(link.source, each.name) for each in plan.nodes for link in (*each.edges, *each.skips)]
+    alone = [
+        each for each in plan.nodes if {reader for source, reader in readers if source == each.name} == {node.name}
+    ]
+    cores = [
+        replace(edge, kernel=edge.core or edge.kernel).shape(each.num_rows, plan.units[edge.source])
+        for each in alone if not each.searched for edge in each.edges
+    ]  # fmt: skip
+    return sum(map(math.prod, cores)) * (1.0 if currency == "params" else _positions(plan, node.level))
