@@ -139,6 +139,12 @@ def score(examples: Sequence[Example], outputs: Sequence[Tensor], task: Task) ->
     return {metric.key: math.fsum(scores[metric.key] for scores in each) / len(each) for metric in task.metrics}
 
 
+def score_trivial(examples: Sequence[Example], task: Task) -> tuple[str, Scores]:
+    """What the results without any network are called (`Task.trivial`), and their scores."""
+    name, outputs = task.trivial(examples)
+    return name, score(examples, outputs, task)
+
+
 @torch.no_grad()
 def predict(net: nn.Module, pictures: Sequence[Tensor]) -> list[Tensor]:
     """What ``net`` returns for each picture (channels, height, width), without the batch axis.

@@ -1,14 +1,17 @@
-"""Using a denoiser on any picture."""
+"""Using a network that restores pictures: on any picture, and to show what it does."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from nas.models.dag import DagNet
-from nas.search.images import split_alpha
+from nas.search.images import split_alpha, to_array, write_picture
 from nas.search.restoration import restore
+from nas.search.tasks import Example
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,3 +54,23 @@ def beside(pictures: list[np.ndarray], gap: int = 8) -> np.ndarray:
         columns.append(np.broadcast_to(colours, (*colours.shape[:2], channels)))
     joined = np.concatenate(columns, axis=1)
     return joined[..., 0] if channels == 1 else joined
+
+
+def write_restored(net: DagNet, examples: Sequence[Example], folder: Path, observed_name: str, most: int = 8) -> None:
+    """Write the first held-out pictures as the network sees them, as it restores them and clean; and all three in one.
+
+    Args:
+        net: a network that restores pictures.
+        examples: at most ``most`` of them are written.
+        folder: it exists.
+        observed_name: what the observed pictures are called, such as "noisy" (`Restoration.observed_name`).
+        most: number of pictures.
+    """
+    shown = examples[:most]
+    for example, restored in zip(shown, restore(net, [each.observed for each in shown]), strict=True):
+        stem = Path(example.name.replace("/", "-")).stem
+        views = {"clean": example.target, observed_name: example.observed, "restored": restored}
+        arrays = {name: to_array(view) for name, view in views.items()}
+        for name, array in arrays.items():
+            write_picture(folder / f"{stem}-{name}.png", array)
+        write_picture(folder / f"{stem}.png", beside([arrays[name] for name in (observed_name, "restored", "clean")]))

@@ -1,0 +1,130 @@
+"""The command line: ``nas VERB --help``. Every verb is a file of this folder and a line of `VERBS`."""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from argparse import ArgumentError
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from nas import __version__
+from nas.cli import denoise, export, extract, resume, retrain, search, show, verify
+from nas.cli.shared import Result, make_parser, sentence
+from nas.registry import import_registrations
+from nas.steering import DeadTraining
+
+IMPORT_HELP = "run this Python file or module first; it registers tasks, data or models of your own (with any verb)"
+
+
+class Verb(NamedTuple):
+    """One command.
+
+    Attributes:
+        summary: its line in ``nas --help``.
+        parser: makes the parser of its own options.
+        perform: does it and prints; returns what ``--json`` prints.
+    """
+
+    summary: str
+    parser: Callable[[], ArgumentParser]
+    perform: Callable[[Namespace], Result]
+
+
+VERBS = {
+    "search": Verb("find a network", search.parser, search.perform),
+    "resume": Verb("go on with an interrupted search", resume.parser, resume.perform),
+    "show": Verb("what is alive", show.parser, show.perform),
+    "extract": Verb("the compact network, with proof", extract.parser, extract.perform),
+    "verify": Verb("recompute the proof", verify.parser, verify.perform),
+    "retrain": Verb("train the compact network", retrain.parser, retrain.perform),
+    "denoise": Verb("clean a picture", denoise.parser, denoise.perform),
+    "export": Verb("for machines without this package", export.parser, export.perform),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0: done. 1: a certificate does not hold. 2: something the user can mend, said in one sentence.
+        130: interrupted with Ctrl-C.
+    """
+    torch.set_flush_denormal(True)  # moments of silent units decay into denormal numbers, on which a step is slow
+    name = "nas"
+    try:
+        arguments = _parse(sys.argv[1:] if argv is None else argv)
+        name = f"nas {arguments.verb}"
+        result = _perform(VERBS[arguments.verb], arguments[arguments.verb], name)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except (ArgumentError, ValueError, OSError, FloatingPointError, DeadTraining) as problem:
+        print(f"{name}: {sentence(problem)}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as problem:
+        if "memory" not in str(problem).lower():
+            raise
+        print(f"{name}: the memory of this machine does not suffice for networks or pictures so large", file=sys.stderr)
+        return 2
+    return 1 if False in (result.get("holds"), result.get("certificate", {}).get("holds")) else 0
+
+
+def _parse(argv: Sequence[str]) -> Namespace:
+    """The verb and its options, after what ``--import`` names has been run."""
+    words, sources = _split_imports(argv)
+    for source in sources:
+        import_registrations(source)
+    return _parser().parse_args(_with_underscores(words))
+
+
+def _perform(verb: Verb, options: Namespace, name: str) -> Result:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: print(f"{name}: {message}", file=sys.stderr)
+        result = verb.perform(options)
+    if options.json:
+        print(json.dumps(result, allow_nan=False))
+    sys.stdout.flush()
+    return result
+
+
+def _parser() -> ArgumentParser:
+    parser = make_parser(
+        "Networks found by Bregman iterations: search, look, extract, retrain, use.", prog="nas", version=__version__
+    )
+    parser.add_argument("--import", action="append", metavar="FILE.py|MODULE", help=IMPORT_HELP)  # for its help only
+    verbs = parser.add_subcommands(required=True, dest="verb", metavar="VERB")
+    for name, verb in VERBS.items():
+        parser_of_verb = verb.parser()
+        parser_of_verb.add_argument("--config", action="config", help="YAML file with options of this verb")
+        parser_of_verb.add_argument("--json", action="store_true", help="print a JSON object as the last line")
+        verbs.add_subcommand(name, parser_of_verb, help=verb.summary)
+    return parser
+
+
+def _split_imports(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words without each ``--import SOURCE``, and the sources.
+
+    Taken from the command line before anything else is read, so that no configuration file can import anything.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--import", dest="sources", action="append", default=[])
+    found, words = parser.parse_known_args(argv)
+    return words, found.sources
+
+
+def _with_underscores(argv: Iterable[str]) -> list[str]:
+    """--from-scratch and --from_scratch are the same option."""
+    words = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        words.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word)
+    return words

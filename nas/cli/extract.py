@@ -1,0 +1,56 @@
+"""``nas extract``."""
+
+from dataclasses import asdict
+
+from jsonargparse import ArgumentParser, Namespace
+
+from nas.analysis.changes import describe_changes
+from nas.analysis.cost import cost
+from nas.analysis.extract import extract
+from nas.analysis.latency import Latency, latency
+from nas.cli.shared import CONSTANT, Result, differences, make_run_parser, save
+from nas.search.run import COMPACT, Run
+
+
+def parser() -> ArgumentParser:
+    parser = make_run_parser("Write the compact network and the certificate that it computes the same function.")
+    parser.add_argument("--epoch", type=int, help="epoch to extract (default: the one that the search picked)")
+    parser.add_argument("--no_latency", action="store_true", help="leave out measuring the time of both networks")
+    parser.add_argument("--round_to", type=int, default=1, help="round hidden widths up to multiples, by zero units")
+    return parser
+
+
+def perform(options: Namespace) -> Result:
+    run = Run.open(options.run)
+    epoch = run.choose(options.epoch).snapshot.epoch
+    net = run.supernet(epoch)
+    small, certificate = extract(net, run.inputs(run.data()), round_to=options.round_to)
+    compact, supernet = cost(small), cost(net)
+    timings = () if options.no_latency else latency(net, small)
+    result = {
+        "epoch": epoch,
+        "certificate": certificate.to_dict(),
+        **asdict(compact),
+        **{f"{name}_supernet": number for name, number in asdict(supernet).items()},
+        "latency": [asdict(timed) for timed in timings],
+    }
+    save(small, run.folder / COMPACT, "certificate.json", result)
+    part = compact.flops / supernet.flops
+    print(f"epoch {epoch}: {compact.params:,} of {supernet.params:,} parameters, {part:.1%} of the FLOPs")
+    print(differences(certificate))
+    print(describe_changes(certificate.changes))
+    if certificate.constant:
+        print(CONSTANT)
+    for timed in timings:
+        print(_times(timed))
+    print(f"the certificate {'holds' if certificate.holds else 'DOES NOT HOLD'}; wrote {run.folder / COMPACT}")
+    return result
+
+
+def _times(timed: Latency) -> str:
+    """One line: "batch 8: 12.1 ms (supernet 40.3 ms), 3.33 x as fast, on 2 threads"."""
+    small, full = 1e3 * timed.compact.median, 1e3 * timed.supernet.median
+    return (
+        f"batch {timed.shape[0]}: {small:.1f} ms (supernet {full:.1f} ms), {timed.speed_up:.2f} x as fast, "
+        f"on {timed.threads} thread{'s' if timed.threads > 1 else ''}"
+    )

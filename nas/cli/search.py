@@ -1,0 +1,113 @@
+"""``nas search``; and how a search runs to its end, which `nas.cli.resume` shares."""
+
+import sys
+import warnings
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from tqdm import tqdm
+
+from nas.cli.shared import Result, make_parser, sizes
+from nas.search.config import SearchConfig
+from nas.search.path import Point
+from nas.search.polish import Polished
+from nas.search.run import Run, Search
+from nas.search.tasks import Metric, score_trivial
+
+
+def parser() -> ArgumentParser:
+    parser = make_parser("Start almost empty and let units and skips enter when the loss asks for them.")
+    parser.add_class_arguments(SearchConfig)
+    parser.add_argument("--out", type=Path, help="run folder to make (default: runs/TASK-DATA)")
+    parser.add_argument("--force", action="store_true", help="replace the run that is in the folder")
+    parser.add_argument("--download", action="store_true", help="fetch a data set that is missing")
+    return parser
+
+
+def perform(options: Namespace) -> Result:
+    config = SearchConfig(**{field.name: options[field.name] for field in fields(SearchConfig)})
+    if config.data_root is not None:  # later verbs may be called from another folder
+        config = replace(config, data_root=config.data_root.resolve())
+    run = Run(options.out or Path("runs") / f"{config.task}-{config.data}", config)
+    return run_to_the_end(Search(run, force=options.force, download=options.download))
+
+
+def run_to_the_end(engine: Search) -> Result:
+    """Search with a progress bar, and say what was picked."""
+    run, metric = engine.run, engine.task.metrics[0]
+    name, before = score_trivial(engine.validation, engine.task)
+    _announce(engine)
+    print(f"at the start {_alive(engine.points[0], run)}; {name} in validation: {metric.text(before[metric.key])}")
+    _iterate(engine)
+    chosen = run.choose()
+    picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
+    print(f"picked {_when(chosen.snapshot.epoch, run.config.epochs)}: {picked}")
+    return {
+        "run": str(run.folder),
+        "epoch": chosen.snapshot.epoch,
+        f"{metric.key}_{name}": before[metric.key],
+        **chosen.scores,
+        **sizes(chosen, run),
+        "seconds": engine.points[-1].seconds,
+    }
+
+
+def _announce(engine: Search) -> None:
+    folder, config = engine.run.folder, engine.run.config
+    print(f"{folder}: {config.task} with {config.model} on {config.data}, {engine.task}, seed {config.seed}")
+    steps, entry_time = config.epochs * config.steps, engine.lam / config.lr
+    print(f"the first units can wake after about {entry_time:.0f} of {steps} steps (lam = {engine.lam:.3g})")
+    if entry_time >= steps:
+        warnings.warn(
+            "nothing can wake in so few steps: more epochs, or a shorter entry_time, would help", stacklevel=1
+        )
+
+
+def _iterate(engine: Search) -> None:
+    config, metric = engine.run.config, engine.task.metrics[0]
+    done = min(len(engine.points) - 1, config.epochs)
+    bar = tqdm(total=config.epochs + config.polish, initial=done, unit="epoch", desc="search")
+    engine.on_trial = lambda candidate, accepted: _show_trial(bar, candidate)
+    try:
+        with bar:
+            for point in engine:
+                if point.snapshot.epoch <= config.epochs:
+                    _show_epoch(bar, point, metric)
+    except KeyboardInterrupt:
+        _say_how_to_go_on(engine.run)
+        raise
+
+
+def _show_epoch(bar: Any, point: Point, metric: Metric) -> None:
+    found = point.snapshot
+    bar.update()
+    bar.set_postfix_str(
+        f"loss {found.loss:.5f}, {metric.text(point.headline)}, units {found.num_units}, skips {len(found.skips)}"
+    )
+
+
+def _show_trial(bar: Any, candidate: Polished) -> None:
+    bar.set_description_str("polish")
+    bar.set_postfix_str(f"trial with {candidate.num_params:,} parameters")
+    bar.update()
+
+
+def _say_how_to_go_on(run: Run) -> None:
+    done = run.points()[-1].snapshot.epoch
+    print(
+        f"stopped after epoch {done} of {run.config.epochs}: {run.folder} is valid up to there; "
+        f"go on with nas resume {run.folder}",
+        file=sys.stderr,
+    )
+
+
+def _alive(point: Point, run: Run) -> str:
+    """Such as "12 of 96 units, 0 of 10 skips, 1,234 of 56,789 params"."""
+    return ", ".join(f"{size['alive']:,} of {size['total']:,} {name}" for name, size in sizes(point, run).items())
+
+
+def _when(epoch: int, epochs: int) -> str:
+    """Such as "epoch 31 of 50", or of a later point "epoch 53, step 3 of the polishing"."""
+    return f"epoch {epoch} of {epochs}" if epoch <= epochs else f"epoch {epoch}, step {epoch - epochs} of the polishing"

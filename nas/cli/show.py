@@ -1,0 +1,97 @@
+"""``nas show``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import networkx as nx
+from jsonargparse import ArgumentParser, Namespace
+
+from nas.analysis.cost import Cost, cost
+from nas.analysis.curves import draw_growth
+from nas.analysis.draw import draw
+from nas.analysis.graph_files import write_graph
+from nas.analysis.structure import Structure, structure
+from nas.analysis.topology import LEVELS, topology
+from nas.cli.shared import CONSTANT, Result, make_run_parser, sizes
+from nas.models.compact import compact
+from nas.search.path import Point, births, deaths
+from nas.search.run import DRAWINGS, Run
+
+Ages = Mapping[str, Mapping[int, int]]  # node -> unit -> epoch
+
+
+def parser() -> ArgumentParser:
+    parser = make_run_parser(
+        "Show what is alive; write topology.svg, .json and .graphml and growth.svg into the run folder."
+    )
+    parser.add_argument("--epoch", type=int, help="epoch to show (default: the one that the search picked)")
+    parser.add_argument("--level", choices=LEVELS, default="node", help="draw nodes, or every unit")
+    return parser
+
+
+def perform(options: Namespace) -> Result:
+    run = Run.open(options.run)
+    chosen, points = run.choose(options.epoch), run.points()
+    net = run.supernet(chosen.snapshot.epoch)
+    history = points[: chosen.snapshot.epoch + 1]
+    born, died = births(history), deaths(history)
+    files = _draw(run, topology(net, options.level, births=born, deaths=died), points, chosen)
+
+    last, metric = points[-1].snapshot.epoch, run.config.headline
+    state = "" if last >= run.config.epochs else f" (the search stopped after epoch {last} of {run.config.epochs})"
+    print(f"{run.folder}: epoch {chosen.snapshot.epoch}{state}, validation {metric.text(chosen.headline)}\n")
+    _print_nodes(net.plan.units, chosen, born, died)
+    _print_skips(chosen)
+    whole, small, full = structure(topology(net)), cost(compact(net)), cost(net)
+    _print_structure(whole)
+    _print_cost(small, full)
+    print(f"\nwrote {', '.join(map(str, files))}")
+    return {
+        "epoch": chosen.snapshot.epoch,
+        **chosen.scores,
+        **sizes(chosen, run),
+        "flops": {"alive": small.flops, "total": full.flops},
+        "structure": {**asdict(whole), "skips": [[*arc, gate] for arc, gate in whole.skips.items()]},
+        "files": [str(file) for file in files],
+    }
+
+
+def _draw(run: Run, graph: nx.DiGraph, points: Sequence[Point], chosen: Point) -> list[Path]:
+    """Write the drawings of a run; returns their files."""
+    files = [run.folder / name for name in DRAWINGS]
+    picture, *graphs, growth = files
+    draw(graph, picture)
+    for file in graphs:
+        write_graph(graph, file)
+    draw_growth(points, growth, metric=run.config.headline, picked=chosen.snapshot.epoch)
+    return files
+
+
+def _print_nodes(units: Mapping[str, int], chosen: Point, born: Ages, died: Ages) -> None:
+    print(f"{'node':<8}{'alive':>12}{'born first':>12}{'born last':>12}{'died':>12}")
+    for name, total in units.items():
+        ages = born.get(name, {}).values()
+        alive = len(chosen.snapshot.units.get(name, range(total)))
+        lived = f"{min(ages, default='-'):>12}{max(ages, default='-'):>12}{len(died.get(name, {})):>12}"
+        print(f"{name:<8}{f'{alive} / {total}':>12}{lived}")
+
+
+def _print_skips(chosen: Point) -> None:
+    print("\nskips   " + ("none" if not chosen.snapshot.skips else ""))
+    for (source, target), gate in chosen.snapshot.skips.items():
+        print(f"  {f'{source} -> {target}':<14}{gate:>8.3f}")
+
+
+def _print_structure(whole: Structure) -> None:
+    if whole.num_paths:
+        print(f"\ndepth       {whole.depth} (shortest path {whole.shortest}), {whole.num_paths:,} paths over nodes")
+        print(f"bottleneck  {whole.bottleneck} units")
+    else:
+        print(f"\n{CONSTANT}")
+
+
+def _print_cost(small: Cost, full: Cost) -> None:
+    print(f"\nparameters  {small.params:,} of {full.params:,} ({small.params / full.params:.1%})")
+    print(f"FLOPs       {small.flops:,} of {full.flops:,} ({small.flops / full.flops:.1%})")
+    print("            two per multiply-add, for one picture of 256 x 256 pixels (or one vector)")

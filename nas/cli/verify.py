@@ -1,0 +1,37 @@
+"""``nas verify``."""
+
+import sys
+
+from jsonargparse import ArgumentParser, Namespace
+
+from nas.analysis.verify import read_record, verify
+from nas.cli.shared import Result, differences, load_compact, make_run_parser
+from nas.search.run import COMPACT, Run
+
+
+def parser() -> ArgumentParser:
+    parser = make_run_parser(
+        "Recompute the certificate from the stored networks; exit with 1 if it does not hold any more."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random inputs")
+    return parser
+
+
+def perform(options: Namespace) -> Result:
+    run = Run.open(options.run)
+    small = load_compact(run)
+    record = read_record(run.folder / COMPACT / "certificate.json")
+    net = run.supernet(record.epoch)
+    verification = verify(net, small, record.hashes, run.inputs(run.data()), seed=options.seed)
+    certificate = verification.certificate
+    if certificate is not None:
+        print(f"epoch {record.epoch}: {differences(certificate)}")
+    for problem in verification.problems:
+        print(f"nas verify: {problem}", file=sys.stderr)
+    print(f"the certificate of {run.folder / COMPACT} {'holds' if verification.holds else 'DOES NOT HOLD'}")
+    return {
+        "epoch": record.epoch,
+        "holds": verification.holds,
+        "problems": list(verification.problems),
+        **({"certificate": certificate.to_dict()} if certificate is not None else {}),
+    }
