@@ -42,12 +42,7 @@ def parser() -> ArgumentParser:
 
 
 def perform(options: Namespace) -> Result:
-    if options.from_scratch and options.rewind_epoch is not None:
-        raise ValueError("retrain starts from scratch or from a rewound epoch, not both")
-    run = Run.open(options.run)
-    found = load_compact(run)
-    if not os.access(run.folder, os.W_OK):  # said now rather than after the training
-        raise ValueError(f"{run.folder}: no permission to write")
+    run, found = _open(options)
     data = run.data()
     task, validation, test = run.task(data), run.validation(data), run.test(data)
     check_seed(options.seed)
@@ -57,10 +52,10 @@ def perform(options: Namespace) -> Result:
     before = evaluate(net, test, task)
     train(net, "retrain")
     after = evaluate(net, test, task)
-    compared = {}
-    for title, other in (_others(net, run, options.seed) if options.compare else {}).items():
+    others = _others(net, run, options.seed) if options.compare else {}
+    for title, other in others.items():
         train(other, title)
-        compared[title] = evaluate(other, test, task)
+    compared = {title: evaluate(other, test, task) for title, other in others.items()}
     name, untouched = score_trivial(test, task)
     classical = task.baselines(data.train, validation, test)
 
@@ -83,6 +78,17 @@ def perform(options: Namespace) -> Result:
         replacing_folder(wrote[-1], lambda folder: write_restored(net, test, folder, task.observed_name))
     print(f"wrote {' and '.join(map(str, wrote))}")
     return result
+
+
+def _open(options: Namespace) -> tuple[Run, DagNet]:
+    """The run and its compact network; what would fail after the training is said now."""
+    if options.from_scratch and options.rewind_epoch is not None:
+        raise ValueError("retrain starts from scratch or from a rewound epoch, not both")
+    run = Run.open(options.run)
+    net = load_compact(run)
+    if not os.access(run.folder, os.W_OK):
+        raise ValueError(f"{run.folder}: no permission to write")
+    return run, net
 
 
 def _with_first_weights(net: DagNet, run: Run, options: Namespace) -> DagNet:
