@@ -36,8 +36,9 @@ def compact(
             are zero, for hardware that works in blocks.
         weights_of: take the weights from this network of the same plan instead, an earlier point of the search; the
             function is then another one.
-        tight: if not, nodes that compute nothing stay, and full edges keep all rows and columns between units that are
-            kept, so that they can be trained, and `expand` undoes it.
+        tight: if not, the result is a smaller supernet, of which `nas.param_groups` are again the groups: nodes that
+            compute nothing stay, tied nodes keep the same units, and full edges all rows and columns between units that
+            are kept. `expand` undoes it.
 
     Raises:
         ValueError: ``round_to`` is no size, or ``weights_of`` has another plan.
@@ -48,6 +49,8 @@ def compact(
         raise ValueError(f"round_to must be an integer from 1 to {MAX_SIZE}, got {round_to}")
     net, given = _simplified(net, weights_of, tight)
     alive = find_alive(net).units
+    if not tight:
+        alive = _tied(net, alive)
     kept = _kept(alive)
     nodes = given.named_nodes()
     pieces = {
@@ -66,7 +69,9 @@ def compact(
 
 def kept_units(net: DagNet, *, tight: bool = True) -> dict[str, Tensor]:
     """For every node, "in" and "out" included, which of its units `compact` keeps: boolean masks of shape (units,)."""
-    return _kept(find_alive(simplified(net, tight=tight)).units)
+    net = simplified(net, tight=tight)
+    alive = find_alive(net).units
+    return _kept(alive if tight else _tied(net, alive))
 
 
 def simplified(net: DagNet, *, tight: bool = True) -> DagNet:
@@ -79,6 +84,15 @@ def _simplified(net: DagNet, weights_of: DagNet | None, tight: bool) -> tuple[Da
     folded, _ = fold_constants(net)
     nets = (folded, folded if weights_of is None else weights_of)
     return bypass(*nets) if tight else nets
+
+
+def _tied(net: DagNet, alive: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The masks, but the same for all nodes that are tied to each other: alive in one of them."""
+    roots = {node.name: node.tied or node.name for node in net.plan.nodes} | {INPUT: INPUT}
+    union: dict[str, Tensor] = {}
+    for name, mask in alive.items():
+        union[roots[name]] = union.get(roots[name], torch.zeros_like(mask)) | mask
+    return {name: union[roots[name]] if mask.any() else mask for name, mask in alive.items()}
 
 
 def _kept(alive: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -128,7 +142,7 @@ def _write_edge(whole: Tensor, edge: Edge, weight: Tensor, rows: Tensor, units: 
 def _restrict(node: DagNode, given: DagNode, alive: Tensor, kept: dict[str, Tensor], tight: bool) -> tuple[Node, Tensors]:
     """The plan of ``node`` and the tensors of ``given`` on the units that are kept."""
     plan, target = node.plan, kept[node.plan.name]
-    rows = pick(alive, plan.rows) & active_rows(node, kept)
+    rows = pick(alive, plan.rows) & (active_rows(node, kept) if tight or plan.tied is None else True)
     tensors = {"bias": given.bias[rows]} if plan.bias else {}
     edges = []
     for edge, weight in node.weighted_edges():
@@ -159,8 +173,8 @@ def _restrict(node: DagNode, given: DagNode, alive: Tensor, kept: dict[str, Tens
         units=int(target.sum()),
         edges=tuple(edges),
         skips=tuple(skips),
-        tied=None,
-        whole=False,
+        tied=None if tight else plan.tied,
+        whole=plan.whole and not tight,
         projections=tuple(source for source in plan.projections if f"projections.{source}" in tensors),
         rows=_renumber(rows, plan.rows, target),
         activation="relu" if plan.activation == "right_relu" else plan.activation,
@@ -176,17 +190,22 @@ def _restrict_edge(
     read = edge_reads(edge, weight, len(rows), len(kept)) & rows[:, None] & kept
     if not read.any():
         return None
-    if edge.operation != DEPTHWISE and not tight:
-        read = rows[:, None] & kept
+    if not tight:
+        read = edge_reads(edge, torch.ones_like(weight), len(rows), len(kept)) & rows[:, None] & kept
     put, take = pick(read.any(dim=1), edge.put), pick(read.any(dim=0), edge.take)
     if edge.operation == DEPTHWISE:
         put = take = put & take
-    kernel = side(weight[put]) if edge.kernel else None
+    kernel = None
+    if edge.kernel:
+        kernel = max(side(weight[put]), edge.core or 1 if not tight else 1)
     small = given[put] if edge.operation == DEPTHWISE else given[put][:, take]
     if kernel is not None and edge.kernel is not None:
         rim = (edge.kernel - kernel) // 2
         small = small[..., rim : edge.kernel - rim, rim : edge.kernel - rim]
     cut = {"take": _renumber(take, edge.take, kept), "put": _renumber(put, edge.put, rows)}
+    if not tight:
+        core = edge.core if edge.core and kernel and edge.core < kernel else None
+        return dataclasses.replace(edge, kernel=kernel, core=core, **cut), small
     return dataclasses.replace(edge, kernel=kernel, block=False, core=None, **cut), small
 
 
