@@ -1,19 +1,22 @@
 """Bregman iterations: any torch optimiser acts on a dual variable, and a proximal operator reads off the weights."""
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.optimizer import ParamsT
 
+from nas.groups import ENTRIES, ROWS, WHOLE, Groups, along, unit_norms
 from nas.penalised import (
     RANGES,
     MovedGroups,
     Penalised,
     Range,
+    axes_of,
     check_ranges,
     convex,
     gradient,
@@ -57,6 +60,8 @@ class Bregman(Penalised):
         ValueError: as `Penalised`, or ``rule`` is not a class of torch optimisers.
     """
 
+    _beside_rule: ClassVar[tuple[str, ...]] = ()  # options of a subclass that are not the rule's
+
     def __init__(
         self,
         params: ParamsT,
@@ -71,6 +76,7 @@ class Bregman(Penalised):
         if not isinstance(rule, type) or not issubclass(rule, Optimizer):
             raise ValueError(f"{type(self).__name__}(rule=...) must be a class of torch optimisers, got {rule!r:.80}")
         self._rule_type: Any = rule
+        beside = {name: options.pop(name) for name in self._beside_rule}
         takes_decay = "weight_decay" in inspect.signature(rule).parameters
         decay = {} if takes_decay else {"weight_decay": options.pop("weight_decay", 0.0)}
         self._rule_options = options
@@ -78,7 +84,7 @@ class Bregman(Penalised):
         self._applied: list[tuple[Penalty | LogSum, float]] = []  # what the duals of each group were made with
         self._written: dict[Tensor, tuple[int, int]] = {}  # how each parameter was left, see `_mark`
         own = {"penalty": penalty, "delta": delta, "joint": joint}
-        super().__init__(params, {**self._rule.defaults, **decay, **own})
+        super().__init__(params, {**self._rule.defaults, **decay, **beside, **own})
 
     def _ranges(self) -> dict[str, Range]:
         """The options that we judge; those of a rule are its own matter."""
@@ -230,9 +236,7 @@ class Bregman(Penalised):
             options = tuple(tuple(v) if isinstance(v, list) else v for v in self._options(group).values())
             duals = alike.setdefault(options, [])
             for p in moved:
-                dual = self.state[p]["dual"]
-                if group["weight_decay"] != 0:
-                    dual.add_(p, alpha=-group["lr"] * group["weight_decay"])
+                dual = self._decayed(p, group)
                 dual.grad = _laid_out_like(dual, gradient(p))
                 duals.append(dual)
                 stepped.append((p, dual))
@@ -244,6 +248,13 @@ class Bregman(Penalised):
         for p, dual in stepped:
             dual.grad = None
             self.state[p].update(self._rule.state[dual])
+
+    def _decayed(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        """dual <- dual - lr * weight_decay * p, in place."""
+        dual: Tensor = self.state[p]["dual"]
+        if group["weight_decay"] != 0:
+            dual.add_(p, alpha=-group["lr"] * group["weight_decay"])
+        return dual
 
     def _read_weights(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
         """p <- prox(delta * dual, delta), in place."""
@@ -348,9 +359,26 @@ class LinBreg(Bregman):
 class AdaBreg(Bregman):
     """Bregman iteration with Adam's direction (JMLR 23(192), Algorithm 3).
 
+        mean   <- beta1 * mean + (1 - beta1) * gradient
+        square <- beta2 * square + (1 - beta2) * mean of gradient^2 over what shares a second moment
+        dual   <- dual - lr * (mean / (1 - beta1^t)) / (sqrt(square / (1 - beta2^t)) + eps)
+
     A unit whose gradient keeps its sign wakes after about ``lam / lr`` steps, whatever its size: between 70 and
-    2000 is healthy, below 20 everything wakes at once.
+    2000 is healthy, below 20 everything wakes at once. Plain Adam (a second moment of every entry) divides out how
+    large the gradient of a group is, so that the consistency of signs alone decides what wakes. With one second moment
+    for each tensor, groups of larger gradients wake sooner: after about ``lam / lr * (rms of the gradient over the
+    tensor) / (rms over the group)`` steps.
+
+    Options besides those of `Bregman`:
+        second_moment: what shares one second moment.
+            "entry": nothing, each entry has its own: Adam (fused).
+            "tensor": each tensor, also within joint units.
+            "group": each group of the penalty (entries under `Zero` and `L1`, the middle of a `nas.Rim` by entries
+                too), or each joint unit, over all its tensors that have a gradient, whatever the penalty.
+            If it is changed on the way, and so the number of second moments, they go on from their mean.
     """
+
+    _beside_rule = ("second_moment",)
 
     def __init__(
         self,
@@ -363,17 +391,92 @@ class AdaBreg(Bregman):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        second_moment: Literal["entry", "group", "tensor"] = "entry",
         fused: bool = True,
     ) -> None:
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": fused}
-        super().__init__(params, Adam, penalty=penalty, delta=delta, joint=joint, **options)
+        own = {"penalty": penalty, "delta": delta, "joint": joint, "second_moment": second_moment}
+        super().__init__(params, Adam, **own, **options)  # type: ignore[arg-type]
 
     def _ranges(self) -> dict[str, Range]:
         return RANGES
 
+    def expected_direction(self, p: Tensor) -> Tensor:
+        """The gradient divided by its root mean square over what shares a second moment; ones without a gradient, and
+        where each entry has its own."""
+        group = next(group for group in self.param_groups if any(p is q for q in group["params"]))
+        groups = _sharing(group)
+        if groups == ENTRIES or p.grad is None:
+            return super().expected_direction(p)
+        moved = [q for q in group["params"] if q.grad is not None]
+        grads = [gradient(q).to(state_dtype(q)) for q in moved]
+        [(g, rms)] = [(g, rms) for q, g, rms in zip(moved, grads, _rms(group, grads), strict=True) if q is p]
+        return torch.where(rms > 0, groups.cut(g) / rms, 0.0).reshape(p.shape)
+
+    def _restored(self) -> None:
+        for group in self.param_groups:
+            group.setdefault("second_moment", "entry")  # of a file older than this option
+        super()._restored()
+
+    def _step_duals(self, groups: MovedGroups) -> None:
+        by_entry = [(group, moved) for group, moved in groups if _sharing(group) == ENTRIES]
+        for _, moved in by_entry:
+            for p in moved:
+                dual = self.state[p]["dual"]
+                _fit_second_moment(self._rule.state[dual], dual)
+        if by_entry:
+            super()._step_duals(by_entry)
+        for group, moved in groups:
+            if _sharing(group) != ENTRIES:
+                self._step_sharing(group, moved)
+
+    def _step_sharing(self, group: dict[str, Any], moved: Sequence[Tensor]) -> None:
+        """The step of a parameter group in which entries share second moments; see the equations of the class."""
+        beta1, beta2 = group["betas"]
+        cut = _sharing(group).cut
+        grads = [gradient(p).to(state_dtype(p)) for p in moved]
+        for p, g, rms in zip(moved, grads, _rms(group, grads), strict=True):
+            dual = self._decayed(p, group)
+            state = self._rule.state[dual]
+            if not state:
+                count = torch.zeros((), dtype=torch.float32, device=dual.device)
+                state.update(step=count, exp_avg=torch.zeros_like(dual), exp_avg_sq=torch.zeros_like(rms))
+            _fit_second_moment(state, rms)
+            t = state["step"].add_(1).item()
+            mean = state["exp_avg"].lerp_(g, 1 - beta1)
+            square = state["exp_avg_sq"].mul_(beta2).addcmul_(rms, rms, value=1 - beta2)
+            scale = square.div(1 - beta2**t).sqrt_().add_(group["eps"]).mul_(1 - beta1**t)
+            cut(dual).addcdiv_(cut(mean), scale, value=-group["lr"])
+            self.state[p].update(state)
+
 
 def _made_with(group: dict[str, Any]) -> tuple[Penalty | LogSum, float]:
     return group["penalty"], group["delta"]
+
+
+def _sharing(group: Mapping[str, Any]) -> Groups:
+    """The entries that share one second moment; rows stand for joint units."""
+    if group["second_moment"] == "group":
+        return ROWS if group["joint"] else groups_of(group["penalty"])
+    return WHOLE if group["second_moment"] == "tensor" else ENTRIES
+
+
+def _rms(group: Mapping[str, Any], grads: Sequence[Tensor]) -> list[Tensor]:
+    """Root mean square over what shares a second moment, broadcastable to the cut of each gradient of the group."""
+    if group["second_moment"] != "group" or not group["joint"]:
+        return [_sharing(group).rms(g) for g in grads]
+    all_axes = axes_of(group["joint"], len(group["params"])) or ()
+    axes = [axis for p, axis in zip(group["params"], all_axes, strict=True) if p.grad is not None]
+    size = sum(g.numel() // max(1, g.shape[axis]) for g, axis in zip(grads, axes, strict=True))
+    units = unit_norms(grads, axes) / math.sqrt(max(1, size))
+    return [along(units, g, axis) for g, axis in zip(grads, axes, strict=True)]
+
+
+def _fit_second_moment(state: dict[str, Any], like: Tensor) -> None:
+    """Let second moments of another number go on from their mean."""
+    square = state.get("exp_avg_sq")
+    if square is not None and square.shape != like.shape:
+        state["exp_avg_sq"] = torch.full_like(like, square.mean(), dtype=square.dtype)
 
 
 def _mark(p: Tensor) -> tuple[int, int]:

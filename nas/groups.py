@@ -61,6 +61,10 @@ class Groups:
         norms: Tensor = torch.linalg.vector_norm(view, dim=self._axes(view), keepdim=True)
         return norms
 
+    def rms(self, weight: Tensor) -> Tensor:
+        """Root mean square of each group, broadcastable to ``cut(weight)``; magnitudes in no group."""
+        return self.norms(weight) / math.sqrt(max(1, self.size(weight)))
+
     def means(self, weight: Tensor) -> Tensor:
         """Mean magnitude of each group, broadcastable to ``cut(weight)``."""
         self.check(weight)
@@ -154,6 +158,10 @@ class Rim(Groups):
     def norms(self, weight: Tensor) -> Tensor:
         """Euclidean norm of each rim, broadcastable to ``weight``."""
         return super().norms(self._rim(weight))
+
+    def rms(self, weight: Tensor) -> Tensor:
+        """Root mean square of the rim of each entry, and the magnitudes of the middle; shaped like ``weight``."""
+        return self.spread(super().rms(weight), weight, rest=weight.abs())
 
     def means(self, weight: Tensor) -> Tensor:
         """Mean magnitude of each rim, broadcastable to ``weight``."""

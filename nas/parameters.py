@@ -227,7 +227,8 @@ def describe(groups: Sequence[Mapping[str, Any]]) -> str:
 
     Returns:
         One line per group: name, penalty, number of groups of the penalty x entries of one, lam, lr, and the entry
-        time: the number of steps after which the first sleeping groups can wake under AdaBreg.
+        time: the number of steps after which the first sleeping groups can wake under AdaBreg (each entry with a second
+        moment of its own).
     """
     lines = [("name", "penalty", "groups x entries", "lam", "lr", "entry time")]
     for k, group in enumerate(groups):

@@ -29,6 +29,7 @@ RANGES: dict[str, Range] = {
     "betas": (lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v), "two numbers in [0, 1)"),
     "eps": (lambda v: 0 <= v < math.inf, "a finite number >= 0"),
     "weight_decay": (lambda v: 0 <= v < math.inf, "a finite number >= 0"),
+    "second_moment": (lambda v: v in ("entry", "group", "tensor"), "'entry', 'group' or 'tensor'"),
     "averaging": (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
     "time": (lambda v: 0 < v < math.inf, "a finite number > 0"),
     "weight_time": (lambda v: 0 < v < math.inf, "a finite number > 0"),

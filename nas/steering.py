@@ -40,7 +40,8 @@ def entry_times(optimizer: Bregman) -> dict[str, Tensor]:
     It wakes when the gauge of its subgradient exceeds 1 (`nas.penalties.Penalty`). While the weights hardly change the
     dual moves by lr times the direction of the optimiser per step: lam / lr steps under AdaBreg, whose direction is
     about 1 in every entry, and lam / (lr * rms of the gradient) under LinBreg, which needs the gradients of a
-    backward pass.
+    backward pass. So does AdaBreg with second moments of tensors, lam / lr * rms over the tensor / rms over the group,
+    and of groups; without gradients it counts as if each entry had its own.
 
     Returns:
         By the name of the parameter group a vector of steps, one entry per sleeping group; inf where nothing moves.
@@ -63,7 +64,7 @@ def check_entry_times(optimizer: Bregman, steps: float) -> None:
     """Refuse a lam with which everything wakes at once, or nothing within the run.
 
     Args:
-        optimizer: before its first step; for LinBreg after a backward pass.
+        optimizer: before its first step; for LinBreg, and AdaBreg with shared second moments, after a backward pass.
         steps: length of the run; infinite if it is not known.
 
     Raises:

@@ -79,6 +79,8 @@ KINDS: dict[str, Any] = {
     "LinBreg": partial(LinBreg, lr=0.1),
     "LinBreg with momentum": partial(LinBreg, lr=0.1, momentum=0.9),
     "AdaBreg": partial(AdaBreg, lr=0.01),
+    "AdaBreg by tensors": partial(AdaBreg, lr=0.01, second_moment="tensor"),
+    "AdaBreg by groups": partial(AdaBreg, lr=0.01, second_moment="group"),
     **OTHERS,
 }
 PARENTS = {  # what an optimiser is without penalty
@@ -89,7 +91,12 @@ PARENTS = {  # what an optimiser is without penalty
     "ProxSGD": partial(SGD, lr=0.1),
     "SplitLBI": partial(SGD, lr=0.1, momentum=0.9),
 }
-COUSINS = {"LinBreg with momentum": partial(SGD, lr=0.1, momentum=0.9), "XRDA": partial(SGD, lr=0.1)}
+COUSINS = {
+    "LinBreg with momentum": partial(SGD, lr=0.1, momentum=0.9),
+    "AdaBreg by tensors": partial(Adam, lr=0.01),
+    "AdaBreg by groups": partial(Adam, lr=0.01),
+    "XRDA": partial(SGD, lr=0.1),
+}
 PENALTY = GroupLasso(0.01, ROWS)
 LOG_SUM = LogSum(1e-5, groups=ROWS)
 
