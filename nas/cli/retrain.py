@@ -13,6 +13,7 @@ from nas.cli.shared import Result, load_compact, make_run_parser, save
 from nas.files import replacing_folder
 from nas.models.dag import DagNet
 from nas.search.config import check_seed
+from nas.search.path import Choice
 from nas.search.restoration import Restoration
 from nas.search.retrain import retrain, rewound, same_size
 from nas.search.run import COMPACT, PICTURES, RETRAINED, Run
@@ -98,7 +99,7 @@ def _with_first_weights(net: DagNet, run: Run, options: Namespace) -> DagNet:
         return DagNet(net.plan)
     if options.rewind_epoch is not None:
         found = read_record(run.folder / COMPACT / "certificate.json").epoch
-        early = run.choose(options.rewind_epoch).snapshot.epoch
+        early = run.choose(Choice(epoch=options.rewind_epoch)).snapshot.epoch
         return rewound(run.supernet(found), run.supernet(early), seed=options.seed)
     return net
 

@@ -13,7 +13,7 @@ from nas.analysis.draw import draw
 from nas.analysis.graph_files import write_graph
 from nas.analysis.structure import Structure, structure
 from nas.analysis.topology import LEVELS, topology
-from nas.cli.shared import CONSTANT, Result, make_run_parser, sizes
+from nas.cli.shared import CONSTANT, Result, add_choice, choice, make_run_parser, sizes
 from nas.models.compact import compact
 from nas.search.path import Point, births, deaths
 from nas.search.run import DRAWINGS, Run
@@ -25,14 +25,14 @@ def parser() -> ArgumentParser:
     parser = make_run_parser(
         "Show what is alive; write topology.svg, .json and .graphml and growth.svg into the run folder."
     )
-    parser.add_argument("--epoch", type=int, help="epoch to show (default: the one that the search picked)")
+    add_choice(parser)
     parser.add_argument("--level", choices=LEVELS, default="node", help="draw nodes, or every unit")
     return parser
 
 
 def perform(options: Namespace) -> Result:
     run = Run.open(options.run)
-    chosen, points = run.choose(options.epoch), run.points()
+    chosen, points = run.choose(choice(options)), run.points()
     net = run.supernet(chosen.snapshot.epoch)
     history = points[: chosen.snapshot.epoch + 1]
     born, died = births(history), deaths(history)
@@ -70,9 +70,8 @@ def _draw(run: Run, graph: nx.DiGraph, points: Sequence[Point], chosen: Point) -
 
 def _print_nodes(units: Mapping[str, int], chosen: Point, born: Ages, died: Ages) -> None:
     print(f"{'node':<8}{'alive':>12}{'born first':>12}{'born last':>12}{'died':>12}")
-    for name, total in units.items():
-        ages = born.get(name, {}).values()
-        alive = len(chosen.snapshot.units.get(name, range(total)))
+    for name, found in chosen.snapshot.units.items():
+        ages, total, alive = born.get(name, {}).values(), units[name], len(found)
         lived = f"{min(ages, default='-'):>12}{max(ages, default='-'):>12}{len(died.get(name, {})):>12}"
         print(f"{name:<8}{f'{alive} / {total}':>12}{lived}")
 
