@@ -169,6 +169,19 @@ def deaths(points: Iterable[Point]) -> dict[str, dict[int, int]]:
     return died
 
 
+def kernel_history(points: Iterable[Point]) -> dict[tuple[str, str], list[tuple[int, int]]]:
+    """For every operation that is alive at the last point the sides of its kernel with the epochs since which it has
+    had them, by (`nas.models.Edge.key`, target)."""
+    histories: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for point in points:
+        before = histories
+        histories = {}
+        for arc, side in point.snapshot.kernels.items():
+            known = before.get(arc, [])
+            histories[arc] = known if known and known[-1][1] == side else [*known, (point.snapshot.epoch, side)]
+    return histories
+
+
 def save_sparse(net: nn.Module, file: Path) -> None:
     """Write the non-zero rows (slices along the first axis) of every tensor of ``net``; lossless."""
     tensors = {}

@@ -257,8 +257,7 @@ class Search:
         net = fitted(self.run.supernet(self._larger(size).snapshot.epoch), fit)
         probe = [torch.cat(each) for each in zip(*islice(self.batches(0), PROBE), strict=True)]
         rank_by = None if config.price == NONE else config.price
-        for net in thin_out(net, size, fit, self.task.loss, (probe[0], probe[1]), rank_by=rank_by):
-            pass
+        net = thin_out(net, size, fit, self.task.loss, (probe[0], probe[1]), rank_by=rank_by)
         net = fitted(net, lambda inner: train(inner, config.refit, config.steps, REFIT_LR))
         point = self._measure(snapshot(net, epoch), net, time.perf_counter() - began)
         self._record(point, net)

@@ -14,7 +14,9 @@ MEGAPIXEL = 1e6
 
 
 def parser() -> ArgumentParser:
-    return make_run_parser("The networks of a search, from the smallest to the largest, with what they cost and are worth.")
+    return make_run_parser(
+        "The networks of a search, from the smallest to the largest, with what they cost and are worth."
+    )
 
 
 def perform(options: Namespace) -> Result:
