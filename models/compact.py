@@ -5,14 +5,13 @@ import dataclasses
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nas.models.alive import active_rows, edge_reads, find_alive, pick, side
 from nas.models.bypass import bypass
 from nas.models.dag import DagNet, DagNode
 from nas.models.fold import fold_constants
-from nas.models.plan import DEPTHWISE, INPUT, MAX_SIZE, OUTPUT, Edge, Indices, Node, Skip
+from nas.models.plan import DEPTHWISE, INPUT, MAX_SIZE, OUTPUT, Edge, Indices, Node, Plan
 
 Tensors = dict[str, Tensor]
 
@@ -46,19 +45,11 @@ def compact(net: DagNet, *, round_to: int = 1, weights_of: DagNet | None = None,
     if not 1 <= round_to <= MAX_SIZE:
         raise ValueError(f"round_to must be an integer from 1 to {MAX_SIZE}, got {round_to}")
     net, given = _simplified(net, weights_of, tight)
-    alive = find_alive(net).units
-    if not tight:
-        alive = _tied(net, alive)
-    kept = _kept(alive)
-    nodes = given.named_nodes()
-    pieces = {
-        name: _restrict(node, nodes[name], alive[name], kept, tight)
-        for name, node in net.named_nodes().items()
-        if kept[name].any()
-    }
+    alive = _alive(net, tight)
+    kept, pieces = _kept(alive), _pieces(net, given, alive, tight)
     if round_to > 1:
         pieces = _rounded(pieces, {name: int(mask.sum()) for name, mask in kept.items()}, round_to)
-    small = DagNet(dataclasses.replace(net.plan, nodes=tuple(node for node, _ in pieces.values())))
+    small = DagNet(_with_nodes(net.plan, pieces))
     parameter = next(net.parameters())
     small.to(device=parameter.device, dtype=parameter.dtype)
     small.load_state_dict({f"nodes.{name}.{key}": t for name, (_, ts) in pieces.items() for key, t in ts.items()})
@@ -67,9 +58,17 @@ def compact(net: DagNet, *, round_to: int = 1, weights_of: DagNet | None = None,
 
 def kept_units(net: DagNet, *, tight: bool = True) -> dict[str, Tensor]:
     """For every node, "in" and "out" included, which of its units `compact` keeps: boolean masks of shape (units,)."""
-    net = simplified(net, tight=tight)
-    alive = find_alive(net).units
-    return _kept(alive if tight else _tied(net, alive))
+    return _kept(_alive(simplified(net, tight=tight), tight))
+
+
+@torch.no_grad()
+def alive_plan(net: DagNet) -> Plan:
+    """The plan of ``compact(net)``, but for what would be folded or read through: cheap enough to ask often."""
+    return _with_nodes(net.plan, _pieces(net, net, _alive(net, tight=True), tight=True))
+
+
+def _with_nodes(plan: Plan, pieces: Mapping[str, tuple[Node, Tensors]]) -> Plan:
+    return dataclasses.replace(plan, nodes=tuple(node for node, _ in pieces.values()))
 
 
 def simplified(net: DagNet, *, tight: bool = True) -> DagNet:
@@ -93,8 +92,23 @@ def _tied(net: DagNet, alive: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: union[roots[name]] if mask.any() else mask for name, mask in alive.items()}
 
 
+def _alive(net: DagNet, tight: bool) -> dict[str, Tensor]:
+    alive = find_alive(net).units
+    return alive if tight else _tied(net, alive)
+
+
 def _kept(alive: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**alive, INPUT: torch.ones_like(alive[INPUT]), OUTPUT: torch.ones_like(alive[OUTPUT])}
+
+
+def _pieces(net: DagNet, given: DagNet, alive: dict[str, Tensor], tight: bool) -> dict[str, tuple[Node, Tensors]]:
+    """For every node that is left its plan, and its tensors, which are those of the network ``given``."""
+    kept, nodes = _kept(alive), given.named_nodes()
+    return {
+        name: _restrict(node, nodes[name], alive[name], kept, tight)
+        for name, node in net.named_nodes().items()
+        if kept[name].any()
+    }
 
 
 @torch.no_grad()

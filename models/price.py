@@ -6,7 +6,6 @@ from statistics import fmean
 from typing import Literal
 
 from nas.models.plan import Node, Plan
-from nas.parts import Part
 
 Currency = Literal["params", "flops"]
 CURRENCIES = ("params", "flops")
@@ -50,7 +49,7 @@ def prices(plan: Plan, currency: Currency) -> dict[str, float]:
     found = {**units, "gates": _each(plan, 0, currency)}
     for node in plan.nodes:
         if node.whole:
-            found[f"{node.name}.whole"] = _for_it_alone(plan, node, currency)
+            found[f"{node.name}.whole"] = _for_it_alone(_at_cores(plan), node, currency)
         each = _each(plan, node.level, currency)
         for source in node.projections:
             found[f"{node.name}.projections.{source}"] = each * node.units * plan.units[source]
@@ -62,18 +61,6 @@ def prices(plan: Plan, currency: Currency) -> dict[str, float]:
             elif edge.core is not None:
                 found[name] = weights * (1 - (edge.core / shape[-1]) ** 2) / ((shape[-1] - edge.core) // 2)
     return {name: min(max(math.sqrt(each / mean), CHEAPEST), DEAREST) for name, each in found.items()}
-
-
-def price(part: Part, plan: Plan, currency: Currency) -> float:
-    """What a network of this plan costs less without a part of it (`nas.parts.active_parts`), in the currency."""
-    nodes = {node.name: node for node in plan.nodes}
-    node = nodes.get(part.name.split(".")[0])
-    if node is None:  # a gate
-        return part.size * _each(plan, 0, currency)
-    if part.name != node.name:
-        return part.size * _each(plan, node.level, currency)
-    alone = _for_it_alone(plan, node, currency) if part.units == node.num_rows else 0.0
-    return part.units * _of_unit(plan, node, currency) + alone
 
 
 def _each(plan: Plan, level: int, currency: Currency) -> float:
@@ -90,13 +77,21 @@ def _of_unit(plan: Plan, node: Node, currency: Currency) -> float:
 
 
 def _for_it_alone(plan: Plan, node: Node, currency: Currency) -> float:
-    """What the edges into nodes that only this one reads cost, kernels that grow at their cores."""
+    """What the edges into nodes that only this one reads cost."""
     readers = [(link.source, each.name) for each in plan.nodes for link in (*each.edges, *each.skips)]
     alone = [
-        each for each in plan.nodes if {reader for source, reader in readers if source == each.name} == {node.name}
+        each
+        for each in plan.nodes
+        if not each.searched and {reader for source, reader in readers if source == each.name} == {node.name}
     ]
-    cores = [
-        replace(edge, kernel=edge.core or edge.kernel).shape(each.num_rows, plan.units[edge.source])
-        for each in alone if not each.searched for edge in each.edges
-    ]  # fmt: skip
-    return sum(map(math.prod, cores)) * _each(plan, node.level, currency)
+    shapes = [edge.shape(each.num_rows, plan.units[edge.source]) for each in alone for edge in each.edges]
+    return sum(map(math.prod, shapes)) * _each(plan, node.level, currency)
+
+
+def _at_cores(plan: Plan) -> Plan:
+    """The plan before any kernel has grown."""
+    nodes = (
+        replace(node, edges=tuple(replace(edge, kernel=edge.core or edge.kernel, core=None) for edge in node.edges))
+        for node in plan.nodes
+    )
+    return replace(plan, nodes=tuple(nodes))

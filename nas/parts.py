@@ -19,18 +19,11 @@ class Part:
 
     Attributes:
         name: of its parameter group.
-        units: number of joint units in it; 0 where a group is of one tensor.
         masks: for each tensor that it has entries in a boolean mask of these.
     """
 
     name: str
-    units: int
     masks: tuple[tuple[Tensor, Tensor], ...]
-
-    @property
-    def size(self) -> int:
-        """Number of its entries."""
-        return sum(int(mask.sum()) for _, mask in self.masks)
 
     @torch.no_grad()
     def remove(self) -> None:
@@ -61,9 +54,8 @@ def active_parts(param_groups: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
             for index in active.flatten().nonzero()[:, 0]:
                 chosen = torch.zeros_like(active).flatten().index_fill(0, index, True).reshape(active.shape)
                 mask = groups.spread(chosen, joined, rest=False)
-                units = int(mask.any(dim=1).sum()) if joint else 0
                 pieces = zip(members, unseen(mask, members, joint), strict=True)
-                yield Part(name, units, tuple((p, piece) for p, piece in pieces if piece.any()))
+                yield Part(name, tuple((p, piece) for p, piece in pieces if piece.any()))
 
 
 def levels(penalty: Any) -> list[Groups]:

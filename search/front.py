@@ -4,20 +4,22 @@ Growth overshoots: what was useful early stays although it is superfluous later.
 measurement, a few at a time, and the rest is fitted in between.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nas.models.compact import compact, expand, kept_units
+from nas.models.compact import alive_plan, compact, expand, kept_units
 from nas.models.dag import DagNet
-from nas.models.price import Currency, price, total
+from nas.models.price import Currency, total
 from nas.parameters import param_groups
 from nas.parts import Part, active_parts
 from nas.search.loop import LossFunction
 
 SHARE = 0.12  # of what a network costs, removed between two fits
+OVERSHOOT = 0.04  # by what part a network may be smaller than it was to be
+FREE = 1e-3  # the least price
 
 Pair = tuple[Tensor, Tensor]
 
@@ -86,36 +88,50 @@ def thin_out(
     """
     while (cost := total(compact(net).plan, currency)) > size:
         inner = Inner.of(net)
-        ranked = _by_loss_per_price(inner.net, loss_fn, probe, currency, rank_by)
+        ranked = _least_missed_first(inner.net, loss_fn, probe, rank_by)
         if not ranked:
             raise ValueError(
-                f"the smallest network of this search costs {cost:,.0f} ({currency}), more than {size:,.0f}"
+                f"what is left costs {cost:,.0f} ({currency}), and none of it can go; {size:,.0f} is too small"
             )
-        _remove(ranked, min(cost - size, share * cost))
+        _remove(inner.net, ranked, max(size, (1 - share) * cost), currency)
         net = fitted(inner.within(net), fit)
     return net
 
 
-def _remove(ranked: Sequence[tuple[Part, float]], budget: float) -> None:
-    """Remove parts, in this order, until they save the budget; leave out those that save far more."""
-    fitting = [(part, saved) for part, saved in ranked if saved <= 2 * budget]
-    for part, saved in fitting or [min(ranked, key=lambda each: each[1])]:
-        if budget > 0:
-            part.remove()
-            budget -= saved
-
-
 @torch.no_grad()
-def _by_loss_per_price(
-    net: DagNet, loss_fn: LossFunction, probe: Pair, currency: Currency, rank_by: Currency | None
-) -> list[tuple[Part, float]]:
-    """The parts with what each saves in ``currency``, the least missed first."""
+def _least_missed_first(net: DagNet, loss_fn: LossFunction, probe: Pair, rank_by: Currency | None) -> list[Part]:
+    """The parts by their losses per price."""
     x, y = probe
-    whole = float(loss_fn(net(x), y))
+
+    def measured() -> tuple[float, float]:
+        return float(loss_fn(net(x), y)), 0.0 if rank_by is None else total(alive_plan(net), rank_by)
+
+    loss, cost = measured()
     ranked = []
-    for part in active_parts(param_groups(net, lam=1.0, lr=1.0)):
+    for part in _parts(net):
         with part.removed():
-            loss = float(loss_fn(net(x), y)) - whole
-        per = 1.0 if rank_by is None else max(price(part, net.plan, rank_by), 1e-9)
-        ranked.append((loss / per, part, price(part, net.plan, currency)))
-    return [(part, saved) for _, part, saved in sorted(ranked, key=lambda each: each[0])]
+            without, left = measured()
+        price = 1.0 if rank_by is None else max(cost - left, FREE)
+        ranked.append(((without - loss) / price, part))
+    return [part for _, part in sorted(ranked, key=lambda each: each[0])]
+
+
+def _parts(net: DagNet) -> Iterator[Part]:
+    """Everything that can go."""
+    has_units = any(p.ndim > 1 for members in net.unit_parameters().values() for p in members)
+    return active_parts(param_groups(net, lam=1.0, lr=1.0)) if has_units else iter(())
+
+
+def _remove(net: DagNet, ranked: Sequence[Part], goal: float, currency: Currency) -> None:
+    """Remove parts, in this order, until the network costs ``goal``; leave out those that would lead far below it."""
+    lowest = (1 - OVERSHOOT) * goal
+    costs: dict[Part, float] = {}
+    for part in ranked:
+        if total(alive_plan(net), currency) <= goal:
+            return
+        with part.removed():
+            costs[part] = total(alive_plan(net), currency)
+        if costs[part] >= lowest:
+            part.remove()
+    if total(alive_plan(net), currency) > goal:  # no part is so small
+        max(costs, key=lambda part: costs[part]).remove()

@@ -1,0 +1,138 @@
+"""What networks cost, what their parts save, and networks of chosen sizes."""
+
+from math import prod
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nas import param_groups, sparse_start
+from nas.analysis.cost import SIDE, cost
+from nas.models import compact, conv_skip_autoencoder, dense_conv, mixed_autoencoder, mlp, separable_autoencoder
+from nas.models.compact import alive_plan
+from nas.models.price import prices, total
+from nas.parts import active_parts
+from nas.search.front import Inner, thin_out
+
+RECIPES = {
+    "separable": lambda: separable_autoencoder(depth=3, width=6, hidden=8, kernel=5),
+    "levels": lambda: separable_autoencoder(depth=3, width=[6, 8], hidden=8, kernel=5, levels=1),
+    "mixed": lambda: mixed_autoencoder(depth=3, width=6, kernel=5),
+    "gates": lambda: conv_skip_autoencoder(depth=3, width=6),
+    "U-Net": lambda: conv_skip_autoencoder(depth=3, width=[4, 6, 4], levels=1, projections=True),
+    "blocks": lambda: dense_conv(depth=2, growth=5, residual=True),
+}
+
+
+def alive(recipe, seed=0):
+    """A network in which every group is alive."""
+    torch.manual_seed(seed)
+    net = RECIPES[recipe]()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(0.3 * torch.randn(p.shape) / max(1, prod(p.shape[1:])) ** 0.5)
+    return net
+
+
+@pytest.fixture
+def probe():
+    x = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    return x + 0.1, x
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_totals_are_what_is_counted(recipe):
+    net = alive(recipe)
+    assert total(net.plan, "params") == sum(p.numel() for p in net.parameters())
+    assert 2 * total(net.plan, "flops") * SIDE**2 == pytest.approx(cost(net).flops)
+
+
+def test_multiply_adds_of_vectors():
+    assert total(mlp(3, widths=(5,), outputs=2, patch=None).plan, "flops") == 3 * 5 + 5 * 2
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_plan_of_what_is_alive(recipe):
+    """It has what the compact network has, but for gates of nodes that compute nothing."""
+    net = alive(recipe)
+    for part in list(active_parts(param_groups(net, lam=1.0, lr=1.0)))[::3]:
+        with part.removed():
+            plan, compacted = alive_plan(net), compact(net).plan
+        assert 0 <= plan.num_params - compacted.num_params <= 2
+        assert total(plan, "flops") == total(compacted, "flops")
+    assert alive_plan(net) == compact(net).plan
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_group_is_a_part(recipe):
+    net = alive(recipe)
+    groups = param_groups(net, lam=1.0, lr=1.0)
+    penalised = [p for group in groups if group["name"] != "free" for _, p in group["params"]]
+    for part in active_parts(groups):
+        part.remove()
+    cores = {id(p): core for p, core in net.growing_parameters().values()}
+    for p in penalised:
+        assert int(p.count_nonzero()) == (p.shape[0] * cores[id(p)] ** 2 if id(p) in cores else 0)
+    assert not list(active_parts(groups))
+
+
+def test_prices_are_relative_to_the_mean_unit():
+    plan = separable_autoencoder(depth=2, width=4, hidden=10, kernel=5).plan
+    trunk = 4 * 9 + 2 * (10 + 10 + 25) + 4 * 9  # stem, two blocks with their depthwise kernels, out
+    hidden = 4 + 1 + 4
+    mean = (4 * trunk + 20 * hidden) / 24
+    found = prices(plan, "params")
+    assert found["t0"] == pytest.approx(min(2.0, (trunk / mean) ** 0.5))
+    assert found["h1"] == pytest.approx(max(0.5, (hidden / mean) ** 0.5))
+    assert found["h1.whole"] == pytest.approx((4 * 9 / mean) ** 0.5)
+    assert found["d1.edges.t0_depthwise"] == pytest.approx((4 * (25 - 9) / mean) ** 0.5)
+    assert found["gates"] == 0.5
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_is_inside_is_a_smaller_supernet(recipe, probe):
+    net, (x, _) = alive(recipe), probe
+    sparse_start(net, 0.5, batch=x)
+    inner = Inner.of(net)
+    assert torch.allclose(inner.net(x), net(x), atol=1e-6)
+    assert torch.equal(inner.within(net)(x), net(x)) or torch.allclose(inner.within(net)(x), net(x), atol=1e-6)
+    names = {group["name"] for group in param_groups(inner.net, lam=1.0, lr=1.0)}
+    assert names <= {group["name"] for group in param_groups(net, lam=1.0, lr=1.0)}
+    assert inner.net.plan.num_params >= compact(net).plan.num_params
+
+
+@pytest.mark.parametrize("currency", ["params", "flops"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_thinned_networks_have_the_size(recipe, currency, probe):
+    net = alive(recipe)
+    before, fits = {name: p.clone() for name, p in net.named_parameters()}, []
+    size = 0.4 * total(net.plan, currency)
+    small = thin_out(net, size, lambda inner: fits.append(inner.plan.num_params), F.mse_loss, probe, currency=currency)
+    assert total(compact(small).plan, currency) <= size
+    assert fits == sorted(fits, reverse=True)
+    assert len(fits) >= 3
+    assert small.plan == net.plan
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+
+
+def test_a_size_is_met_within_5_percent(probe):
+    torch.manual_seed(0)
+    net = separable_autoencoder(depth=3, width=12, hidden=24)
+    small = thin_out(net, 1500, lambda inner: None, F.mse_loss, probe)
+    assert 0.95 * 1500 <= compact(small).plan.num_params <= 1500
+
+
+def test_what_is_not_missed_goes_first(probe):
+    net, (x, _) = alive("gates"), probe
+    with torch.no_grad():
+        net.nodes["n2"].edges["n1"][2] *= 1e-6
+        net.nodes["n2"].bias[2] = 1e-9
+    small = thin_out(net, total(net.plan, "params") - 55, lambda inner: None, F.mse_loss, (x, net(x).detach()))
+    assert small.plan == net.plan
+    assert F.mse_loss(small(x), net(x)) < 1e-12
+
+
+def test_a_size_that_nothing_has(probe):
+    net = alive("gates")
+    with pytest.raises(ValueError, match=r"what is left costs 4 \(params\), and none of it can go; 3 is too small"):
+        thin_out(net, 3, lambda inner: None, F.mse_loss, probe)
