@@ -18,21 +18,10 @@ from torch import Tensor
 
 from nas.models import DagNet
 from nas.models.dag import DagNode
-from nas.search.surgery import (
-    LEAST_SQUARES,
-    Part,
-    Surgery,
-    Units,
-    change_gate,
-    gates_of,
-    least_squares,
-    nearest,
-    readers_of,
-    rows_of,
-    samples,
-    with_gate,
-)
+from nas.search import surgery
+from nas.search.surgery import Part, Surgery, Units, least_squares, rows_of, samples, take_up
 
+WEAK = 0.5  # a gate below is opened anew
 CURVED = 0.1  # part of the variance of a neuron that no linear function explains; below, it stands for a linear one
 COPY = 0.98  # correlation with a neuron
 MAX_MIRRORED = 10  # neurons of which all 2^n orientations are tried
@@ -45,22 +34,50 @@ def remove(net: DagNet, units: Units, parts: Collection[Part], x: Tensor) -> Dag
         if part.source is not None:
             net = copy.deepcopy(net)
             _mirror(net, net.named_nodes()[part.node], part.source)
-            net = LEAST_SQUARES.remove(net, units, [part], x)
-    return LEAST_SQUARES.remove(net, units, [part for part in parts if part.unit is not None], x)
+            net = surgery.remove(net, units, [part], x)
+    return surgery.remove(net, units, [part for part in parts if part.unit is not None], x)
+
+
+@torch.no_grad()
+def is_closed(net: DagNet, skip: Part) -> bool:
+    """As `nas.search.surgery.is_closed`; also where a gate to a node that is read through edges is below 1/2."""
+    gate = _gates(net.named_nodes()[skip.node]).get(str(skip.source))
+    is_weak = gate is not None and abs(gate) < WEAK and bool(_readers(net, skip.node))
+    return is_weak or surgery.is_closed(net, skip)
 
 
 @torch.no_grad()
 def open_skip(net: DagNet, units: Units, skip: Part, x: Tensor) -> DagNet:
-    """As `nas.search.surgery.open_skip`; where neurons may change places, they take those that the gate asks for."""
-    if not _has_free_places(net, skip):
-        return LEAST_SQUARES.open_skip(net, units, skip, x)
-    candidates, before = [with_gate(net, skip, gate) for gate in (1, -1)], net.states(x)
+    """As `nas.search.surgery.open_skip`, but for gates to nodes that are read through edges.
+
+    These become 1 or -1, whichever changes the output less; training would leave a small one as it is, since neurons
+    say already what it could bring. Readers of the node make up for it (`_arrange`, `take_up`).
+    """
+    name, source = skip.node, str(skip.source)
+    if source not in _gates(net.named_nodes()[name]) or not _readers(net, name):
+        return surgery.open_skip(net, units, skip, x)
+    candidates, before, y = [_with_gate(net, skip, gate) for gate in (1, -1)], net.states(x), net(x)
     for candidate in candidates:
-        _arrange(candidate, skip.node, str(skip.source), before)
-    return nearest(candidates, net, x)
+        if _has_free_places(net, skip):
+            _arrange(candidate, name, source, before)
+        else:
+            take_up(candidate, name, before)
+    return min(candidates, key=lambda each: float((each(x) - y).square().mean()))
 
 
-REWRITES = Surgery(remove, open_skip)
+REWRITES = Surgery(remove, is_closed, open_skip)
+
+
+def _with_gate(net: DagNet, skip: Part, gate: float) -> DagNet:
+    """A copy of a supernet with this gate, for which the gates from the node and from its source make up."""
+    net, source = copy.deepcopy(net), str(skip.source)
+    nodes = net.named_nodes()
+    node = nodes[skip.node]
+    change = gate - _gates(node)[source]
+    node.gates[list(_gates(node)).index(source)] = gate
+    for reader in nodes.values():  # s x_node has gained s change x_source
+        _change_gate(reader, source, -change * _gates(reader).get(skip.node, 0.0))
+    return net
 
 
 def _mirror(net: DagNet, reader: DagNode, source: str) -> None:
@@ -91,14 +108,14 @@ def _mirror(net: DagNet, reader: DagNode, source: str) -> None:
 def _can_be_mirrored(net: DagNet, name: str) -> bool:
     """Whether the nodes that read this one do so through edges, which bring them all that it reads, too."""
     node = net.named_nodes()[name]
-    others = [other for other in net.named_nodes().values() if name in (*gates_of(other), *other.projections)]
-    readers = readers_of(net, name)
+    others = [other for other in net.named_nodes().values() if name in (*_gates(other), *other.projections)]
+    readers = _readers(net, name)
     return node.plan.activation == "relu" and not others and all(set(node.edges) <= set(r.edges) for r in readers)
 
 
 def _mirror_neuron(net: DagNet, name: str, row: int) -> None:
     node = net.named_nodes()[name]
-    for reader in readers_of(net, name):
+    for reader in _readers(net, name):
         c = reader.edges[name][:, rows_of(node)[row]]
         for source, weight in node.edges.items():
             reader.edges[source] += c.outer(weight[row])
@@ -112,12 +129,12 @@ def _has_free_places(net: DagNet, skip: Part) -> bool:
     the node's only one, and the node is read through edges, which are matrices, and neither gates nor projections."""
     nodes = net.named_nodes()
     node, source = nodes[skip.node], str(skip.source)
-    through_gates = any(gates_of(reader).get(skip.node) for reader in nodes.values())
+    through_gates = any(_gates(reader).get(skip.node) for reader in nodes.values())
     through_projections = any(skip.node in reader.projections for reader in nodes.values())
     return (
-        bool(readers_of(net, skip.node))
-        and source in gates_of(node)
-        and not any(gate for each, gate in gates_of(node).items() if each != source)
+        bool(_readers(net, skip.node))
+        and source in _gates(node)
+        and not any(gate for each, gate in _gates(node).items() if each != source)
         and list(node.edges) == [source]
         and node.edges[source].ndim == 2
         and not (node.projections or through_gates or through_projections)
@@ -135,7 +152,7 @@ def _arrange(net: DagNet, name: str, source: str, before: Mapping[str, Tensor]) 
     copy (`_copies`) tell their places themselves, and a gate does what the copies did.
     """
     node = net.named_nodes()[name]
-    gate = gates_of(node)[source]
+    gate = _gates(node)[source]
     x, rows = samples(before[source], net.unit_axis), _own(node, before, net.unit_axis)
     linear = least_squares(x, rows)
     rest = rows - x @ linear[:-1] - linear[-1]
@@ -146,7 +163,7 @@ def _arrange(net: DagNet, name: str, source: str, before: Mapping[str, Tensor]) 
         for tensor in (copied.reader.edges[name], copied.reader.bias):
             tensor[copied.place] = 0
 
-    readers = readers_of(net, name)
+    readers = _readers(net, name)
     target = samples(before[name], net.unit_axis) @ torch.cat([r.edges[name] for r in readers]).double().T
     p, linear, constant = least_squares(torch.cat([rows[:, curved], gate * x], dim=1), target).split(
         [len(curved), x.shape[1], 1]
@@ -179,8 +196,8 @@ def _arrange(net: DagNet, name: str, source: str, before: Mapping[str, Tensor]) 
         slopes = {k: copied.slope for k, copied in copies.items() if copied.reader is reader}
         if slopes:
             factors = [slope / float(scale[chosen.tolist().index(k)]) for k, slope in slopes.items()]
-            change_gate(reader, name, median(factors))  # from 0
-            change_gate(reader, source, -median(factors) * gate)
+            _change_gate(reader, name, median(factors))  # from 0
+            _change_gate(reader, source, -median(factors) * gate)
 
 
 @dataclass(frozen=True)
@@ -196,8 +213,8 @@ class _Copy:
 def _copies(net: DagNet, name: str, z: Tensor, before: Mapping[str, Tensor]) -> dict[int, _Copy]:
     """Of which neurons of a node, with the arguments ``z`` (samples, neurons), there are copies, by their index."""
     found: dict[int, _Copy] = {}
-    for reader in readers_of(net, name):
-        if name in gates_of(reader):
+    for reader in _readers(net, name):
+        if name in _gates(reader):
             own = _own(reader, before, net.unit_axis)
             neurons = torch.cat([z.relu(), (-z).relu()], dim=1)
             correlations = _standardised(neurons).T @ _standardised(own)
@@ -227,5 +244,22 @@ def _orientations(count: int, copies: Mapping[int, _Copy]) -> list[Tensor]:
 
 def _own(node: DagNode, states: Mapping[str, Tensor], axis: int) -> Tensor:
     """What a node without projections puts out but for its gates, as samples."""
-    gated = [gate * states[source] for source, gate in gates_of(node).items()]
+    gated = [gate * states[source] for source, gate in _gates(node).items()]
     return samples(node(states) - sum(gated), axis)
+
+
+def _readers(net: DagNet, name: str) -> list[DagNode]:
+    """The nodes that read this one through edges."""
+    return [reader for reader in net.named_nodes().values() if name in reader.edges]
+
+
+def _gates(node: DagNode) -> dict[str, float]:
+    """The gates by their sources."""
+    return {skip.source: gate for skip, gate in zip(node.plan.skips, node.gates.tolist(), strict=True)}
+
+
+def _change_gate(node: DagNode, source: str, change: float) -> None:
+    """Add to a gate, if there is one from this source."""
+    for k, skip in enumerate(node.plan.skips):
+        if skip.source == source:
+            node.gates[k] += change

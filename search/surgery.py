@@ -1,6 +1,6 @@
-"""Network surgery: parts leave or enter, and what reads them is solved to compute, as nearly as it can, what it did.
+"""Network surgery: parts leave, and what reads them is solved to compute, as nearly as it can, what it did.
 
-All of it is one linear least-squares problem on samples (`_take_up`).
+That is one linear least-squares problem on samples (`take_up`). Skips enter with small weights (`open_skip`).
 """
 
 import copy
@@ -15,8 +15,7 @@ from nas.models.dag import DagNet, DagNode
 
 MAX_SAMPLES = 4096  # on which states are expressed by others
 RIDGE = 1e-9  # keeps that solvable where others say the same
-SMALL = 0.1  # of a skip that is opened where nothing can make up for it
-WEAK = 0.5  # a gate below is opened anew
+SMALL = 0.1  # a gate that is opened; of He's start, where a block or projection is
 
 Units = Mapping[str, Tensor]
 
@@ -60,7 +59,7 @@ def skips_of(net: DagNet) -> list[Part]:
 def remove(net: DagNet, units: Units, parts: Collection[Part], x: Tensor) -> DagNet:
     """A copy of the network whose ``parts`` are zero.
 
-    What units did is expressed, as well as that goes, by the other sources of their readers (`_take_up`).
+    What units did is expressed, as well as that goes, by the other sources of their readers (`take_up`).
 
     Args:
         net, units: as for `parts_of`.
@@ -78,85 +77,50 @@ def remove(net: DagNet, units: Units, parts: Collection[Part], x: Tensor) -> Dag
             before = net.states(x)
             for tensor in (*node.edges.values(), node.bias):
                 tensor[rows] = 0
-            _take_up(net, name, before)
+            take_up(net, name, before)
     return net
 
 
 @torch.no_grad()
 def is_closed(net: DagNet, skip: Part) -> bool:
-    """Whether a skip of a supernet is zero, or a gate below 1/2 to a node that is read through edges."""
-    node, source = net.named_nodes()[skip.node], str(skip.source)
-    if source not in gates_of(node):
-        return not bool(_matrix(node, source).any())
-    gate = abs(gates_of(node)[source])
-    return gate < WEAK if readers_of(net, skip.node) else gate == 0
+    """Whether a skip of a supernet is zero."""
+    return not bool(_weight(net.named_nodes()[skip.node], str(skip.source)).any())
 
 
 @torch.no_grad()
 def open_skip(net: DagNet, units: Units, skip: Part, x: Tensor) -> DagNet:
-    """A copy of a supernet in which this skip is open, and which computes about what it did.
-
-    A gate becomes 1 or -1, whichever changes the output less; training would leave a small one as it is, since units
-    say already what it could bring. Readers of the node make up for it (`_take_up`); where none reads it through an
-    edge, the gate becomes small, and so do projections and blocks.
+    """A copy of a supernet in which this skip is open a little: a gate at 0.1, else weights of a tenth of He's start.
 
     Args:
         net: a network that has the skip and computes all its units.
         units: for every node the indices of the units that are not dead, between which blocks and projections open.
         skip: of the network.
-        x: input on which changes are measured.
+        x: input, for others (`Surgery`).
     """
-    node, source = net.named_nodes()[skip.node], str(skip.source)
-    if source not in gates_of(node):
-        return _with_small_weights(net, units, skip)
-    gates = (1, -1) if readers_of(net, skip.node) else (SMALL,)
-    candidates, before = [with_gate(net, skip, gate) for gate in gates], net.states(x)
-    for candidate in candidates:
-        _take_up(candidate, skip.node, before)
-    return nearest(candidates, net, x)
-
-
-@dataclass(frozen=True)
-class Surgery:
-    """What `nas.search.polish` rewrites networks by: `remove` and `open_skip`, or functions of one's own like these."""
-
-    remove: Callable[[DagNet, Units, Collection[Part], Tensor], DagNet]
-    open_skip: Callable[[DagNet, Units, Part, Tensor], DagNet]
-
-
-LEAST_SQUARES = Surgery(remove, open_skip)
-
-
-def _with_small_weights(net: DagNet, units: Units, skip: Part) -> DagNet:
-    """The skip, a block or projection, with a tenth of He's start."""
     net, source = copy.deepcopy(net), str(skip.source)
-    node = net.named_nodes()[skip.node]
-    weight = _matrix(node, source)
+    weight = _weight(net.named_nodes()[skip.node], source)
+    if not weight.ndim:
+        weight.fill_(SMALL)
+        return net
     chosen = units[skip.node][:, None], units[source]
     drawn = torch.randn(weight[chosen].shape, generator=torch.Generator().manual_seed(0))
     weight[chosen] = SMALL * math.sqrt(2 / drawn[0].numel()) * drawn.to(weight)
     return net
 
 
-def with_gate(net: DagNet, skip: Part, gate: float) -> DagNet:
-    """A copy of a supernet with this gate, for which the gates from the node and from its source make up."""
-    net, source = copy.deepcopy(net), str(skip.source)
-    nodes = net.named_nodes()
-    node = nodes[skip.node]
-    change = gate - gates_of(node)[source]
-    node.gates[list(gates_of(node)).index(source)] = gate
-    for reader in nodes.values():  # s x_node has gained s change x_source
-        change_gate(reader, source, -change * gates_of(reader).get(skip.node, 0.0))
-    return net
+@dataclass(frozen=True)
+class Surgery:
+    """What `nas.search.polish` changes networks by: functions of this module, or others like them."""
+
+    remove: Callable[[DagNet, Units, Collection[Part], Tensor], DagNet] = remove
+    is_closed: Callable[[DagNet, Part], bool] = is_closed
+    open_skip: Callable[[DagNet, Units, Part, Tensor], DagNet] = open_skip
 
 
-def nearest(candidates: Collection[DagNet], net: DagNet, x: Tensor) -> DagNet:
-    """That one whose output is nearest to that of ``net``."""
-    y = net(x)
-    return min(candidates, key=lambda each: float((each(x) - y).square().mean()))
+LEAST_SQUARES = Surgery()
 
 
-def _take_up(net: DagNet, name: str, before: Mapping[str, Tensor]) -> None:
+def take_up(net: DagNet, name: str, before: Mapping[str, Tensor]) -> None:
     """Readers of a node that has changed since ``before`` read what their sources can express of what is missing.
 
     With x the states that a reader reads (through edges of the same form) and r what is missing of the node's, the
@@ -186,35 +150,21 @@ def _take_up(net: DagNet, name: str, before: Mapping[str, Tensor]) -> None:
                 reader.bias.add_(lost.sum(dim=2) @ constant[0])
 
 
-def _matrix(node: DagNode, source: str) -> Tensor:
-    """Of a projection or a block."""
-    matrix: Tensor = (node.projections if source in node.projections else node.edges)[source]
-    return matrix
+def _weight(node: DagNode, source: str) -> Tensor:
+    """Of a skip: its gate, or the matrix of a projection or block; a view."""
+    gates = {skip.source: gate for skip, gate in zip(node.plan.skips, node.gates.detach(), strict=True)}
+    weight: Tensor = (dict(node.edges.items()) | dict(node.projections.items()) | gates)[source]
+    return weight
 
 
 def _zero_skip(node: DagNode, source: str) -> None:
-    change_gate(node, source, -gates_of(node).get(source, 0.0))
+    for k, skip in enumerate(node.plan.skips):
+        if skip.source == source:
+            node.gates[k] = 0
     if source in node.projections:
         node.projections[source].zero_()
     if source in node.edges and len(node.edges) > 1:
         node.edges[source].zero_()
-
-
-def readers_of(net: DagNet, name: str) -> list[DagNode]:
-    """The nodes that read this one through edges."""
-    return [reader for reader in net.named_nodes().values() if name in reader.edges]
-
-
-def gates_of(node: DagNode) -> dict[str, float]:
-    """The gates by their sources."""
-    return {skip.source: gate for skip, gate in zip(node.plan.skips, node.gates.tolist(), strict=True)}
-
-
-def change_gate(node: DagNode, source: str, change: float) -> None:
-    """Add to a gate, if there is one from this source."""
-    for k, skip in enumerate(node.plan.skips):
-        if skip.source == source:
-            node.gates[k] += change
 
 
 def blocks_of(node: DagNode) -> list[str]:

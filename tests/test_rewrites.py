@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from benchmarks.rewrites import REWRITES, open_skip, remove
-from nas.models import compact, conv_skip_autoencoder, dense_mlp, skip_autoencoder
+from benchmarks.rewrites import REWRITES, is_closed, open_skip, remove
+from nas.models import DagNet, Node, Plan, Skip, compact, dense_conv, dense_mlp, skip_autoencoder
 from nas.search.surgery import LEAST_SQUARES, Part, skips_of
 from tests.nets import random_weights, sparse_nets
 from tests.test_polish import polished
@@ -100,9 +100,41 @@ def test_a_gate_opens_with_the_neurons_in_their_places(seed, gate, copied):
     assert compact(opened).plan == compact(net).plan
 
 
+@pytest.mark.parametrize(("value", "closed"), [(0.0, True), (0.4, True), (-0.6, False)])
+def test_weak_gates_count_as_closed_where_readers_can_make_up_for_them(value, closed):
+    net = skip_autoencoder(2, depth=1, patch=None)
+    for node in net.named_nodes().values():
+        torch.nn.init.constant_(node.gates, value)
+    assert is_closed(net, Part("n1", source="in")) is closed
+    assert is_closed(net, Part("out", source="n1")) is (value == 0)
+
+
+def test_a_gate_opens_without_a_change_where_edges_make_up_for_it():
+    """The output reads the node and what the gate brings there."""
+    nodes = Node("n1", 4, {"in": 3}, (Skip("in"),)), Node("out", 4, {"n1": 3, "in": 3})
+    net = random_weights(DagNet(Plan(4, nodes, patch=1)))
+    with torch.no_grad():
+        net.nodes["n1"].gates.zero_()
+    x, other = torch.randn(2, 8, 4, 9, 9, dtype=torch.double)
+    opened = open_skip(net, units_of(net), Part("n1", source="in"), x)
+    assert abs(opened.nodes["n1"].gates.item()) == 1
+    same(opened, net, other)
+
+
+def test_a_gate_opens_without_a_change_where_gates_make_up_for_it():
+    """Only gates read the node, and the input passes it, too."""
+    net = random_weights(skip_autoencoder(4, depth=1, patch=None))
+    with torch.no_grad():
+        net.nodes["out"].edges["n1"].zero_()
+        net.nodes["n1"].gates.zero_()
+    opened = open_skip(net, units_of(net), Part("n1", source="in"), samples(net))
+    assert abs(opened.nodes["n1"].gates.item()) == 1
+    same(opened, net, samples(net), atol=1e-9)
+
+
 def test_elsewhere_it_is_least_squares():
     torch.manual_seed(0)
-    net, x = conv_skip_autoencoder(depth=2, width=4, patch=1), torch.rand(2, 1, 6, 6)
+    net, x = dense_conv(1, depth=2, growth=4), torch.rand(2, 1, 6, 6)
     for name in ("remove", "open_skip"):
         for skip in skips_of(net):
             given = [skip] if name == "remove" else skip

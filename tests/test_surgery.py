@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from nas.models import DagNet, Node, Plan, Skip, compact, conv_skip_autoencoder, dense_mlp, skip_autoencoder
+from nas.models import compact, conv_skip_autoencoder, dense_mlp, skip_autoencoder
 from nas.search.surgery import LEAST_SQUARES, Part, is_closed, open_skip, parts_of, remove, skips_of
-from tests.nets import full, random_weights, sparse_nets
+from tests.nets import random_weights, sparse_nets
 
 
 def units_of(net):
@@ -36,16 +36,12 @@ def test_the_parts_and_skips_of_a_net():
     assert skips_of(net) == [Part("n1", source="in"), Part("out", source="in"), Part("out", source="n1")]
 
 
-@pytest.mark.parametrize(("value", "closed"), [(0.0, True), (0.4, True), (-0.6, False)])
-def test_weak_gates_count_as_closed_where_readers_can_make_up_for_them(value, closed):
+def test_a_skip_is_closed_if_it_is_zero():
     net = skip_autoencoder(2, depth=1, patch=None)
-    for node in net.named_nodes().values():
-        torch.nn.init.constant_(node.gates, value)
-    assert is_closed(net, Part("n1", source="in")) is closed
-    assert is_closed(net, Part("out", source="n1")) is (value == 0)
-
-
-def test_a_block_is_closed_if_it_is_zero():
+    assert all(is_closed(net, skip) for skip in skips_of(net))
+    with torch.no_grad():
+        net.nodes["out"].gates[1] = -0.1
+    assert [is_closed(net, skip) for skip in skips_of(net)] == [True, True, False]
     net = dense_mlp(3, widths=[2], outputs=1)
     assert is_closed(net, Part("out", source="in"))
     torch.nn.init.ones_(net.nodes["out"].edges["in"])
@@ -82,29 +78,7 @@ def test_what_another_source_of_the_readers_says_is_taken_up_from_it():
     same(remove(net, units_of(net), [Part("n1", unit=2)], x), net, x)
 
 
-def test_a_gate_opens_without_a_change_where_edges_make_up_for_it():
-    """The output reads the node and what the gate brings there."""
-    nodes = Node("n1", 4, full({"in": None}), (Skip("in"),)), Node("out", 2, full({"n1": None, "in": None}))
-    net = random_weights(DagNet(Plan(4, nodes)))
-    with torch.no_grad():
-        net.nodes["n1"].gates.zero_()
-    opened = open_skip(net, units_of(net), Part("n1", source="in"), samples(net))
-    assert abs(opened.nodes["n1"].gates.item()) == 1
-    same(opened, net, samples(net, seed=2))
-
-
-def test_a_gate_opens_without_a_change_where_gates_make_up_for_it():
-    """Only gates read the node, and the input passes it, too."""
-    net = random_weights(skip_autoencoder(4, depth=1, patch=None))
-    with torch.no_grad():
-        net.nodes["out"].edges["n1"].zero_()
-        net.nodes["n1"].gates.zero_()
-    opened = open_skip(net, units_of(net), Part("n1", source="in"), samples(net))
-    assert abs(opened.nodes["n1"].gates.item()) == 1
-    same(opened, net, samples(net), atol=1e-9)
-
-
-def test_blocks_projections_and_gates_to_the_output_open_a_little():
+def test_skips_open_a_little():
     net = dense_mlp(3, widths=[2], outputs=1)
     block = open_skip(net, units_of(net), Part("out", source="in"), samples(net).float()).nodes["out"].edges["in"]
     assert 0 < block.abs().max() < 0.5
@@ -131,7 +105,9 @@ def check(surgery, net, x):
     for skip in skips_of(net):
         if not any(node.plan.rows is not None for node in net.named_nodes().values()):
             opened = surgery.open_skip(net, units_of(net), skip, x)
-            assert opened(x).isfinite().all() and (not is_closed(opened, skip) or net.plan.units[skip.node] == 0)
+            assert opened(x).isfinite().all() and (
+                not surgery.is_closed(opened, skip) or net.plan.units[skip.node] == 0
+            )
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 

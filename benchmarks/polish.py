@@ -19,7 +19,7 @@ from nas.models.dag import DagNet
 from nas.search.batches import Batches
 from nas.search.loop import LossFunction
 from nas.search.retrain import retrain
-from nas.search.surgery import LEAST_SQUARES, Part, Surgery, is_closed, parts_of, skips_of
+from nas.search.surgery import LEAST_SQUARES, Part, Surgery, parts_of, skips_of
 
 MORE = 3  # times the steps for the first fit, and for a trial that comes near
 NEAR = 1.7  # a refused trial comes near below this multiple of the best loss
@@ -91,7 +91,7 @@ def polish(
         tolerance: by what part the validation loss may grow, >= 0, over all removals together.
         first_epoch: number of the first epoch that is drawn from ``batches``.
         on_trial: called after each trial with what it led to, and whether that stands.
-        surgery: what removes parts and opens skips.
+        surgery: how parts are removed and skips opened.
 
     Returns:
         The networks from the fitted one to the result, the smallest, after each removal or opening that stands.
@@ -164,12 +164,12 @@ class _Polisher:
         skips = [skip for skip in skips_of(self.supernet) if {skip.node, str(skip.source)} <= nodes]
         to_close = [skip for skip in skips if skip in start.parts and skip not in wanted]
         whole = expand(self.without(start, to_close), start.units, self.supernet)
-        to_open = [skip for skip in skips if skip in wanted and is_closed(whole, skip)]
+        to_open = [skip for skip in skips if skip in wanted and self.surgery.is_closed(whole, skip)]
         if not (to_close or to_open):
             return way
         self.trials_left -= 1
         for skip in to_open:
-            if is_closed(whole, skip):  # it may have been opened with another one
+            if self.surgery.is_closed(whole, skip):  # it may have been opened with another one
                 whole = self.surgery.open_skip(whole, start.units, skip, self.probe[0])
         found, tolerated = self.fit(_compacted(whole), MORE * self.steps), (1 + self.tolerance) * start.loss
         if tolerated < found.loss <= NEAR * start.loss:
