@@ -114,7 +114,7 @@ def test_elsewhere_it_is_least_squares():
 
 
 @settings(max_examples=60)
-@given(sparse_nets())
+@given(sparse_nets(plain=True))
 def test_rewrites_on_random_nets(case):
     check(REWRITES, *case)
 
