@@ -86,7 +86,7 @@ def active_rows(node: DagNode, sources: Mapping[str, Tensor]) -> Tensor:
 
 
 def edge_reads(edge: Edge, weight: Tensor, rows: int, units: int) -> Tensor:
-    """True at (row, unit) where an edge into ``rows`` rows has a non-zero weight (kernel) from one of ``units`` units."""
+    """True at (row, unit) where an edge has a non-zero weight (kernel), into ``rows`` rows from ``units`` units."""
     return dense_weight(edge, reads(weight), rows, units)
 
 

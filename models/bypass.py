@@ -88,9 +88,12 @@ def _read_through(net: DagNet, name: str, skip: Skip, alive: Alive) -> DagNet | 
     for reader, node in nodes.items():
         edges, skips = _edges(node, detour, gate), _skips(node, detour, gate)
         projections = _projections(node, detour, gate)
-        if edges is None or skips is None or skips.keys() & projections.keys():
+        if edges is None or skips is None:
             return None
         pieces[reader] = _node(node, edges, skips, projections)
+        sources = pieces[reader][0].skip_sources
+        if len(set(sources)) < len(sources):
+            return None
     changed = DagNet(replace(net.plan, nodes=tuple(plan for plan, _ in pieces.values())))
     parameter = next(net.parameters())
     changed.to(device=parameter.device, dtype=parameter.dtype)
@@ -104,6 +107,7 @@ def _edges(node: DagNode, detour: _Detour, gate: float) -> dict[str, WeightedEdg
     for edge, weight in node.weighted_edges():
         if (edge.key, node.plan.name) not in detour.alive.kernels:
             continue
+        edge = replace(edge, block=edge.source in node.plan.block_sources)  # the others are beside no edge any more
         if edge.source == detour.name:
             kept, take = detour.taken(edge.take)
             if not kept.any():

@@ -5,14 +5,13 @@ import dataclasses
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nas.models.alive import active_rows, edge_reads, find_alive, pick, side
 from nas.models.bypass import bypass
 from nas.models.dag import DagNet, DagNode
 from nas.models.fold import fold_constants
-from nas.models.plan import DEPTHWISE, INPUT, MAX_SIZE, OUTPUT, Edge, Indices, Node, Skip
+from nas.models.plan import DEPTHWISE, INPUT, MAX_SIZE, OUTPUT, Edge, Indices, Node
 
 Tensors = dict[str, Tensor]
 
@@ -242,7 +241,7 @@ def _widen(
 
 
 def _widen_edge(edge: Edge, weight: Tensor, places: Tensor, rows: int, before: int, units: int) -> tuple[Edge, Tensor]:
-    """The edge into ``rows`` rows, of which the old ones are at ``places``, from ``units`` instead of ``before`` units."""
+    """The edge into ``rows`` rows, the old ones of which are at ``places``, from ``units`` instead of ``before``."""
     put = None if edge.put is None else tuple(places[list(edge.put)].tolist())
     if edge.operation == DEPTHWISE:
         if edge.put is None and edge.take is None and rows == units and places.tolist() == list(range(before)):

@@ -123,9 +123,14 @@ class Node:
         return {edge.source for edge in self.edges} - {edge.source for edge in self.edges if not edge.block}
 
     @property
+    def skip_sources(self) -> list[str]:
+        """Where gates, projections, and blocks alone lead here from."""
+        return [*(skip.source for skip in self.skips), *self.projections, *sorted(self.block_sources)]
+
+    @property
     def num_skips(self) -> int:
         """Number of gates that are searched, of projections, and of nodes from which blocks alone lead here."""
-        return sum(not skip.trunk for skip in self.skips) + len(self.projections) + len(self.block_sources)
+        return len(self.skip_sources) - sum(skip.trunk for skip in self.skips)
 
     def check(self, before: Mapping[str, int], activations: Container[str]) -> None:
         """Raise ValueError, in one sentence, unless this node can follow the nodes ``before`` (with their units)."""
@@ -148,7 +153,7 @@ class Node:
         _require(trunks <= {True} or trunks <= {False}, f"node {self.name!r} mixes trunks and gates")
         grown = [edge for edge in self.edges if edge.core is not None and not edge.block]
         _require(not (grown and self.searched), f"a kernel of node {self.name!r} grows, and is a part of its units")
-        sources = [*(skip.source for skip in self.skips), *self.projections]
+        sources = self.skip_sources
         _require(len(set(sources)) == len(sources), f"two skips join the same nodes to {self.name!r}")
         for skip in self.skips:
             name, taken, placed = f"the skip {skip.source!r} -> {self.name!r}", before[skip.source], self.units

@@ -243,8 +243,9 @@ def _random_operations(choose):
             for source in sorted(sources, key=list(units).index)
             for operation in choose.sample(OPERATIONS, choose.randint(1, 3))
         ]
-        skips = tuple(Skip(*link) for link in _random_skips(choose, units, at, width, level))
-        others = [source for source in units if source not in {skip.source for skip in skips}]
+        free = set(units) - Node(name, width, tuple(edges)).block_sources
+        skips = tuple(Skip(*link) for link in _random_skips(choose, units, at, width, level) if link[0] in free)
+        others = [source for source in units if source in free - {skip.source for skip in skips}]
         look = {"activation": choose.choice(["relu", "right_relu", "identity"]), "bias": choose.random() < 0.6}
         projections = tuple(source for source in others if choose.random() < 0.15)
         nodes.append(Node(name, width, tuple(edges), skips, rows, **look, projections=projections, level=level))

@@ -159,7 +159,7 @@ def test_a_folded_constant_is_rounded_once():
 
 def test_a_gate_that_readers_take_up_is_rounded_once():
     """n2 is a third of n1, and "out" reads a third of its weights instead."""
-    net = conv_skip_autoencoder(depth=2, width=4)
+    net = conv_skip_autoencoder(depth=2, width=5)
     with torch.no_grad():
         for p in net.unit_parameters()["n2"]:
             p.zero_()
