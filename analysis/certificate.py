@@ -63,8 +63,8 @@ class Certificate(Difference):
         num_given: inputs of the caller (held-out pictures) compared.
         tolerance_float32: largest difference at which the certificate holds; relative to ``max_output`` where that
             is above 1, as round-off is.
-        tolerance_float64: the same in double precision; that of single precision where a constant was folded into
-            biases, or a gate into weights, that are stored in single precision.
+        tolerance_float64: the same in double precision; that of single precision where biases and weights that are
+            stored in single precision took up constants, and gates of nodes that are read through.
         nodes: the difference of the state of every node that survives, on the units that survive.
         changes: what was removed and kept, by node, and why.
         constant: no path leads from the input to the output.
@@ -146,11 +146,12 @@ def _check_layout(net: DagNet, small: DagNet, kept: Mapping[str, Tensor]) -> Non
 
 
 def _rounded(net: DagNet, cut: DagNet) -> bool:
-    """Whether a constant was folded into a bias, or a gate into weights, that then had to be rounded to single
-    precision."""
-    pairs = zip(net.named_nodes().values(), cut.named_nodes().values(), strict=True)
-    folded = any(bool((new.bias.ne(old.bias) & new.bias.ne(0)).any()) for old, new in pairs)
-    return (folded or cut.plan != net.plan) and next(net.parameters()).dtype != torch.float64
+    """Whether what biases and weights took up (`simplified`) had to be rounded to the precision of the network."""
+    exact = simplified(copy.deepcopy(net).double()).state_dict()
+    return any(
+        name not in exact or not torch.equal(t.cpu().double(), exact[name].cpu())
+        for name, t in cut.state_dict().items()
+    )
 
 
 def _random_inputs(net: DagNet, seed: int) -> list[Tensor]:

@@ -13,7 +13,8 @@ from nas.models.fold import fold_constants
 from nas.models.plan import INPUT, OUTPUT
 
 ZERO, FOLDED, UNREAD = "zero", "constant, folded into biases", "read by nobody"
-PADDED, CARRIED_CONSTANT = "constant into a zero-padded convolution", "constant carried by a skip"
+PADDED, UNBIASED = "constant into a zero-padded convolution", "constant into a node without bias"
+CARRIED_CONSTANT = "constant carried by a skip"
 CARRIED, READ_THROUGH = "carried by a skip", "read through"
 VANISHED, NO_WEIGHT, NO_GATE, NOTHING = "node vanished", "no weight on alive units", "zero gate", "carries nothing"
 
@@ -30,7 +31,8 @@ class NodeChanges:
             biases" (of their readers), "read through" (a multiple of another node, which their readers read), "read by
             nobody".
         kept_because: indices of the units kept although they compute nothing, by reason: "carried by a skip", or a
-            constant that cannot be folded: "constant into a zero-padded convolution", "constant carried by a skip".
+            constant that cannot be folded: "constant into a zero-padded convolution", "constant into a node without
+            bias", "constant carried by a skip".
         edges: edges that are left out, by `nas.models.Edge.key`, with the reason: "no weight on alive units", "node
             vanished" or "read through".
         skips: sources whose skips and projections are left out, with the reason: "zero gate", "no weight on alive
@@ -64,10 +66,11 @@ def changes(net: DagNet) -> tuple[NodeChanges, ...]:
             UNREAD: gone & ~before.units[name],
         }
         computed = spread(active_rows(node, whole.emits), node.plan.rows, len(kept))
-        padded = _read_with_padding(cut, name, alive)
+        padded, unbiased = (_read_by_edges(cut, name, alive, biased=biased) for biased in (True, False))
         idle = {
             PADDED: kept & constant[name] & padded,
-            CARRIED_CONSTANT: kept & constant[name] & ~padded,
+            UNBIASED: kept & constant[name] & ~padded & unbiased,
+            CARRIED_CONSTANT: kept & constant[name] & ~padded & ~unbiased,
             CARRIED: kept & ~constant[name] & ~computed,
         }
         edges = {edge.key: NO_WEIGHT if kept.any() else VANISHED for edge in node.plan.edges}
@@ -79,7 +82,7 @@ def changes(net: DagNet) -> tuple[NodeChanges, ...]:
             elif used[:, alive[edge.source]].any():
                 del edges[edge.key]
         skips = {
-            skip.source: READ_THROUGH if skip.source in read_through else NO_GATE if gate == 0 else NOTHING
+            skip.source: NO_GATE if gate == 0 else READ_THROUGH if {skip.source, name} & read_through else NOTHING
             for skip, gate in zip(node.plan.skips, node.gates.tolist(), strict=True)
             if (skip.source, name) not in after.skips
         } | {
@@ -108,12 +111,12 @@ def _line(change: NodeChanges) -> str:
     return "; ".join(parts)
 
 
-def _read_with_padding(net: DagNet, name: str, alive: Mapping[str, Tensor]) -> Tensor:
-    """Which units of a node are read through a kernel larger than 1 by a unit that is alive; shape (units,)."""
+def _read_by_edges(net: DagNet, name: str, alive: Mapping[str, Tensor], *, biased: bool) -> Tensor:
+    """Which units of a node are read through edges by an alive unit with (without) a bias; shape (units,)."""
     found = torch.zeros_like(alive[name])
     for reader, node in net.named_nodes().items():
         for edge, weight in node.weighted_edges():
-            if edge.source == name and (edge.kernel or 1) > 1:
+            if edge.source == name and node.plan.bias == biased:
                 used = edge_reads(edge, weight, node.plan.num_rows, len(found))
                 found |= used[pick(alive[reader], node.plan.rows)].any(dim=0)
     return found

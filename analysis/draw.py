@@ -4,6 +4,7 @@ Both show the same: layers from left to right, boxes as tall as their share of a
 norm, skips in orange with their gate (or the norm of their matrix).
 """
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def _thickness(graph: nx.DiGraph, norm: float) -> float:
 
 def _has_edge(arc: dict[str, Any]) -> bool:
     """Whether weights are on this arc that are no skip."""
-    return bool(arc["norm"] > 0 and arc["norm"] != arc["gate"])
+    return arc["norm"] > 0 and not math.isclose(arc["norm"], arc["gate"], rel_tol=1e-6)
 
 
 def to_dot(graph: nx.DiGraph) -> str:

@@ -101,7 +101,7 @@ def _unit_graph(net: DagNet, births: Epochs) -> nx.DiGraph:
                 start, end = f"{edge.source}.{column}", f"{name}.{rows[row]}"
                 if alive.units[name][rows[row]] and alive.units[edge.source][column]:
                     _add_weights(graph, start, end, edge, dense[row, column])
-                    if edge.block:
+                    if edge.source in node.plan.block_sources:
                         graph[start][end]["gate"] = graph[start][end]["norm"]
         for source, matrix in node.projections.items():
             for row, column in reads(matrix).nonzero().tolist():

@@ -20,11 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.polish import polish
 from benchmarks.rewrites import REWRITES
+from benchmarks.surgery import blocks_of
 from nas import AdaBreg, LinBreg, param_groups, sparse_start
 from nas.models import DagNet, compact, dense_conv, dense_mlp, find_alive, skip_autoencoder
-from nas.search import polish, search
-from nas.search.surgery import blocks_of
+from nas.search import search
 
 NOISE, MATTERS = 0.1, 0.02  # part of the standard deviation; part of the variance that every teacher's part makes
 GAIN, OPEN = 1.5, 0.5  # norm of a neuron's weights; how often a skip is there

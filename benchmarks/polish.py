@@ -14,12 +14,12 @@ from itertools import chain, count, islice
 import torch
 from torch import Tensor
 
+from benchmarks.surgery import LEAST_SQUARES, Part, Surgery, parts_of, skips_of
 from nas.models.compact import compact, expand, kept_units
 from nas.models.dag import DagNet
 from nas.search.batches import Batches
 from nas.search.loop import LossFunction
 from nas.search.retrain import retrain
-from nas.search.surgery import LEAST_SQUARES, Part, Surgery, parts_of, skips_of
 
 MORE = 3  # times the steps for the first fit, and for a trial that comes near
 NEAR = 1.7  # a refused trial comes near below this multiple of the best loss
@@ -75,7 +75,7 @@ def polish(
     from a network with more room, and the elimination goes on from there. That counts if it ends with fewer parameters.
 
     Parts are tried in the order of their cost: the loss on ``probe`` without the part, where others take up what they
-    can express of it (`nas.search.surgery.remove`). After a removal the network is fitted with Adam for ``steps``
+    can express of it (`benchmarks.surgery.remove`). After a removal the network is fitted with Adam for ``steps``
     steps, and for three times as many more where it then is near. The removal stands if the validation loss is at most
     ``1 + tolerance`` times the best one so far, and times that which as many steps lead to without the removal.
 

@@ -2,7 +2,7 @@
 
 Networks with skips can say the same in many ways, most of them larger than need be, and training does not leave them:
 they fit. So before a skip goes, neurons are mirrored that spare it (`_mirror`), and where a gate opens, neurons take
-the places that it asks for (`_arrange`). All else is as in `nas.search.surgery`.
+the places that it asks for (`_arrange`). All else is as in `benchmarks.surgery`.
 """
 
 import copy
@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from benchmarks.surgery import Part, Surgery, Units, least_squares, rows_of, samples, take_up
 from nas.models import DagNet
 from nas.models.dag import DagNode
 from nas.search import surgery
-from nas.search.surgery import Part, Surgery, Units, least_squares, rows_of, samples, take_up
 
 WEAK = 0.5  # a gate below is opened anew
 CURVED = 0.1  # part of the variance of a neuron that no linear function explains; below, it stands for a linear one
@@ -29,7 +29,7 @@ MAX_MIRRORED = 10  # neurons of which all 2^n orientations are tried
 
 @torch.no_grad()
 def remove(net: DagNet, units: Units, parts: Collection[Part], x: Tensor) -> DagNet:
-    """As `nas.search.surgery.remove`; what a skip did, mirrored neurons do as far as they can."""
+    """As `benchmarks.surgery.remove`; what a skip did, mirrored neurons do as far as they can."""
     for part in parts:
         if part.source is not None:
             net = copy.deepcopy(net)
@@ -40,7 +40,7 @@ def remove(net: DagNet, units: Units, parts: Collection[Part], x: Tensor) -> Dag
 
 @torch.no_grad()
 def is_closed(net: DagNet, skip: Part) -> bool:
-    """As `nas.search.surgery.is_closed`; also where a gate to a node that is read through edges is below 1/2."""
+    """As `benchmarks.surgery.is_closed`; also where a gate to a node that is read through edges is below 1/2."""
     gate = _gates(net.named_nodes()[skip.node]).get(str(skip.source))
     is_weak = gate is not None and abs(gate) < WEAK and bool(_readers(net, skip.node))
     return is_weak or surgery.is_closed(net, skip)
@@ -48,7 +48,7 @@ def is_closed(net: DagNet, skip: Part) -> bool:
 
 @torch.no_grad()
 def open_skip(net: DagNet, units: Units, skip: Part, x: Tensor) -> DagNet:
-    """As `nas.search.surgery.open_skip`, but for gates to nodes that are read through edges.
+    """As `benchmarks.surgery.open_skip`, but for gates to nodes that are read through edges.
 
     These become 1 or -1, whichever changes the output less; training would leave a small one as it is, since neurons
     say already what it could bring. Readers of the node make up for it (`_arrange`, `take_up`).

@@ -53,7 +53,6 @@ def find_alive(net: DagNet) -> Alive:
     for name, node in reversed(net.named_nodes().items()):
         wanted = emits[name] & read[name]
         rows = pick(wanted, node.plan.rows)
-        through_units = {edge.source for edge in node.plan.edges if not edge.block}
         for edge, weight in node.weighted_edges():
             source = edge.source
             used = edge_reads(edge, weight, node.plan.num_rows, units[source])[rows].any(dim=0)
@@ -61,7 +60,7 @@ def find_alive(net: DagNet) -> Alive:
             if (used & emits[source]).any():
                 carried = dense_weight(edge, weight, node.plan.num_rows, units[source])[rows][:, emits[source]]
                 kernels[edge.key, name] = side(carried) if edge.kernel else 1
-                if source not in through_units:
+                if source in node.plan.block_sources:
                     skips[source, name] = math.hypot(skips.get((source, name), 0.0), float(carried.norm()))
         for source, matrix in node.projections.items():
             used = reads(matrix)[wanted].any(dim=0)
@@ -87,7 +86,7 @@ def active_rows(node: DagNode, sources: Mapping[str, Tensor]) -> Tensor:
 
 
 def edge_reads(edge: Edge, weight: Tensor, rows: int, units: int) -> Tensor:
-    """True at (row, unit) where an edge into ``rows`` rows has a non-zero weight (kernel) from one of ``units`` units."""
+    """True at (row, unit) where an edge has a non-zero weight (kernel), into ``rows`` rows from ``units`` units."""
     return dense_weight(edge, reads(weight), rows, units)
 
 

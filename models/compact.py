@@ -275,7 +275,7 @@ def _widen(
 
 
 def _widen_edge(edge: Edge, weight: Tensor, places: Tensor, rows: int, before: int, units: int) -> tuple[Edge, Tensor]:
-    """The edge into ``rows`` rows, of which the old ones are at ``places``, from ``units`` instead of ``before`` units."""
+    """The edge into ``rows`` rows, the old ones of which are at ``places``, from ``units`` instead of ``before``."""
     put = None if edge.put is None else tuple(places[list(edge.put)].tolist())
     if edge.operation == DEPTHWISE:
         if edge.put is None and edge.take is None and rows == units and places.tolist() == list(range(before)):

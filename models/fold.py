@@ -1,11 +1,12 @@
 """Constants move into the biases of their readers: what a dead unit still emits because its bias is free."""
 
 import copy
+import math
 
 import torch
 from torch import Tensor
 
-from nas.models.alive import dense_weight, edge_reads, open_gates, pick, reads
+from nas.models.alive import edge_reads, open_gates, pick, reads
 from nas.models.dag import DagNet, DagNode
 from nas.models.plan import DEPTHWISE, INPUT, Edge, Indices
 
@@ -17,9 +18,10 @@ def fold_constants(net: DagNet) -> tuple[DagNet, Masks]:
     """A copy of ``net`` that computes the same, in which nobody reads a constant that can be folded.
 
     A unit is constant if it reads no varying unit, so that it puts out v = act(bias) plus the constants that skips
-    bring. A reader then gets the bias b + w v and the weight 0. That is exact for fully connected edges and kernels
-    of size 1 (but for one rounding of the bias) where the reader has a bias, and for v = 0 always. A larger kernel sees zeros beyond the border,
-    where v is not: it keeps its weight, and the unit its readers. So do skips, which have one gate for all units.
+    bring. A reader then gets the bias b + w v and the weight 0. That is exact (but for one rounding of the bias) where
+    the reader has a bias and the weight is a number, or a kernel that is zero but for its middle; and for v = 0 always.
+    Any other kernel sees zeros beyond the border, where v is not: it stays, and the unit keeps its reader. So do skips,
+    which have one gate for all units.
 
     Returns:
         The copy, and for every node a boolean mask of shape (units,): which units are constant.
@@ -50,28 +52,34 @@ def _fold_into(node: DagNode, constant: Masks, value: dict[str, Tensor]) -> Tens
     """Move constants that ``node`` reads into its bias; return which of its rows read nothing any more."""
     steady = torch.ones(node.plan.num_rows, dtype=torch.bool)
     for edge, weight in node.weighted_edges():
-        units = constant[edge.source]
-        foldable = units & value[edge.source].eq(0)
-        if edge.kernel in (None, 1) and node.plan.bias:
-            dense = dense_weight(edge, weight, node.plan.num_rows, len(units))
-            node.bias.add_(dense.reshape(dense.shape[:2]) @ value[edge.source])
-            foldable = units
-        _stop_reading(edge, weight, foldable)
-        steady &= ~edge_reads(edge, weight, node.plan.num_rows, len(units)).any(dim=1)
+        kernels = weight.reshape(*weight.shape[:2], math.prod(weight.shape[2:]))
+        fixed, v = (_beside(edge, each[edge.source]) for each in (constant, value))
+        foldable = fixed & (v.eq(0) | (_is_a_number(kernels) & node.plan.bias))
+        if node.plan.bias:
+            node.bias[_put(edge.put)] += (kernels.sum(dim=2) * v * foldable).sum(dim=1)
+        weight[foldable] = 0
+        steady &= ~edge_reads(edge, weight, node.plan.num_rows, len(constant[edge.source])).any(dim=1)
     return steady
 
 
-def _stop_reading(edge: Edge, weight: Tensor, units: Tensor) -> None:
-    """Zero the weights of an edge on these units of its source, a mask of shape (units,)."""
-    taken = pick(units, edge.take)
-    if edge.operation == DEPTHWISE:
-        weight[taken] = 0
-    else:
-        weight[:, taken] = 0
+def _beside(edge: Edge, values: Tensor) -> Tensor:
+    """What is known of the units of the source, beside the weights (rows, columns) of an edge."""
+    taken = pick(values, edge.take)
+    return taken[:, None] if edge.operation == DEPTHWISE else taken
+
+
+def _is_a_number(kernels: Tensor) -> Tensor:
+    """Which of the kernels (rows, columns, k * k) are zero but for their middle."""
+    middle = kernels.shape[2] // 2
+    return ~torch.cat([kernels[..., :middle], kernels[..., middle + 1 :]], dim=2).any(dim=2)
+
+
+def _put(indices: Indices) -> slice | list[int]:
+    return slice(None) if indices is None else list(indices)
 
 
 def _spread(values: Tensor, put: Indices, units: int, *, fill: float | bool) -> Tensor:
     """``values`` at the units ``put``, ``fill`` at the others; shape (units,)."""
     whole = torch.full((units,), fill, dtype=values.dtype)
-    whole[slice(None) if put is None else list(put)] = values
+    whole[_put(put)] = values
     return whole

@@ -118,11 +118,19 @@ class Node:
         return self.units if self.rows is None else len(self.rows)
 
     @property
+    def block_sources(self) -> set[str]:
+        """The nodes from which blocks alone lead to this one: skips into the activation."""
+        return {edge.source for edge in self.edges} - {edge.source for edge in self.edges if not edge.block}
+
+    @property
+    def skip_sources(self) -> list[str]:
+        """Where gates, projections, and blocks alone lead here from."""
+        return [*(skip.source for skip in self.skips), *self.projections, *sorted(self.block_sources)]
+
+    @property
     def num_skips(self) -> int:
-        """Number of gates and projections, and of blocks from nodes that units don't read."""
-        through_units = {edge.source for edge in self.edges if not edge.block}
-        blocks = {edge.source for edge in self.edges if edge.block} - through_units
-        return sum(not skip.trunk for skip in self.skips) + len(self.projections) + len(blocks)
+        """Number of gates that are searched, of projections, and of nodes from which blocks alone lead here."""
+        return len(self.skip_sources) - sum(skip.trunk for skip in self.skips)
 
     def check(self, before: Mapping[str, int], activations: Container[str]) -> None:
         """Raise ValueError, in one sentence, unless this node can follow the nodes ``before`` (with their units)."""
@@ -145,7 +153,7 @@ class Node:
         _require(trunks <= {True} or trunks <= {False}, f"node {self.name!r} mixes trunks and gates")
         grown = [edge for edge in self.edges if edge.core is not None and not edge.block]
         _require(not (grown and self.searched), f"a kernel of node {self.name!r} grows, and is a part of its units")
-        sources = [*(skip.source for skip in self.skips), *self.projections]
+        sources = self.skip_sources
         _require(len(set(sources)) == len(sources), f"two skips join the same nodes to {self.name!r}")
         for skip in self.skips:
             name, taken, placed = f"the skip {skip.source!r} -> {self.name!r}", before[skip.source], self.units
@@ -232,6 +240,9 @@ class Plan:
         for node in self.nodes:
             node.check(before, activations)
             before[node.name] = node.units
+        searched = {node.name for node in self.nodes if node.searched}
+        for node in self.nodes:
+            _require(node.tied is None or node.tied in searched, f"node {node.name!r} cannot be tied to {node.tied!r}")
         self._check_levels()
         same = self.pooled or (self.patch is None and not self.residual) or before[INPUT] == before[OUTPUT]
         _require(same, f"{OUTPUT!r} must have as many units as {INPUT!r}")

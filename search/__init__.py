@@ -4,10 +4,10 @@ from nas.search.batches import Batches, random_crops, random_samples
 from nas.search.classification import Classify
 from nas.search.config import SearchConfig, register_task
 from nas.search.data import folder, load_data, pictures, register_data
+from nas.search.front import thin_out
 from nas.search.labelled import cifar10, class_folder, fashion_mnist, mnist
 from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Choice, Point, births, deaths, pick
-from nas.search.polish import Polished, polish
 from nas.search.restoration import Deblur, Denoise, Restoration, restore
 from nas.search.retrain import retrain
 from nas.search.run import Run, Search
@@ -25,7 +25,6 @@ __all__ = [
     "Picture",
     "Pictures",
     "Point",
-    "Polished",
     "Restoration",
     "Run",
     "Search",
@@ -45,7 +44,6 @@ __all__ = [
     "mnist",
     "pick",
     "pictures",
-    "polish",
     "predict",
     "random_crops",
     "random_samples",
@@ -56,4 +54,5 @@ __all__ = [
     "score",
     "search",
     "snapshot",
+    "thin_out",
 ]

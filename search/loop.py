@@ -25,8 +25,8 @@ class Snapshot:
 
     Attributes:
         epoch: number of epochs done.
-        loss: mean training loss over the epoch, in the units of the loss function; None before the first epoch and in
-            polishing.
+        loss: mean training loss over the epoch, in the units of the loss function; None before the first epoch and
+            for networks of the front.
         units: for every searched node the indices of its units that are alive and computed, of nodes tied to it, too.
         skips: the gates of the alive skips, by (source, target); trunks, which are not searched, are none.
         kernels: the sides of the kernels of the alive operations, by (`nas.models.Edge.key`, target).

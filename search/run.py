@@ -36,7 +36,7 @@ from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Choice, Point, load_sparse, read_points, save_sparse
 from nas.search.retrain import retrain
 from nas.search.stack import Pictures
-from nas.search.tasks import Example, Task, evaluate, held_out, predict
+from nas.search.tasks import Example, Task, evaluate, held_out
 from nas.steering import EARLIEST, calibrate
 
 CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINT = "config.yaml", "metrics.jsonl", "path.json", "path", "checkpoint.pt"

@@ -14,9 +14,13 @@ from nas.models import (
     conv_skip_autoencoder,
     dense_conv,
     dense_mlp,
+    mixed_autoencoder,
     mlp,
+    separable_autoencoder,
     skip_autoencoder,
-)  # fmt: skip
+)
+from nas.models.alive import pick
+from nas.models.plan import OPERATIONS
 
 
 def full(kernels):
@@ -25,13 +29,17 @@ def full(kernels):
 
 
 @st.composite
-def sparse_nets(draw):
-    """A recipe or a random plan in which much is dead, biases grouped or free, in double precision; with inputs."""
+def sparse_nets(draw, *, plain=False):
+    """A recipe or a random plan in which much is dead, biases grouped or free, in double precision; with inputs.
+
+    A ``plain`` one joins nodes by one full edge at most.
+    """
     seed = draw(st.integers(0, 2**31))
-    make = draw(st.sampled_from([_conv, _fully_connected, _vectors, _dense, *RANDOM_RECIPES.values()]))
+    random = [make for name, make in RANDOM_RECIPES.items() if not (plain and name in NOT_PLAIN)]
+    make = draw(st.sampled_from([_conv, _fully_connected, _vectors, _dense, *random, *random[-3:]]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = make(Random(seed) if make in RANDOM_RECIPES.values() else draw).double()
+        net = make(Random(seed) if make in random else draw).double()
         shares = [draw(st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0])) for _ in range(3)]
         _kill(net, *shares, free_bias=draw(st.booleans()))
         inputs = torch.randn(_input_shape(net), dtype=torch.float64)
@@ -66,26 +74,55 @@ def _dense(draw):
 
 @torch.no_grad()
 def _kill(net, units, weights, gates, free_bias=False):
-    for members in net.unit_parameters().values():
-        members[-1].normal_()
-        dead = torch.rand(len(members[-1])) < units
-        for p in members[:-1] if free_bias else members:
-            p[dead] = 0
-        for p in members[:-1]:
-            p[torch.rand(p.shape[:2]) < weights] = 0
+    """Zeros where a search has them, by their shares: rows (of all tied nodes, or of a whole node), weights, rims of
+    kernels, blocks, gates and projections. A bias that is free stays when its row dies."""
+    dead = {}
+    for name, node in net.named_nodes().items():
+        plan = node.plan
+        if plan.searched or plan.tied is not None:
+            dead[name] = torch.rand(plan.num_rows) < (1 if plan.whole and torch.rand(()) < gates / 2 else units)
+            _kill_rows(node, dead[plan.tied or name], weights, free_bias)
+        if plan.skips and plan.skips[0].trunk and torch.rand(()) < 0.5:
+            node.gates.normal_()
+            node.gates *= torch.rand(node.gates.shape) >= gates / 2
     for vector in net.gate_parameters().values():
         vector.normal_()
         vector[torch.rand(len(vector)) < gates] = 0
     for block in net.block_parameters().values():
-        torch.nn.init.normal_(block, std=(2 / block[0].numel()) ** 0.5)
+        torch.nn.init.normal_(block, std=(2 / block[:1].numel()) ** 0.5)
         block[torch.rand(len(block)) < units] = 0
         block[torch.rand(block.shape[:2]) < weights] = 0
         block *= torch.rand(()) >= gates
+    for weight, core in net.growing_parameters().values():
+        for kernel in weight:
+            _zero_rim(kernel, core + 2 * int(torch.randint(1 + (weight.shape[-1] - core) // 2, ())))
+    for weight in (p for p in net.parameters() if p.ndim == 4 and torch.rand(()) < 0.3):
+        _zero_rim(weight, 1 + 2 * int(torch.randint(1 + weight.shape[-1] // 2, ())))
     for matrix in net.projection_parameters().values():
         matrix.normal_(std=matrix.shape[1] ** -0.5)
         matrix[torch.rand(len(matrix)) < units / 2] = 0
         matrix[torch.rand(matrix.shape) < weights / 2] = 0
         matrix *= torch.rand(()) >= gates / 2
+
+
+def _kill_rows(node, dead, weights, free_bias):
+    """Rows of a node, but for blocks, and for the kernels of depthwise edges to tied nodes, which are no units."""
+    for edge, weight in node.weighted_edges():
+        if not edge.block:
+            if node.plan.tied is None or edge.operation != "depthwise":
+                weight[pick(dead, edge.put)] = 0
+            weight[torch.rand(weight.shape[:2]) < weights] = 0
+    if node.plan.bias:
+        node.bias.normal_()
+        node.bias[dead & (not free_bias)] = 0
+
+
+def _zero_rim(weight, side):
+    """All but the middle of the kernels."""
+    rim = (weight.shape[-1] - side) // 2
+    middle = weight[..., rim : rim + side, rim : rim + side].clone()
+    weight.zero_()
+    weight[..., rim : rim + side, rim : rim + side] = middle
 
 
 def _input_shape(net):
@@ -175,6 +212,71 @@ def _random_dense_conv(choose):
     )  # fmt: skip
 
 
+def _random_separable(choose):
+    depth = choose.randint(1, 4)
+    levels = choose.randint(0, min(1, (depth - 1) // 2))
+    return separable_autoencoder(
+        choose.choice([1, 1, 3]), depth=depth, width=[choose.randint(1, 6) for _ in range(levels + 1)],
+        hidden=[choose.randint(1, 6) for _ in range(depth)], kernel=[choose.choice([1, 3, 5, 7]) for _ in range(depth)],
+        core=choose.choice([None, 1, 3]), levels=levels, patch=choose.choice([1, 2]), residual=choose.random() < 0.5,
+    )  # fmt: skip
+
+
+def _random_mixed(choose):
+    kernel = choose.choice([3, 5, 7])
+    sizes = {"depth": choose.randint(1, 4), "width": choose.randint(1, 6), "patch": choose.choice([1, 2])}
+    core = choose.choice([size for size in (1, 3, 5) if size < kernel])
+    return mixed_autoencoder(choose.choice([1, 3]), **sizes, kernel=kernel, core=core, residual=choose.random() < 0.5)
+
+
+def _random_operations(choose):
+    """Several edges join the same nodes, between some of their units; nodes compute some units, or have no bias."""
+    levels = choose.choice([0, 0, 1])
+    units, at, nodes = {"in": 4}, {"in": 0}, []
+    for name in [*(f"n{k}" for k in range(choose.randint(1, 4))), "out"]:
+        width, level = (4, 0) if name == "out" else (choose.choice([2, 3, 4, 4]), choose.randint(0, levels))
+        rows = choose.choice([None, None, _subset(choose, width)])
+        num_rows = width if rows is None else len(rows)
+        sources = choose.sample(list(units), choose.randint(1, min(3, len(units))))
+        edges = [
+            _random_edge(choose, source, operation, units[source], num_rows)
+            for source in sorted(sources, key=list(units).index)
+            for operation in choose.sample(OPERATIONS, choose.randint(1, 3))
+        ]
+        free = set(units) - Node(name, width, tuple(edges)).block_sources
+        skips = tuple(Skip(*link) for link in _random_skips(choose, units, at, width, level) if link[0] in free)
+        others = [source for source in units if source in free - {skip.source for skip in skips}]
+        look = {"activation": choose.choice(["relu", "right_relu", "identity"]), "bias": choose.random() < 0.6}
+        projections = tuple(source for source in others if choose.random() < 0.15)
+        nodes.append(Node(name, width, tuple(edges), skips, rows, **look, projections=projections, level=level))
+        units[name], at[name] = width, level
+    return DagNet(Plan(1, tuple(nodes), patch=2, levels=levels, residual=choose.random() < 0.5))
+
+
+def _random_edge(choose, source, operation, units, rows):
+    kernel = 1 if operation == "pointwise" else choose.choice([1, 3, 5])
+    if operation == "depthwise":
+        count = choose.randint(1, min(units, rows))
+        take, put = _subset(choose, units, count), _subset(choose, rows, count)
+    else:
+        take, put = (choose.choice([None, _subset(choose, n)]) for n in (units, rows))
+    return Edge(source, kernel, operation, choose.random() < 0.2, None, take, put)
+
+
+def _random_skips(choose, units, at, width, level):
+    for source, n in units.items():
+        if at[source] == level and choose.random() < 0.5:
+            count = choose.randint(1, min(n, width))
+            same = n == width and choose.random() < 0.6
+            yield source, *((None, None) if same else (_subset(choose, n, count), _subset(choose, width, count)))
+
+
+def _subset(choose, units, count=None):
+    """Some of ``units`` units; None if these are all."""
+    count = choose.randint(1, units) if count is None else count
+    return None if count == units else tuple(sorted(choose.sample(range(units), count)))
+
+
 RANDOM_RECIPES = {
     "conv_skip_autoencoder": _random_conv,
     "skip_autoencoder": _random_fully_connected,
@@ -183,7 +285,11 @@ RANDOM_RECIPES = {
     "dense_mlp": _random_dense_mlp,
     "dense_conv": _random_dense_conv,
     "mlp": _random_mlp,
+    "separable_autoencoder": _random_separable,
+    "mixed_autoencoder": _random_mixed,
+    "operations": _random_operations,
 }
+NOT_PLAIN = ("separable_autoencoder", "mixed_autoencoder", "operations")
 
 
 def random_weights(net, seed=0):

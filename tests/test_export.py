@@ -12,7 +12,7 @@ from torch import nn
 from nas.analysis import export
 from nas.analysis.export import FORMATS
 from nas.analysis.source import ACTIVATION_CODE, named_tensors, source_code
-from nas.models import DagNet, Node, Plan, Skip, compact, conv_skip_autoencoder, skip_autoencoder
+from nas.models import DagNet, Edge, Node, Plan, Skip, compact, conv_skip_autoencoder, skip_autoencoder
 from nas.models.dag import ACTIVATIONS
 from tests.nets import full, sparse_nets
 
@@ -44,8 +44,32 @@ def filled(net):
     return net
 
 
+OPERATIONS = Plan(
+    1,
+    (
+        Node(
+            "n1",
+            6,
+            (Edge("in", 3, take=(0, 3), put=(1, 2, 5)), Edge("in", 5, "depthwise", put=(0, 1, 2, 4))),
+            bias=False,
+        ),
+        Node("n2", 6, (Edge("n1", 7, "depthwise"), Edge("n1", 1, "pointwise")), level=1),
+        Node(
+            "n3",
+            5,
+            (Edge("n2", 3, "depthwise", take=(0, 1, 3), put=(0, 2, 3)), Edge("n1", 3, put=(1,))),
+            rows=(0, 1, 2, 4),
+        ),
+        Node("out", 4, (Edge("n3", 1, "pointwise", put=(0, 2, 3)),), activation="identity", bias=False),
+    ),
+    patch=2,
+    residual=True,
+    levels=1,
+)
+
 NETS = {
     "unaligned": lambda: DagNet(UNALIGNED),
+    "operations": lambda: DagNet(OPERATIONS),
     "colour": lambda: conv_skip_autoencoder(3, depth=2, width=4, patch=1, residual=False),
     "patches": lambda: skip_autoencoder(1, depth=2, patch=3, offset=0.5),
     "vectors": lambda: skip_autoencoder(5, depth=2, patch=None),
@@ -76,15 +100,16 @@ def test_any_batch_and_picture_size(name, format, tmp_path):
     assert not any(b".py" in each.read_bytes() for each in tmp_path.iterdir() if each.suffix in (".pt2", ".onnx"))
     loaded = LOAD[format](file)
     patch = net.plan.patch
-    least = 1 if format != "torch-export" or patch == 1 else (patch or 0) + 1
+    multiple = (patch or 0) * 2**net.plan.levels
+    least = 1 if format != "torch-export" or multiple == 1 else multiple + 1
     sizes = [()] if patch is None else [(least, least), (least + 5, 2 * least), (21, 16), (12, 18)]
     for batch in (1, 7):
         for size in sizes:
             x = torch.rand(batch, net.plan.channels, *size)
             torch.testing.assert_close(loaded(x), net(x), rtol=1e-5, atol=1e-5)
-    if format == "torch-export" and (patch or 1) > 1:  # the limit that docs/export.md states
+    if format == "torch-export" and multiple > 1:  # the limit that docs/export.md states
         with pytest.raises(AssertionError, match="Guard failed"):
-            loaded(torch.rand(2, net.plan.channels, patch, 4 * patch))
+            loaded(torch.rand(2, net.plan.channels, multiple, 4 * multiple))
     if format == "onnx" and patch is not None:
         graph = pytest.importorskip("onnx").load(file).graph
         for value, name in ((graph.input[0], "x"), (graph.output[0], "y")):

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.polish import Polished, polish
 from nas.models import compact, dense_mlp
 from nas.models.compact import expand, kept_units
-from nas.search import Run, Search, SearchConfig, births, deaths, polish
-from nas.search.polish import Polished
+from nas.search import Run, Search, SearchConfig, births, deaths
 from tests.nets import random_net
 
 

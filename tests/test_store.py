@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from nas.models import DagNet, Node, Plan, Skip, compact, conv_skip_autoencoder, load
+from nas.models import DagNet, Edge, Node, Plan, Skip, compact, conv_skip_autoencoder, load
 from tests.nets import full, sparse_nets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +21,14 @@ PLAN = Plan(
     1,
     (
         Node("n1", 3, full({"in": 3})),
-        Node("n2", 3, full({"n1": 1}), (Skip("n1", (0,), (2,)),), (0, 1)),
+        Node(
+            "n2",
+            3,
+            (*full({"n1": 1}), Edge("n1", 3, "depthwise", take=(0, 2))),
+            (Skip("n1", (0,), (2,)),),
+            (0, 1),
+            bias=False,
+        ),
         Node("out", 4, full({"n2": 3})),
     ),
     patch=2,
@@ -125,6 +132,20 @@ def changed(**changes):
         (changed(nodes__0__edges__0__kernel="3"), "must be odd"),
         (changed(nodes__0__edges={"in": 3}), "not the plan"),
         (changed(nodes__0__edges__0__source="out"), "reads 'out', which is not before it"),
+        (changed(nodes__1__edges__1__operation="dilated"), "unknown operation 'dilated'"),
+        (changed(nodes__1__edges__1__operation=["full"]), "unknown operation"),
+        (changed(nodes__1__edges__1__operation="full"), "two edges of node 'n2' have the same name"),
+        (changed(nodes__1__edges__1__operation="pointwise"), "is pointwise and has the kernel size 3"),
+        (changed(nodes__1__edges__1__take=[0]), "is depthwise and joins 1 to 2"),
+        (changed(nodes__1__edges__1__take="02"), "names units that do not exist"),
+        (changed(nodes__1__edges__1__put=[[0], [1]]), "names units that do not exist"),
+        (changed(nodes__1__edges__1__core=...), "Edge has the keys"),
+        (changed(nodes__1__edges__1__core=3), "cannot grow from the core 3"),
+        (changed(nodes__1__bias=True), "of different networks"),
+        (changed(nodes__1__bias="no"), "bias true or false"),
+        (changed(nodes__1__tied="n1"), "cannot be tied to 'n1'"),
+        (changed(nodes__1__tied=["n1"]), "unhashable|cannot be tied"),
+        (changed(nodes__1__skips__0__trunk=...), "Skip has the keys"),
         (changed(nodes__1__rows=[1, 0]), "the rows of node 'n2' are not units of it"),
         (changed(nodes__1__rows=[0, 1.0]), "the rows of node 'n2' are not units of it"),
         (changed(nodes__1__rows=[0, 2]), ""),

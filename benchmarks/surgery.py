@@ -110,7 +110,7 @@ def open_skip(net: DagNet, units: Units, skip: Part, x: Tensor) -> DagNet:
 
 @dataclass(frozen=True)
 class Surgery:
-    """What `nas.search.polish` changes networks by: functions of this module, or others like them."""
+    """What `benchmarks.polish` changes networks by: functions of this module, or others like them."""
 
     remove: Callable[[DagNet, Units, Collection[Part], Tensor], DagNet] = remove
     is_closed: Callable[[DagNet, Part], bool] = is_closed
