@@ -12,8 +12,8 @@ from nas.models.dag import DagNet
 def skip_shares(net: DagNet, inputs: Sequence[Tensor]) -> dict[tuple[str, str], float]:
     """For every gate and projection the part of its node's signal that it brings, in [0, 1].
 
-    A node is a sum of terms: what its rows compute, and what each skip brings. The share of a term is its norm, over all
-    inputs, divided by the sum of the norms of all terms.
+    A node is a sum of terms: what its rows compute, and what each skip brings. The share of a term is its norm, over
+    all inputs, divided by the sum of the norms of all terms.
 
     Args:
         net: any network.

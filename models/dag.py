@@ -39,9 +39,9 @@ class DagNode(nn.Module):
     (`resample`).
 
     A unit is row i of every edge together with entry i of the bias. The activation maps 0 to 0, so that a unit whose
-    row is zero puts out exactly 0 (plus what the skips bring). Edges start with He's variance, behind no rectifier with
-    half of it (of kernels that grow the core alone), nearly at zero where a trunk goes on; blocks, gates and projections
-    at 0 (gates of trunks, and of a node without rows, which is nothing but its skips, at 1).
+    row is zero puts out exactly 0 (plus what the skips bring). Edges start with He's variance, before no rectifier with
+    half of it (of kernels that grow the core alone), nearly at zero where a trunk goes on; blocks, gates and
+    projections at 0 (gates of trunks, and of a node without rows, which is nothing but its skips, at 1).
     """
 
     rows: Tensor | None

@@ -288,8 +288,8 @@ class _Trunk:
         skips = () if begins else (Skip(self.last[level], trunk=True),)
         self.nodes.append(
             Node(
-                name, self.widths[level], (edge,), skips, activation="identity", searched=begins, tied=first, bias=False,
-                level=level,
+                name, self.widths[level], (edge,), skips,
+                activation="identity", searched=begins, tied=first, bias=False, level=level,
             )
         )  # fmt: skip
         self.first.setdefault(level, name)

@@ -90,10 +90,10 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups for the optimisers of this package: what is penalised, and the free rest.
 
-    With ``lam`` the units of the model (filters or neurons with their biases, see `unit_parameters`) are penalised, and
-    the units of some layers as a whole, too; its gates; its blocks (each row, and the block as a whole); its projections
-    (each as a whole); and the rings of kernels that grow (`nas.rings`). With ``rules`` you
-    say what is, for any model; rules come first, and the first that selects a parameter has it:
+    With ``lam`` the units of the model (filters or neurons with their biases, see `unit_parameters`) are penalised, of
+    some layers as a whole, too; its gates; its blocks (each row, and the block as a whole); its projections (each as a
+    whole); and the rings of kernels that grow (`nas.rings`). With ``rules`` you say what is, for any model; rules come
+    first, and the first that selects a parameter has it:
 
         param_groups(model, lr=1e-3, rules={
             "head.*": Zero(),                                           names of parameters, * and ? as in a shell
@@ -120,7 +120,8 @@ def param_groups(
 
     Returns:
         One group per layer with units, one for all gates, one per block, projection and growing kernel, one per rule,
-        one for the rest (without penalty), each with a "name" and its parameters with their names. Every parameter of the model is in exactly one of them.
+        one for the rest (without penalty), each with a "name" and its parameters with their names. Every parameter of
+        the model is in exactly one of them.
 
     Raises:
         ValueError: neither ``lam`` nor ``rules``, no units, ``units`` without ``lam`` or of another model, a rule that

@@ -64,11 +64,11 @@ class SearchConfig:
             per tensor the groups with large gradients wake first.
         entry_time: steps until units of the mean price can wake, lam / lr; larger keeps the network smaller. auto
             chooses it by a trial of 200 steps, so that a tenth of the units would wake within them.
-        price: the dearer a group, the later it wakes: lam grows with the square root of what it adds in parameters, or in
+        price: the dearer a group, the later it wakes: lam grows with the square root of what it adds in params, or in
             flops (multiply-adds per pixel); the front is ranked by loss per price, too. none: all alike.
         gate_scale: learning rate and strength of the skip gates, as multiples of those of the units.
-        sizes: parameters of the networks of the front, such as 4k,14k,27k; each is thinned out from a larger one, refitted
-            and measured. auto: three quarters of what has grown, a half and a quarter of that. none: no front.
+        sizes: parameters of the networks of the front, such as 4k,14k,27k; each is thinned out from a larger one,
+            refitted and measured. auto: three quarters of what has grown, a half and a quarter of that. none: no front.
         fit: steps between two removals on the way to a smaller network.
         refit: epochs for which each network of the front is trained.
         tolerance: the search recommends its smallest network whose validation score is within this much of its best: dB

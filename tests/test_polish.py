@@ -1,7 +1,6 @@
 """Polishing: superfluous units and skips go, by measurement; what is needed stays."""
 
 import copy
-import json
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ import torch.nn.functional as F
 from benchmarks.polish import Polished, polish
 from nas.models import compact, dense_mlp
 from nas.models.compact import expand, kept_units
-from nas.search import Run, Search, SearchConfig, births, deaths
 from tests.nets import random_net
 
 
@@ -122,40 +120,3 @@ def test_bad_options(options):
     single, _ = doubled()
     with pytest.raises(ValueError, match="polish needs trials and steps >= 1 and tolerance >= 0, got"):
         polished(single, data_of(single), **options)
-
-
-def test_a_run_polishes_and_shows_it(data_root, tmp_path):
-    config = SearchConfig(
-        data="folder", data_root=data_root, model_options={"depth": 2, "width": 4}, epochs=3, steps=60, batch=4,
-        crop=16, density=0.5, lr=0.01, entry_time=20, max_params=1.0, polish=6,
-    )  # fmt: skip
-    run = Run(tmp_path / "run", config)
-    points = list(Search(run))
-    epochs = [point.snapshot.epoch for point in points]
-    assert epochs == list(range(1, len(points) + 1)) and len(points) > 3
-    assert [point.snapshot.loss is None for point in points] == [epoch > 3 for epoch in epochs]
-    last = points[-1]
-    sizes = [point.params for point in points[3:]]
-    assert sizes == sorted(sizes, reverse=True)
-    net = run.supernet(last.snapshot.epoch)
-    assert num_params(compact(net)) == last.params
-    stored = run.points()
-    born, died = births(stored), deaths(stored)
-    assert {name: tuple(units) for name, units in born.items()} == last.snapshot.units
-    grown = {name: set(units) for name, units in stored[3].snapshot.units.items()}
-    for name, units in last.snapshot.units.items():
-        assert {unit for unit, epoch in died[name].items() if epoch > 3} == grown[name] - set(units)
-    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == list(range(len(stored)))
-
-    before = (run.folder / "path.json").read_text()
-    assert list(Search(run, resume=True)) == []  # it is complete
-    assert (run.folder / "path.json").read_text() == before
-
-    stopped = Run(tmp_path / "stopped", config)
-    list(zip(range(3), Search(stopped), strict=False))  # interrupted before the polishing
-    assert len(stopped.points()) == 4
-    rest = list(Search(stopped, resume=True))
-    assert [point.snapshot for point in rest] == [point.snapshot for point in points[3:]]
-    for file in (run.folder / "path").iterdir():
-        assert file.read_bytes() == (stopped.folder / "path" / file.name).read_bytes()

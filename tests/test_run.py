@@ -14,6 +14,7 @@ from PIL import Image
 from nas import AdaBreg, param_groups, sparse_start
 from nas.groups import join_rows
 from nas.models import compact, conv_skip_autoencoder, skip_autoencoder
+from nas.models.price import total
 from nas.search import Denoise, Picture, Run, Search, SearchConfig, births, deaths, random_crops, retrain, search
 from nas.search.loop import Snapshot, train
 from nas.search.path import Choice, Point
@@ -72,6 +73,51 @@ def test_a_run_writes_its_folder(tmp_path, config):
     assert min(epoch for units in born.values() for epoch in units.values()) == 0
     small = compact(run.supernet(4))
     assert sum(p.numel() for p in small.parameters()) == points[-1].params
+
+
+def test_a_run_ends_with_a_front(tmp_path, config):
+    config = replace(config, epochs=3, density=0.5, lr=0.01, sizes="400,200", fit=10, refit=1)
+    run = Run(tmp_path / "run", config)
+    fits: list[int] = []
+    engine = Search(run)
+    engine.on_fit = fits.append
+    points = list(engine)
+    assert [point.snapshot.epoch for point in points] == [1, 2, 3, 4, 5]
+    assert [point.snapshot.loss is None for point in points] == [False, False, False, True, True]
+    assert points[2].params > 400 >= points[3].params > 200 >= points[4].params
+    assert run.front() == points[3:] and len(fits) >= 4
+    for point in run.front():
+        net = compact(run.supernet(point.snapshot.epoch))
+        assert net.plan.num_params == point.params
+        assert total(net.plan, "flops") == point.flops
+    stored = run.points()
+    assert {name: tuple(units) for name, units in births(stored).items()} == points[-1].snapshot.units
+    died = deaths(stored)
+    for name, units in stored[3].snapshot.units.items():
+        gone = set(units) - set(points[-1].snapshot.units[name])
+        assert {unit for unit, epoch in died[name].items() if epoch > 3} == gone
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(6))
+
+    before = (run.folder / "path.json").read_text()
+    assert list(Search(run, resume=True)) == []  # it is complete
+    assert (run.folder / "path.json").read_text() == before
+
+    stopped = Run(tmp_path / "stopped", config)
+    list(zip(range(4), Search(stopped), strict=False))  # interrupted within the front
+    assert len(stopped.points()) == 5
+    rest = list(Search(stopped, resume=True))
+    assert [point.snapshot for point in rest] == [points[4].snapshot]
+    for file in (run.folder / "path").iterdir():
+        assert file.read_bytes() == (stopped.folder / "path" / file.name).read_bytes()
+
+
+def test_sizes_beyond_what_has_grown(tmp_path, config):
+    search = Search(Run(tmp_path / "run", replace(config, epochs=1, steps=2, sizes="14k")))
+    with pytest.raises(
+        ValueError, match="a network of 14,000 parameters was asked for, and the largest that has grown"
+    ):
+        list(search)
 
 
 def test_births_and_deaths():
