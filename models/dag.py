@@ -27,7 +27,7 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
-NEARLY_ZERO = 0.01  # times He's start
+NEARLY_ZERO = 0.01  # times the usual start
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"right_relu": right_relu, "relu": F.relu, "identity": identity}
 
 
@@ -39,9 +39,9 @@ class DagNode(nn.Module):
     (`resample`).
 
     A unit is row i of every edge together with entry i of the bias. The activation maps 0 to 0, so that a unit whose
-    row is zero puts out exactly 0 (plus what the skips bring). Edges start with He's variance (of kernels that grow the
-    core alone), blocks, gates and projections at 0 (gates of trunks, and of a node without rows, which is nothing but
-    its skips, at 1).
+    row is zero puts out exactly 0 (plus what the skips bring). Edges start with He's variance, behind no rectifier with
+    half of it (of kernels that grow the core alone), nearly at zero where a trunk goes on; blocks, gates and projections
+    at 0 (gates of trunks, and of a node without rows, which is nothing but its skips, at 1).
     """
 
     rows: Tensor | None
@@ -53,7 +53,7 @@ class DagNode(nn.Module):
         self.levels = {source: level - plan.level for source, level in levels.items()}
         self.activation = ACTIVATIONS[plan.activation]
         self.edges = nn.ParameterDict(
-            {edge.key: _start(edge, edge.shape(plan.num_rows, units[edge.source])) for edge in plan.edges}
+            {edge.key: _start(plan, edge, edge.shape(plan.num_rows, units[edge.source])) for edge in plan.edges}
         )
         if plan.bias:
             self.bias = Parameter(torch.zeros(plan.num_rows))
@@ -144,13 +144,16 @@ def _apply(edge: Edge | None, x: Tensor, weight: Tensor, bias: Tensor | None) ->
 
 
 @torch.no_grad()
-def _start(edge: Edge, shape: tuple[int, ...]) -> Parameter:
-    """He's variance on the core of the kernel; zero for a block."""
+def _start(node: Node, edge: Edge, shape: tuple[int, ...]) -> Parameter:
+    """Weights that keep the scale of signals, on the core of the kernel; nearly zero for what a trunk gains, 0 for a
+    block."""
     weight = torch.zeros(shape)
+    gain = 1.0 if node.activation == "identity" else 2.0
+    scale = NEARLY_ZERO if any(skip.trunk for skip in node.skips) else 1.0
     if not edge.block:
         rim = ((edge.kernel or 0) - (edge.core or edge.kernel or 0)) // 2
         core = weight[..., rim : edge.kernel - rim, rim : edge.kernel - rim] if edge.kernel else weight
-        core.normal_(std=math.sqrt(2 / max(1, core[:1].numel())))
+        core.normal_(std=scale * math.sqrt(gain / max(1, core[:1].numel())))
     return Parameter(weight)
 
 

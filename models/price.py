@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Literal
 
 from nas.models.plan import Node, Plan
+from nas.parts import Part
 
 Currency = Literal["params", "flops"]
 CURRENCIES = ("params", "flops")
@@ -45,11 +46,11 @@ def prices(plan: Plan, currency: Currency) -> dict[str, float]:
     searched = [node for node in plan.nodes if node.searched]
     units = {node.name: _of_unit(plan, node, currency) for node in searched}
     mean = fmean(units.values(), [node.units for node in searched])
-    found = {**units, "gates": 1.0 if currency == "params" else _positions(plan, 0)}
+    found = {**units, "gates": _each(plan, 0, currency)}
     for node in plan.nodes:
         if node.whole:
             found[f"{node.name}.whole"] = _for_it_alone(plan, node, currency)
-        each = 1.0 if currency == "params" else _positions(plan, node.level)
+        each = _each(plan, node.level, currency)
         for source in node.projections:
             found[f"{node.name}.projections.{source}"] = each * node.units * plan.units[source]
         for edge in node.edges:
@@ -60,6 +61,23 @@ def prices(plan: Plan, currency: Currency) -> dict[str, float]:
             elif edge.core is not None:
                 found[name] = weights * (1 - (edge.core / shape[-1]) ** 2) / ((shape[-1] - edge.core) // 2)
     return {name: min(max(price / mean, CHEAPEST), DEAREST) for name, price in found.items()}
+
+
+def price(part: Part, plan: Plan, currency: Currency) -> float:
+    """What a network of this plan costs less without a part of it (`nas.parts.active_parts`), in the currency."""
+    nodes = {node.name: node for node in plan.nodes}
+    node = nodes.get(part.name.split(".")[0])
+    if node is None:  # a gate
+        return part.size * _each(plan, 0, currency)
+    if part.name != node.name:
+        return part.size * _each(plan, node.level, currency)
+    alone = _for_it_alone(plan, node, currency) if part.units == node.num_rows else 0.0
+    return part.units * _of_unit(plan, node, currency) + alone
+
+
+def _each(plan: Plan, level: int, currency: Currency) -> float:
+    """What one weight at a level costs."""
+    return 1.0 if currency == "params" else _positions(plan, level)
 
 
 def _of_unit(plan: Plan, node: Node, currency: Currency) -> float:
@@ -80,4 +98,4 @@ def _for_it_alone(plan: Plan, node: Node, currency: Currency) -> float:
         replace(edge, kernel=edge.core or edge.kernel).shape(each.num_rows, plan.units[edge.source])
         for each in alone if not each.searched for edge in each.edges
     ]  # fmt: skip
-    return sum(map(math.prod, cores)) * (1.0 if currency == "params" else _positions(plan, node.level))
+    return sum(map(math.prod, cores)) * _each(plan, node.level, currency)

@@ -1,6 +1,7 @@
 """What can go as a whole: the groups of the penalties, one by one."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,18 @@ class Part:
 
     Attributes:
         name: of its parameter group.
+        units: number of joint units in it; 0 where a group is of one tensor.
         masks: for each tensor that it has entries in a boolean mask of these.
     """
 
     name: str
+    units: int
     masks: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def size(self) -> int:
+        """Number of its entries."""
+        return sum(int(mask.sum()) for _, mask in self.masks)
 
     @torch.no_grad()
     def remove(self) -> None:
@@ -30,18 +38,32 @@ class Part:
         for p, mask in self.masks:
             p.masked_fill_(mask, 0)
 
+    @contextmanager
+    def removed(self) -> Iterator[None]:
+        """Without it, for a while."""
+        kept = [p.detach().clone() for p, _ in self.masks]
+        self.remove()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for (p, _), before in zip(self.masks, kept, strict=True):
+                    p.copy_(before)
+
 
 def active_parts(param_groups: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
     """Every group of a penalty that is not zero, and of nested penalties those of all levels, the small ones first."""
     for name, group, members in penalised_sets(param_groups):
-        joined = seen([p.detach() for p in members], group.get("joint", False))
+        joint = group.get("joint", False)
+        joined = seen([p.detach() for p in members], joint)
         for groups in levels(group["penalty"]):
             active = groups.active(joined)
             for index in active.flatten().nonzero()[:, 0]:
                 chosen = torch.zeros_like(active).flatten().index_fill(0, index, True).reshape(active.shape)
                 mask = groups.spread(chosen, joined, rest=False)
-                pieces = zip(members, unseen(mask, members, group.get("joint", False)), strict=True)
-                yield Part(name, tuple((p, piece) for p, piece in pieces if piece.any()))
+                units = int(mask.any(dim=1).sum()) if joint else 0
+                pieces = zip(members, unseen(mask, members, joint), strict=True)
+                yield Part(name, units, tuple((p, piece) for p, piece in pieces if piece.any()))
 
 
 def levels(penalty: Any) -> list[Groups]:
