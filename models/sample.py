@@ -12,7 +12,7 @@ from nas.models.dag import DagNet
 from nas.models.plan import OUTPUT, Plan
 
 TIGHT = 0.95  # of the wanted size, at least
-ATTEMPTS, HALVINGS = 200, 12
+ATTEMPTS, HALVINGS = 100, 12
 NARROW = 0.2  # the narrowest of the random widths, as part of the widest
 
 Widths = dict[str, int]

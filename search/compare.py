@@ -32,7 +32,7 @@ class Competitor:
 
     Attributes:
         title: unique among those that are compared.
-        network: makes the network that is to be trained, from a seed: with fresh weights, or those that were found.
+        network: the network to start from, by seed: with fresh weights, or those that were found. It is copied.
     """
 
     title: str
@@ -205,9 +205,9 @@ def compete(competitor: Competitor, training: Training, on_epoch: OnEpoch = lamb
 
     def trained(net: DagNet, rate: float, seed: int) -> tuple[DagNet, Scores] | None:
         what = f"{competitor.title}, rate {rate:g}, seed {seed}"
-        return _trained(net, rate, seed, training, lambda loss: on_epoch(what, loss))
+        return _trained(copy.deepcopy(net), rate, seed, training, lambda loss: on_epoch(what, loss))
 
-    tried = {rate: trained(copy.deepcopy(start), rate, first) for rate in training.rates}
+    tried = {rate: trained(start, rate, first) for rate in training.rates}
     alive = {rate: result for rate, result in tried.items() if result is not None}
     rate = max(alive, key=lambda rate: alive[rate][1][training.headline], default=None)
     results = [] if rate is None else [alive[rate], *(trained(competitor.network(s), rate, s) for s in others)]

@@ -1,6 +1,5 @@
 """``nas retrain``."""
 
-import copy
 import os
 import warnings
 from collections.abc import Sequence
@@ -141,7 +140,7 @@ def _with_first_weights(net: DagNet, run: Run, options: Namespace, seed: int) ->
         found = read_record(run.folder / COMPACT / "certificate.json").epoch
         early = run.choose(options.rewind_epoch).snapshot.epoch
         return rewound(run.supernet(found), run.supernet(early), seed=seed)
-    return copy.deepcopy(net)
+    return net
 
 
 def _competitors(found: DagNet, run: Run, options: Namespace) -> list[Competitor]:
