@@ -21,7 +21,7 @@ from nas.cli.shared import load_compact, sentence
 from nas.models import RECIPES, DagNet, Plan, load
 from nas.models.families import HAND_MADE, describe
 from nas.models.sample import TIGHT
-from nas.search import Denoise, Picture, Run, held_out
+from nas.search import Batches, Denoise, Picture, Run, held_out
 from nas.search.compare import (
     RANDOM,
     RATES,
@@ -91,7 +91,7 @@ class Results:
     def train(self, competitor: Competitor, training: Training, settings: dict[str, Any]) -> Trained:
         """The result of a competitor, trained now if it has not been."""
         net = competitor.network(training.seeds[0])
-        facts = json.dumps([settings, training.rates, training.seeds, net.plan.to_dict()]).encode()
+        facts = json.dumps([competitor.title, settings, training.rates, training.seeds, net.plan.to_dict()]).encode()
         weights = b"".join(p.detach().numpy().tobytes() for p in net.parameters())
         key = hashlib.sha256(facts + weights).hexdigest()
         if key not in self.done:
@@ -141,9 +141,14 @@ def _training(options: argparse.Namespace) -> Training:
     train = [picture for k, picture in enumerate(pictures) if k not in chosen]
     epochs = max(1, options.steps // EPOCH)
     steps = options.steps // epochs
+
+    def batches(seed: int) -> Batches:
+        return task.batches(train, crop=options.crop, batch=options.batch, steps=steps, seed=seed)
+
+    batches(0)  # what is wrong with the pictures is said now
     return Training(
         task,
-        lambda seed: task.batches(train, crop=options.crop, batch=options.batch, steps=steps, seed=seed),
+        batches,
         held_out([pictures[k] for k in chosen], task, seed=VALIDATION_SEED),
         held_out(_pictures(options.test), task, seed=TEST_SEED),
         epochs,

@@ -12,7 +12,7 @@ from nas.models.dag import DagNet
 from nas.models.plan import OUTPUT, Plan
 
 TIGHT = 0.95  # of the wanted size, at least
-ATTEMPTS, HALVINGS = 100, 12
+ATTEMPTS, HALVINGS = 30, 8
 NARROW = 0.2  # the narrowest of the random widths, as part of the widest
 
 Widths = dict[str, int]
@@ -39,8 +39,8 @@ def random_subnet(plan: Plan, size: int, seed: int) -> Plan:
         if found is not None:
             return found
     raise ValueError(
-        f"no random network of {size} parameters was found in a supernet of {plan.num_params}; "
-        "choose a size well below it, and above its narrowest networks"
+        f"no random network of {math.ceil(TIGHT * size)} to {size} parameters was found in a supernet of "
+        f"{plan.num_params} parameters"
     )
 
 

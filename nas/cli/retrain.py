@@ -1,5 +1,6 @@
 """``nas retrain``."""
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -112,6 +113,8 @@ def _open(options: Namespace) -> tuple[Run, DagNet]:
     for name, least in (("seeds", 1), ("random", 0)):
         if getattr(options, name) < least:
             raise ValueError(f"{name} must be at least {least}, got {getattr(options, name)}")
+    if not 0 < options.lr < math.inf:
+        raise ValueError(f"lr must be > 0, got {options.lr}")
     check_seed(options.seed)
     run = Run.open(options.run)
     net = load_compact(run)
