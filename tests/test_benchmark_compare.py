@@ -30,8 +30,8 @@ def test_every_network_is_a_line_and_is_trained_once(words, tmp_path, capsys, mo
     first, *_ = printed.splitlines()
     assert first.split()[:5] == ["chain", "of", "one", "hidden", "layer,"]
     stored = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert len(stored) == 1 + 2 + 1 + 2 + 2  # of 1200 parameters, then of the size of the found network
-    assert [len(each["test"]) for each in stored] == [2, 1, 1, 2, 2, 2, 1, 1]
+    assert len(stored) == 1 + 2 + 2 + 1 + 2  # of the size of the found network, then of 1200 parameters
+    assert [len(each["test"]) for each in stored] == [2, 2, 2, 1, 1, 2, 1, 1]
     assert f"{found}, its weights: rank " in printed and f"{found}, from scratch: rank " in printed
     assert "among 2 random networks and itself" in printed
     assert "random network, best of 2" in printed
