@@ -64,7 +64,7 @@ class Certificate(Difference):
         tolerance_float32: largest difference at which the certificate holds; relative to ``max_output`` where that
             is above 1, as round-off is.
         tolerance_float64: the same in double precision; that of single precision where a constant was folded into
-            biases that are stored in single precision.
+            biases, or a gate into weights, that are stored in single precision.
         nodes: the difference of the state of every node that survives, on the units that survive.
         changes: what was removed and kept, by node, and why.
         constant: no path leads from the input to the output.
@@ -146,10 +146,11 @@ def _check_layout(net: DagNet, small: DagNet, kept: Mapping[str, Tensor]) -> Non
 
 
 def _rounded(net: DagNet, cut: DagNet) -> bool:
-    """Whether a constant was folded into a bias that then had to be rounded to single precision."""
+    """Whether a constant was folded into a bias, or a gate into weights, that then had to be rounded to single
+    precision."""
     pairs = zip(net.named_nodes().values(), cut.named_nodes().values(), strict=True)
-    changed = any(bool((new.bias.ne(old.bias) & new.bias.ne(0)).any()) for old, new in pairs)
-    return changed and next(net.parameters()).dtype != torch.float64
+    folded = any(bool((new.bias.ne(old.bias) & new.bias.ne(0)).any()) for old, new in pairs)
+    return (folded or cut.plan != net.plan) and next(net.parameters()).dtype != torch.float64
 
 
 def _random_inputs(net: DagNet, seed: int) -> list[Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas.models.dag import DagNet
 
@@ -60,6 +60,17 @@ def latency(
     """
     size = (side, side) if net.plan.patch is not None else ()
     return tuple(_time(net, small, torch.rand(batch, net.plan.channels, *size), seconds) for batch in batches)
+
+
+@torch.no_grad()
+def seconds_per_call(net: nn.Module, x: Tensor, *, calls: int = 7) -> float:
+    """The median time of a call after two that warm up."""
+    times = []
+    for _ in range(2 + calls):
+        began = time.perf_counter()
+        net(x)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[2:])
 
 
 def _time(net: DagNet, small: DagNet, x: Tensor, seconds: float) -> Latency:

@@ -150,7 +150,9 @@ def _unit_norms(net: DagNet, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
     norms = {INPUT: torch.zeros(net.plan.units[INPUT])}
     for name, node in net.named_nodes().items():
         blocks = [
-            dense_weight(edge, weight, node.plan.num_rows, net.plan.units[edge.source])[:, alive[edge.source]].flatten(1)
+            dense_weight(edge, weight, node.plan.num_rows, net.plan.units[edge.source])[:, alive[edge.source]].flatten(
+                1
+            )
             for edge, weight in node.weighted_edges()
         ]
         rows = torch.cat([node.bias[:, None], *blocks], dim=1).norm(dim=1).cpu()

@@ -71,9 +71,7 @@ def _read_through(net: DagNet, name: str, source: str) -> DagNet:
     return changed
 
 
-def _redirected(
-    node: DagNode, name: str, source: str, gate: float, units: Mapping[str, int]
-) -> tuple[Node, Tensors]:
+def _redirected(node: DagNode, name: str, source: str, gate: float, units: Mapping[str, int]) -> tuple[Node, Tensors]:
     """The plan of a reader, and its tensors."""
     edges: dict[str, tuple[Edge, Tensor]] = {}
     for edge, weight in node.weighted_edges():

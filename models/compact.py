@@ -18,9 +18,7 @@ Tensors = dict[str, Tensor]
 
 
 @torch.no_grad()
-def compact(
-    net: DagNet, *, round_to: int = 1, weights_of: DagNet | None = None, tight: bool = True
-) -> DagNet:
+def compact(net: DagNet, *, round_to: int = 1, weights_of: DagNet | None = None, tight: bool = True) -> DagNet:
     """A new network of the same class with the alive units, edges and skips of ``net``, which is left as it is.
 
     Exact: what is left out contributes exactly 0 (`DagNode`), or a constant that the biases of its readers take up
@@ -139,7 +137,9 @@ def _write_edge(whole: Tensor, edge: Edge, weight: Tensor, rows: Tensor, units: 
         whole[put[:, None], units if edge.take is None else units[list(edge.take)]] = weight
 
 
-def _restrict(node: DagNode, given: DagNode, alive: Tensor, kept: dict[str, Tensor], tight: bool) -> tuple[Node, Tensors]:
+def _restrict(
+    node: DagNode, given: DagNode, alive: Tensor, kept: dict[str, Tensor], tight: bool
+) -> tuple[Node, Tensors]:
     """The plan of ``node`` and the tensors of ``given`` on the units that are kept."""
     plan, target = node.plan, kept[node.plan.name]
     rows = pick(alive, plan.rows) & (active_rows(node, kept) if tight or plan.tied is None else True)
@@ -260,9 +260,7 @@ def _widen(
     ), wide
 
 
-def _widen_edge(
-    edge: Edge, weight: Tensor, places: Tensor, rows: int, before: int, units: int
-) -> tuple[Edge, Tensor]:
+def _widen_edge(edge: Edge, weight: Tensor, places: Tensor, rows: int, before: int, units: int) -> tuple[Edge, Tensor]:
     """The edge into ``rows`` rows, of which the old ones are at ``places``, from ``units`` instead of ``before`` units."""
     put = None if edge.put is None else tuple(places[list(edge.put)].tolist())
     if edge.operation == DEPTHWISE:

@@ -79,18 +79,26 @@ class DagNode(nn.Module):
         return ((edge, self.edges[edge.key]) for edge in self.plan.edges)
 
     def forward(self, states: Mapping[str, Tensor]) -> Tensor:
-        axis = self.unit_axis
-        x: Tensor = self.activation(self._sum_edges(states))
-        if self.rows is not None:
-            x = _zeros_like(x, self.plan.units, axis).index_copy_(axis, self.rows, x)
+        x = self.computed(states)
         ours = self.rows is not None
-        for k, (skip, gate) in enumerate(zip(self.plan.skips, self.gates, strict=True)):
-            term = gate * self._taken(states[skip.source], f"skip{k}")
-            x, ours = self._placed(x, term, f"skip{k}", ours), True
-        for name, matrix in self.projections.items():
-            weight = matrix if axis == -1 else matrix[:, :, None, None]
-            x = x + _apply(None, resample(states[name], self.levels[name]), weight, None)
+        if ours:
+            x = _zeros_like(x, self.plan.units, self.unit_axis).index_copy_(self.unit_axis, self.rows, x)
+        for k, term in enumerate(self.brought(states).values()):
+            x, ours = (self._placed(x, term, f"skip{k}", ours) if k < len(self.plan.skips) else x + term), True
         return x
+
+    def computed(self, states: Mapping[str, Tensor]) -> Tensor:
+        """act( sum_j A_j(x_j) + b ), on the rows that this node computes."""
+        return self.activation(self._sum_edges(states))
+
+    def brought(self, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the skips bring, s_k x_k on the units that they join, then the projections P_m x_m, by their sources."""
+        skips = zip(self.plan.skips, self.gates, strict=True)
+        terms = {s.source: gate * self._taken(states[s.source], f"skip{k}") for k, (s, gate) in enumerate(skips)}
+        for name, matrix in self.projections.items():
+            weight = matrix if self.unit_axis == -1 else matrix[:, :, None, None]
+            terms[name] = _apply(None, resample(states[name], self.levels[name]), weight, None)
+        return terms
 
     def _sum_edges(self, states: Mapping[str, Tensor]) -> Tensor:
         """sum_j A_j(x_j) + b, on the rows that this node computes."""

@@ -10,7 +10,7 @@ from nas.parts import Part
 
 Currency = Literal["params", "flops"]
 CURRENCIES = ("params", "flops")
-CHEAPEST, DEAREST = 0.25, 4.0  # prices relative to the mean, so that everything can wake, and nothing at once
+CHEAPEST, DEAREST = 0.5, 2.0  # factors on lam
 
 
 def total(plan: Plan, currency: Currency) -> float:
@@ -32,7 +32,8 @@ def _positions(plan: Plan, level: int) -> float:
 
 
 def prices(plan: Plan, currency: Currency) -> dict[str, float]:
-    """What one more group adds to `total`, relative to the mean over all units: factors for `nas.param_groups`.
+    """The square root of what one more group adds to `total`, relative to the mean over all units: factors for lam
+    (`nas.param_groups`), which weigh prices as the group lasso weighs sizes.
 
     By the name of the parameter group, and of groups within another one for the larger ones by that name + ".whole":
 
@@ -41,7 +42,7 @@ def prices(plan: Plan, currency: Currency) -> dict[str, float]:
     * a block of weights: a row of it, and as a whole all of it;
     * a kernel that grows: its mean ring.
 
-    They are kept between a quarter of the mean and four times it, so that everything can wake, and nothing at once.
+    They are kept between 1/2 and 2, so that everything can wake, and nothing at once.
     """
     searched = [node for node in plan.nodes if node.searched]
     units = {node.name: _of_unit(plan, node, currency) for node in searched}
@@ -60,7 +61,7 @@ def prices(plan: Plan, currency: Currency) -> dict[str, float]:
                 found |= {name: weights / shape[0], f"{name}.whole": weights}
             elif edge.core is not None:
                 found[name] = weights * (1 - (edge.core / shape[-1]) ** 2) / ((shape[-1] - edge.core) // 2)
-    return {name: min(max(price / mean, CHEAPEST), DEAREST) for name, price in found.items()}
+    return {name: min(max(math.sqrt(each / mean), CHEAPEST), DEAREST) for name, each in found.items()}
 
 
 def price(part: Part, plan: Plan, currency: Currency) -> float:

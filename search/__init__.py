@@ -6,7 +6,7 @@ from nas.search.config import SearchConfig, register_task
 from nas.search.data import folder, load_data, pictures, register_data
 from nas.search.labelled import cifar10, class_folder, fashion_mnist, mnist
 from nas.search.loop import Snapshot, search, snapshot
-from nas.search.path import Point, births, deaths, pick
+from nas.search.path import Choice, Point, births, deaths, pick
 from nas.search.polish import Polished, polish
 from nas.search.restoration import Deblur, Denoise, Restoration, restore
 from nas.search.retrain import retrain
@@ -16,6 +16,7 @@ from nas.search.tasks import Example, Metric, Task, evaluate, held_out, predict,
 
 __all__ = [
     "Batches",
+    "Choice",
     "Classify",
     "Deblur",
     "Denoise",

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from nas.models.dag import DagNet
+from nas.models.price import CHEAPEST
 from nas.models.recipes import RECIPES
 from nas.registry import Registry
 from nas.search.classification import Classify
@@ -17,8 +19,10 @@ from nas.search.data import SOURCES
 from nas.search.restoration import Deblur, Denoise
 from nas.search.stack import Pictures
 from nas.search.tasks import Metric, Task
+from nas.steering import EARLIEST
 
 AUTO: Literal["auto"] = "auto"
+NONE = "none"
 TASKS: Registry[type[Task]] = Registry("task", {"denoise": Denoise, "deblur": Deblur, "classify": Classify})
 
 
@@ -45,7 +49,8 @@ class SearchConfig:
         data: source of pictures: pictures (ships with scikit-image), folder, mnist, fashion_mnist, cifar10,
             class_folder (pictures of one size, a folder for each class).
         data_root: folder of the pictures or of the data set.
-        model: supernet: conv_skip_autoencoder, skip_autoencoder, dense_mlp, dense_conv, mlp.
+        model: supernet: separable_autoencoder, mixed_autoencoder, conv_skip_autoencoder, skip_autoencoder, dense_mlp,
+            dense_conv, mlp.
         model_options: options of the supernet, such as depth, width and patch.
         channels: 1 searches on grey pictures, 3 on colour.
         sigma: standard deviation of the noise on the 0..255 scale (denoise, deblur).
@@ -55,13 +60,19 @@ class SearchConfig:
         crop: side of the training crops in pixels (denoise, deblur).
         density: part of each layer's units that is alive at the start, at least one unit.
         lr: learning rate of weights and biases (AdaBreg).
-        entry_time: steps until the first units can wake, lam / lr; larger keeps the network smaller. auto chooses
-            it by a trial of 200 steps, so that a tenth of the units would wake within them.
+        second_moment: what AdaBreg divides the gradients by: one number per entry (as Adam), group or tensor. With one
+            per tensor the groups with large gradients wake first.
+        entry_time: steps until units of the mean price can wake, lam / lr; larger keeps the network smaller. auto
+            chooses it by a trial of 200 steps, so that a tenth of the units would wake within them.
+        price: the dearer a group, the later it wakes: lam grows with the square root of what it adds in parameters, or in
+            flops (multiply-adds per pixel); the front is ranked by loss per price, too. none: all alike.
         gate_scale: learning rate and strength of the skip gates, as multiples of those of the units.
-        tolerance: the search picks its smallest network whose validation score is within this much of its best: dB of
-            PSNR, percentage points of accuracy.
-        max_params: only networks with at most this part of the supernet's parameters are picked.
-        polish: removals that are tried after the last epoch, to give back what does not earn its place; 0 for none.
+        sizes: parameters of the networks of the front, such as 4k,14k,27k; each is thinned out from a larger one, refitted
+            and measured. auto: three quarters of what has grown, a half and a quarter of that. none: no front.
+        fit: steps between two removals on the way to a smaller network.
+        refit: epochs for which each network of the front is trained.
+        tolerance: the search recommends its smallest network whose validation score is within this much of its best: dB
+            of PSNR, percentage points of accuracy.
         seed: of the weights, the training data and the noise.
     """
 
@@ -69,28 +80,31 @@ class SearchConfig:
     task_options: dict[str, bool | int | float] = field(default_factory=dict)
     data: str = "pictures"
     data_root: Path | None = None
-    model: str = "conv_skip_autoencoder"
+    model: str = "separable_autoencoder"
     model_options: dict[str, bool | int | float | list[int] | None] = field(default_factory=dict)
     channels: int = 1
     sigma: float = 25.0
-    epochs: int = 50
+    epochs: int = 16
     steps: int = 128
     batch: int = 8
     crop: int = 48
     density: float = 0.1
     lr: float = 0.002
-    entry_time: float | Literal["auto"] = 175.0
+    second_moment: Literal["entry", "group", "tensor"] = "tensor"
+    entry_time: float | Literal["auto"] = 40.0
+    price: Literal["params", "flops", "none"] = "params"
     gate_scale: float = 5.0
+    sizes: str = AUTO
+    fit: int = 200
+    refit: int = 12
     tolerance: float = 0.1
-    max_params: float = 0.5
-    polish: int = 20
     seed: int = 0
 
     def __post_init__(self) -> None:
         TASKS.find(self.task)
         SOURCES.find(self.data)
         RECIPES.find(self.model)
-        for name in ("epochs", "steps", "batch", "crop"):
+        for name in ("epochs", "steps", "batch", "crop", "fit", "refit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("lr", "gate_scale"):
@@ -99,17 +113,31 @@ class SearchConfig:
         check_seed(self.seed)
         if not self.tolerance >= 0:
             raise ValueError(f"tolerance must be >= 0 {self.headline.unit}, got {self.tolerance}")
-        if not 0 < self.max_params <= 1:
-            raise ValueError(f"max_params must lie in (0, 1], got {self.max_params}")
-        if self.polish < 0:
-            raise ValueError(f"polish must be a number of trials >= 0, got {self.polish}")
+        _ = self.front_sizes
         if isinstance(self.entry_time, str):
             if self.entry_time != AUTO:
                 raise ValueError(f"entry_time must be a number of steps or {AUTO}, got {self.entry_time!r}")
-        elif not 20 <= self.entry_time < math.inf:
+        elif not EARLIEST / self.cheapest <= self.entry_time < math.inf:
             raise ValueError(
-                f"entry_time must be at least 20 steps (below, everything wakes at once), got {self.entry_time:g}"
+                f"entry_time must be at least {EARLIEST / self.cheapest:g} steps with price {self.price} (below, "
+                f"everything wakes at once), got {self.entry_time:g}"
             )
+
+    @property
+    def cheapest(self) -> float:
+        """The least factor on lam."""
+        return 1.0 if self.price == NONE else CHEAPEST
+
+    @property
+    def front_sizes(self) -> list[int] | None:
+        """Numbers of parameters of the front, the largest first; None if the search is to choose them.
+
+        Raises:
+            ValueError: ``sizes`` is no list of numbers.
+        """
+        if self.sizes in (AUTO, NONE):
+            return None if self.sizes == AUTO else []
+        return sorted({parse_size(size) for size in self.sizes.split(",")}, reverse=True)
 
     def to_yaml(self) -> str:
         """Text for ``nas search --config``."""
@@ -176,6 +204,19 @@ class SearchConfig:
         """
         _check_options(self.model, self.model_options, self._known_options())
         return RECIPES.find(self.model)(self.channels, **self.model_options)
+
+
+def parse_size(text: str) -> int:
+    """A number of parameters or of multiply-adds, such as 13500, 14k or 1.5M.
+
+    Raises:
+        ValueError: it is no positive number.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kM]?)\s*", text)
+    size = float(found[1]) * {"": 1, "k": 1e3, "M": 1e6}[found[2]] if found else 0.0
+    if not 1 <= size < 1e12:
+        raise ValueError(f"a size must be a positive number such as 13500, 14k or 1.5M, got {text!r}")
+    return int(size)
 
 
 def _check_options(name: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -4,7 +4,7 @@ Growth overshoots: what was useful early stays although it is superfluous later.
 measurement, a few at a time, and the rest is fitted in between.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +61,7 @@ def thin_out(
     currency: Currency = "params",
     rank_by: Currency | None = "params",
     share: float = SHARE,
-) -> Iterator[DagNet]:
+) -> DagNet:
     """Remove the groups that are missed least for what they cost, until the network costs at most ``size``.
 
     Groups are those that the penalties of a search act on: units, blocks, gates, projections, rings of kernels. How
@@ -78,8 +78,8 @@ def thin_out(
         rank_by: the currency of the prices that losses are divided by; None: they are not.
         share: part of the present cost that is removed between two fits, in (0, 1).
 
-    Yields:
-        After each fit the network, of the plan of ``net``; the last one costs at most ``size``.
+    Returns:
+        A network of the plan of ``net`` that costs at most ``size``; ``net`` itself if it does.
 
     Raises:
         ValueError: what cannot be removed costs more than ``size``.
@@ -88,10 +88,12 @@ def thin_out(
         inner = Inner.of(net)
         ranked = _by_loss_per_price(inner.net, loss_fn, probe, currency, rank_by)
         if not ranked:
-            raise ValueError(f"the smallest network of this search costs {cost:,.0f} ({currency}), more than {size:,.0f}")
+            raise ValueError(
+                f"the smallest network of this search costs {cost:,.0f} ({currency}), more than {size:,.0f}"
+            )
         _remove(ranked, min(cost - size, share * cost))
         net = fitted(inner.within(net), fit)
-        yield net
+    return net
 
 
 def _remove(ranked: Sequence[tuple[Part, float]], budget: float) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,14 @@ class Point:
         snapshot: what was alive.
         scores: validation scores by the key of their metric; the first one is the headline (`nas.search.Metric`).
         params: parameters of the compact network.
+        flops: its multiply-adds per pixel (per vector where there are no pixels).
         seconds: since the search began.
     """
 
     snapshot: Snapshot
     scores: dict[str, float]
     params: int
+    flops: float
     seconds: float
 
     @property
@@ -52,7 +54,7 @@ class Point:
         stored, scores = data["snapshot"], data["scores"]
         if not isinstance(scores, dict) or not scores:
             raise ValueError(f"the scores of a point must be numbers by name, got {scores!r}")
-        numbers = [stored["epoch"], *scores.values(), data["params"], data["seconds"]]
+        numbers = [stored["epoch"], *scores.values(), data["params"], data["flops"], data["seconds"]]
         if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
             raise ValueError(f"{numbers} are not finite numbers")
         arcs = {
@@ -62,18 +64,86 @@ class Point:
         return cls(**{**data, "snapshot": Snapshot(**{**stored, "units": units, **arcs})})
 
 
-def pick(points: Iterable[Point], tolerance: float, max_params: float = math.inf) -> Point:
-    """The smallest network of a path that is about as good as the best one that fits the budget.
+@dataclass(frozen=True)
+class Choice:
+    """Which network of a path is meant; what is None does not matter.
+
+    Attributes:
+        epoch: the one of this epoch.
+        max_params: the best one with at most so many parameters.
+        max_flops: the best one with at most so many multiply-adds per pixel.
+        min_score: the smallest one whose headline score is at least this.
+        knee: the one after which a larger one gains least for its size: the farthest above the straight line from the
+            smallest to the largest one, with the logarithm of the parameters across and the headline score upwards.
+    """
+
+    epoch: int | None = None
+    max_params: float | None = None
+    max_flops: float | None = None
+    min_score: float | None = None
+    knee: bool = False
+
+    def __post_init__(self) -> None:
+        ways = [self.epoch is not None, self.min_score is not None, self.knee]
+        if sum([*ways, self.max_params is not None or self.max_flops is not None]) > 1:
+            raise ValueError("choose by epoch, by min_score, by the knee, or by max_params and max_flops")
+
+    def of(self, points: Sequence[Point], tolerance: float) -> Point:
+        """The point of those given; by default the smallest whose score is within ``tolerance`` of the best.
+
+        Raises:
+            ValueError: none is meant; it says what there is.
+        """
+        if self.epoch is not None:
+            found = [each for each in points if each.snapshot.epoch == self.epoch]
+            if not found:
+                raise ValueError(f"the search has epochs 0 to {points[-1].snapshot.epoch}, not {self.epoch}")
+            return found[0]
+        if self.knee:
+            return _knee(points)
+        if self.min_score is not None:
+            good = [each for each in points if each.headline >= self.min_score]
+            return min(_some_of(good, f"with a score of {self.min_score:g} or more", points), key=_size)
+        if self.max_params is not None or self.max_flops is not None:
+            most = (self.max_params or math.inf, self.max_flops or math.inf)
+            small = [each for each in points if each.params <= most[0] and each.flops <= most[1]]
+            return max(_some_of(small, "so small", points), key=lambda each: (each.headline, -each.params))
+        return pick(points, tolerance)
+
+
+def _some_of(found: Sequence[Point], what: str, points: Sequence[Point]) -> Sequence[Point]:
+    if not found:
+        least, best = min(points, key=_size), max(points, key=lambda each: each.headline)
+        raise ValueError(
+            f"there is no network {what}; the smallest has {least.params:,} parameters and {least.flops:,.0f} "
+            f"multiply-adds per pixel, the best score is {best.headline:.2f} with {best.params:,} parameters"
+        )
+    return found
+
+
+def _size(point: Point) -> tuple[int, float]:
+    return point.params, -point.headline
+
+
+def _knee(points: Sequence[Point]) -> Point:
+    front = sorted(points, key=_size)
+    x = [math.log(max(1, each.params)) for each in front]
+    y = [each.headline for each in front]
+    slope = (y[-1] - y[0]) / (x[-1] - x[0]) if x[-1] > x[0] else 0.0
+    above = [value - y[0] - slope * (place - x[0]) for place, value in zip(x, y, strict=True)]
+    return front[above.index(max(above))]
+
+
+def pick(points: Iterable[Point], tolerance: float) -> Point:
+    """The smallest network that is about as good as the best one.
 
     Args:
-        points: a search path.
+        points: networks of one search.
         tolerance: how much worse its headline score may be than the best, in the unit of that score.
-        max_params: budget of parameters; where no network fits, the smallest of all is picked.
     """
-    points = sorted(points, key=lambda point: (point.params, -point.headline))
-    fitting = [point for point in points if point.params <= max_params] or points[:1]
-    best = max(point.headline for point in fitting)
-    return next(point for point in fitting if point.headline >= best - tolerance)
+    points = sorted(points, key=_size)
+    best = max(point.headline for point in points)
+    return next(point for point in points if point.headline >= best - tolerance)
 
 
 def births(points: Iterable[Point]) -> dict[str, dict[int, int]]:
@@ -97,6 +167,19 @@ def deaths(points: Iterable[Point]) -> dict[str, dict[int, int]]:
             died[name] = {unit: epoch for unit, epoch in died.get(name, {}).items() if unit not in alive} | gone
             before[name] = alive
     return died
+
+
+def kernel_history(points: Iterable[Point]) -> dict[tuple[str, str], list[tuple[int, int]]]:
+    """For every operation that is alive at the last point the sides of its kernel with the epochs since which it has
+    had them, by (`nas.models.Edge.key`, target)."""
+    histories: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for point in points:
+        before = histories
+        histories = {}
+        for arc, side in point.snapshot.kernels.items():
+            known = before.get(arc, [])
+            histories[arc] = known if known and known[-1][1] == side else [*known, (point.snapshot.epoch, side)]
+    return histories
 
 
 def save_sparse(net: nn.Module, file: Path) -> None:

@@ -2,7 +2,7 @@
 
 config.yaml        everything that determines the run
 metrics.jsonl      one line per epoch
-path.json, path/   what was alive after each epoch, and after each removal of the polishing; and the weights
+path.json, path/   what was alive after each epoch, then the networks of the front; and the weights
 checkpoint.pt      to continue, bit for bit
 """
 
@@ -24,15 +24,17 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from nas import AdaBreg, param_groups, sparse_start
 from nas.files import replacing, write_json, write_text
-from nas.models.compact import compact, expand
+from nas.models.compact import compact
 from nas.models.dag import DagNet
+from nas.models.price import prices, total
 from nas.penalties import scaled, strengths
 from nas.search.batches import Batches
-from nas.search.config import AUTO, SearchConfig
+from nas.search.config import AUTO, NONE, SearchConfig
 from nas.search.data import load_data
+from nas.search.front import fitted, thin_out
 from nas.search.loop import Snapshot, search, snapshot
-from nas.search.path import Point, load_sparse, pick, read_points, save_sparse
-from nas.search.polish import Polished, polish
+from nas.search.path import Choice, Point, load_sparse, read_points, save_sparse
+from nas.search.retrain import retrain
 from nas.search.stack import Pictures
 from nas.search.tasks import Example, Task, evaluate, held_out, predict
 from nas.steering import EARLIEST, calibrate
@@ -43,8 +45,11 @@ DRAWINGS = ("topology.svg", "topology.json", "topology.graphml", "growth.svg")
 VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
 MAX_COMPARED = 1000
 TRIAL_STEPS, TRIAL_FRACTION = 200, 0.1  # of the trial that chooses lam
-POLISHING = 20  # a removal is fitted for this part of the steps of the search
-POLISHING_LR, POLISHING_TOLERANCE = 5e-3, 0.005
+FIT_LR, REFIT_LR = 3e-3, 5e-3
+HEADROOM = 1.5  # a network of the front is thinned out from one with so many times its parameters, if there is one
+FITS = 1000  # epochs of data between two networks of the front
+PROBE = 4  # batches on which it is measured what a group is missed for
+AUTO_SIZES = 0.75, 0.375, 0.1875  # of the parameters that have grown
 
 
 @dataclass(frozen=True)
@@ -87,20 +92,19 @@ class Run:
             raise ValueError(f"the search path {self.folder / PATH} is empty")
         return points
 
-    def choose(self, epoch: int | None = None) -> Point:
-        """The point of ``epoch``; by default the one that the search picks.
+    def front(self) -> list[Point]:
+        """The networks of the front, so far as they are there."""
+        return [point for point in self.points() if point.snapshot.epoch > self.config.epochs]
+
+    def choose(self, choice: Choice = Choice()) -> Point:
+        """The point that is meant: of the front, if there is one, unless an epoch is chosen; else of the path.
 
         Raises:
-            ValueError: the path has no such epoch.
+            ValueError: there is none such.
         """
-        points = self.points()
-        if epoch is None:
-            total = sum(p.numel() for p in self.blank.parameters())
-            return pick(points, self.config.tolerance, self.config.max_params * total)
-        chosen = [point for point in points if point.snapshot.epoch == epoch]
-        if not chosen:
-            raise ValueError(f"{self.folder} has epochs 0 to {points[-1].snapshot.epoch}, not {epoch}")
-        return chosen[0]
+        front = self.front()
+        points = self.points() if choice.epoch is not None or not front else front
+        return choice.of(points, self.config.tolerance)
 
     def supernet(self, epoch: int) -> DagNet:
         """The searched network as it was after ``epoch``.
@@ -139,7 +143,7 @@ class Search:
     """One search in its folder; iterate over it to let it run.
 
     Everything that can be wrong with the options or the data is found before the folder is touched. Its attribute
-    ``on_trial`` can be set to what `nas.search.polish` is to call after each trial.
+    ``on_fit`` can be set to a function that is called with the number of parameters after each removal of the front.
 
     Args:
         run: the folder and the options; `Search.run` has those options too that the data determine.
@@ -163,24 +167,29 @@ class Search:
         sparse_start(self.net, config.density, seed=config.seed, batch=next(self.batches(0))[0])
         entry_time = TRIAL_STEPS if isinstance(config.entry_time, str) else config.entry_time
         lam, gate_lr = entry_time * config.lr, config.gate_scale * config.lr
-        groups = param_groups(self.net, lam=lam, lr=config.lr, gate_lam=config.gate_scale * lam, gate_lr=gate_lr)
-        self.optimizer = AdaBreg(groups)
+        self.dear = {} if config.price == NONE else prices(self.net.plan, config.price)
+        groups = param_groups(
+            self.net, lam=lam, lr=config.lr, gate_lam=config.gate_scale * lam, gate_lr=gate_lr, prices=self.dear
+        )
+        self.optimizer = AdaBreg(groups, second_moment=config.second_moment)
         if config.entry_time == AUTO and not resume:
             self._calibrate()
         self.scheduler = CosineAnnealingLR(self.optimizer, T_max=config.epochs * config.steps)
         self.points: list[Point] = []
-        self.on_trial: Callable[[Polished, bool], None] = lambda candidate, accepted: None
+        self.on_fit: Callable[[int], None] = lambda params: None
         if resume:
             self._restore()
         else:
             start = self._measure(snapshot(self.net, 0), self.net, 0.0)
             _prepare_folder(run, force)
-            self._record(start)
+            self._record(start, self.net)
+            self._save_checkpoint(start)
 
     @property
     def lam(self) -> float:
-        """Strength of the penalty on the units."""
-        return strengths(self.optimizer.param_groups[0]["penalty"])[0]
+        """Strength of the penalty on units of the mean price."""
+        group = self.optimizer.param_groups[0]
+        return strengths(group["penalty"])[0] / self.dear.get(group["name"], 1.0)
 
     def _calibrate(self) -> None:
         """Choose lam by a trial (`nas.steering.calibrate`)."""
@@ -199,7 +208,7 @@ class Search:
                 group["penalty"] = scaled(group["penalty"], too_early)
 
     def __iter__(self) -> Iterator[Point]:
-        """Search on to the last epoch, then polish; each point is on disk before it is yielded."""
+        """Search on to the last epoch, then make the front; each point is on disk before it is yielded."""
         config, first = self.run.config, len(self.points)
         began = time.perf_counter() - self.points[-1].seconds
         searched = search(
@@ -207,49 +216,78 @@ class Search:
         )
         for found in islice(searched, max(0, config.epochs + 1 - first)):
             point = self._measure(found, self.net, time.perf_counter() - began)
-            self._record(point)
+            self._record(point, self.net)
+            self._save_checkpoint(point)
             yield point
-        if config.polish and len(self.points) == config.epochs + 1:
-            yield from self._polish(began)
+        for size in self.sizes()[len(self.points) - config.epochs - 1 :]:
+            yield self._add_to_front(size, began)
 
-    def _polish(self, began: float) -> list[Point]:
-        """Polish the picked network; the points of what was removed continue the path, all at once."""
-        config = self.run.config
-        chosen = self.run.supernet(self.run.choose().snapshot.epoch)
-        way = polish(
-            chosen, self.batches, self.task.loss, self._validation_loss, next(self.batches(0)),
-            trials=config.polish, steps=max(1, config.epochs * config.steps // POLISHING), lr=POLISHING_LR,
-            tolerance=POLISHING_TOLERANCE, first_epoch=config.epochs + 1, on_trial=self.on_trial,
-        )  # fmt: skip
-        nets = [expand(state.net, state.units, chosen) for state in way]
-        points = []
-        for epoch, net in enumerate(nets, config.epochs + 1):
-            points.append(self._measure(snapshot(net, epoch), net, time.perf_counter() - began))
-            save_sparse(net, self.run.folder / SNAPSHOTS / f"{epoch:04}.safetensors")
-        write_json(self.run.folder / PATH, [each.to_dict() for each in (*self.points, *points)])
-        for point, net in zip(points, nets, strict=True):
-            self._add(point, net)
-        return points
+    def sizes(self) -> list[int]:
+        """Numbers of parameters of the front, the largest first.
 
-    def _validation_loss(self, net: DagNet) -> float:
-        outputs = predict(net, [example.observed for example in self.validation])
-        pairs = zip(outputs, self.validation, strict=True)
-        losses = [self.task.loss(output[None], example.target[None]) for output, example in pairs]
-        return float(torch.stack(losses).mean())
+        Raises:
+            ValueError: one is larger than all that has grown.
+        """
+        chosen, largest = self.run.config.front_sizes, max(point.params for point in self._grown())
+        if chosen is None:
+            return [max(1, int(part * largest)) for part in AUTO_SIZES]
+        if chosen and chosen[0] > largest:
+            raise ValueError(
+                f"a network of {chosen[0]:,} parameters was asked for, and the largest that has grown has {largest:,}; "
+                "search longer or with a shorter entry_time"
+            )
+        return chosen
+
+    def _grown(self) -> list[Point]:
+        return self.points[: self.run.config.epochs + 1]
+
+    def _add_to_front(self, size: int, began: float) -> Point:
+        """Thin out a larger network, refit it, and add it to the path."""
+        config, epoch = self.run.config, len(self.points)
+        pairs = chain.from_iterable(map(self.batches, count(FITS * epoch)))
+
+        def train(net: DagNet, epochs: int, steps: int, lr: float) -> None:
+            batches = lambda epoch: islice(pairs, steps)  # noqa: E731
+            retrain(net, batches, self.task.loss, epochs=epochs, steps=steps, lr=lr)
+
+        def fit(net: DagNet) -> None:
+            train(net, 1, config.fit, FIT_LR)
+            self.on_fit(sum(p.numel() for p in net.parameters()))
+
+        net = fitted(self.run.supernet(self._larger(size).snapshot.epoch), fit)
+        probe = [torch.cat(each) for each in zip(*islice(self.batches(0), PROBE), strict=True)]
+        rank_by = None if config.price == NONE else config.price
+        net = thin_out(net, size, fit, self.task.loss, (probe[0], probe[1]), rank_by=rank_by)
+        net = fitted(net, lambda inner: train(inner, config.refit, config.steps, REFIT_LR))
+        point = self._measure(snapshot(net, epoch), net, time.perf_counter() - began)
+        self._record(point, net)
+        return point
+
+    def _larger(self, size: int) -> Point:
+        """The smallest network with room for one of this size: of the front, else of what has grown."""
+        front = self.points[self.run.config.epochs + 1 :]
+        grown = [point for point in self._grown() if point.params >= HEADROOM * size]
+        largest = max(self._grown(), key=lambda point: point.params)
+        return front[-1] if front else min(grown, key=lambda point: point.params, default=largest)
 
     def _measure(self, found: Snapshot, net: DagNet, seconds: float) -> Point:
         small = compact(net)
         scores = evaluate(small, self.validation, self.task)
         if not all(map(math.isfinite, scores.values())):
             raise FloatingPointError(f"the weights of epoch {found.epoch} are not finite; use a smaller lr")
-        return Point(found, scores, sum(p.numel() for p in small.parameters()), seconds)
+        return Point(found, scores, small.plan.num_params, total(small.plan, "flops"), seconds)
 
-    def _record(self, point: Point) -> None:
-        """Weights first, then the path that names them, the metrics, and last the checkpoint to go on from."""
+    def _record(self, point: Point, net: DagNet) -> None:
+        """Weights first, then the path that names them, and the metrics."""
         folder = self.run.folder
-        save_sparse(self.net, folder / SNAPSHOTS / f"{point.snapshot.epoch:04}.safetensors")
+        save_sparse(net, folder / SNAPSHOTS / f"{point.snapshot.epoch:04}.safetensors")
         write_json(folder / PATH, [each.to_dict() for each in (*self.points, point)])
-        self._add(point, self.net)
+        self.points.append(point)
+        with (folder / METRICS).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(self._metrics(point, net)) + "\n")
+
+    def _save_checkpoint(self, point: Point) -> None:
+        """What the growth goes on from."""
         state = {
             "config": self.run.config.to_yaml(),
             "epoch": point.snapshot.epoch,
@@ -257,12 +295,7 @@ class Search:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
         }
-        replacing(folder / CHECKPOINT, lambda temporary: torch.save(state, temporary))
-
-    def _add(self, point: Point, net: DagNet) -> None:
-        self.points.append(point)
-        with (self.run.folder / METRICS).open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(self._metrics(point, net)) + "\n")
+        replacing(self.run.folder / CHECKPOINT, lambda temporary: torch.save(state, temporary))
 
     def _metrics(self, point: Point, net: DagNet) -> dict[str, Any]:
         nonzero = sum(int(p.count_nonzero()) for p in net.parameters())
@@ -274,6 +307,7 @@ class Search:
             "units": point.snapshot.num_units,
             "skips": len(point.snapshot.skips),
             "params": point.params,
+            "flops": point.flops,
             "lam": self.lam,
             "lr": self.scheduler.get_last_lr()[0],
             "seconds": round(point.seconds, 3),

@@ -133,7 +133,9 @@ def _random_dense(choose):
         width = 4 if name == "out" else choose.choice([1, 3, 4, 4, 7])
         edges = {source: choose.choice(kernels) for source in units if choose.random() < 0.6}
         skips = tuple(Skip(source) for source, n in units.items() if n == width and choose.random() < 0.7)
-        nodes.append(Node(name, width, full(edges), skips, activation=choose.choice(["relu", "right_relu", "identity"])))
+        nodes.append(
+            Node(name, width, full(edges), skips, activation=choose.choice(["relu", "right_relu", "identity"]))
+        )
         units[name] = width
     return DagNet(Plan(1, tuple(nodes), patch=2, residual=choose.random() < 0.5))
 

@@ -67,8 +67,9 @@ def test_changes_account_for_every_unit_edge_and_skip(case):
         assert len(set(gone)) == len(gone) == change.total - change.kept
         assert change.total == node.units
         assert change.kept == (small[node.name].units if node.name in small else 0)
-        kept_edges, kept_skips = set(node.edges) - set(change.edges), {s.source for s in node.skips} - set(change.skips)
-        assert kept_edges == (set(small[node.name].edges) if node.name in small else set())
+        kept_edges = {edge.key for edge in node.edges} - set(change.edges)
+        kept_skips = {skip.source for skip in node.skips} - set(change.skips)
+        assert kept_edges == ({edge.key for edge in small[node.name].edges} if node.name in small else set())
         assert kept_skips == ({skip.source for skip in small[node.name].skips} if node.name in small else set())
     assert len(describe_changes(changes(net)).splitlines()) == len(net.plan.nodes)
 
@@ -92,14 +93,33 @@ def test_reasons_of_edges_skips_and_nodes():
         for p in net.unit_parameters()["n2"]:
             p.zero_()
         net.nodes["n3"].gates.copy_(torch.tensor([0.5, 0.5]))  # from n1 and from n2
+        net.nodes["n3"].bias[0] = 0.5
     found = by_node(net)
     assert (found["n2"].kept, found["n2"].edges) == (0, {"n1": "node vanished"})
     assert found["n3"].edges == {"n2": "no weight on alive units"}
     assert found["n3"].skips == {"n2": "carries nothing"}
-    assert found["n3"].kept_because == {"carried by a skip": (0, 1)}
+    assert found["n3"].kept_because == {"carried by a skip": (1,)}
     text = describe_changes(changes(net)).splitlines()
     assert text[1] == "n2      vanished; removed: 2 zero"
     assert "without edge from n2 (no weight on alive units); without skip from n2 (carries nothing)" in text[2]
+
+
+def test_reasons_of_a_node_that_is_read_through():
+    """n2 is half of n1, which "out" reads instead, and n3, which computes something, gets by a gate."""
+    net = conv_skip_autoencoder(depth=3, width=2)
+    with torch.no_grad():
+        for p in net.unit_parameters()["n2"]:
+            p.zero_()
+        net.nodes["n2"].gates.fill_(0.5)
+        net.nodes["n3"].gates[1] = 0.5
+    found = by_node(net)
+    assert (found["n2"].kept, found["n2"].removed) == (0, {"read through": (0, 1)})
+    assert found["n2"].skips == {"n1": "node vanished"}
+    assert (found["n3"].edges, found["n3"].skips) == ({"n2": "read through"}, {"n2": "read through"})
+    small = compact(net)
+    assert [node.name for node in small.plan.nodes] == ["n1", "n3", "out"]
+    assert small.nodes["n3"].gates.tolist() == [0.25]
+    assert torch.equal(small.nodes["n3"].edges["n1"], 0.5 * net.nodes["n3"].edges["n2"])
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.5])
@@ -113,7 +133,7 @@ def test_a_constant_network_is_said_to_be_constant(kernel, bias):
         net.nodes["n2"].bias.fill_(bias)  # a whole node without input, and no gate around it
     small, certificate = extract(net)
     assert certificate.constant and certificate.holds
-    assert "in" not in {source for node in small.plan.nodes for source in node.edges}
+    assert "in" not in {source for node in small.nodes.values() for source in node.edges}
     assert small.plan.units == (
         {"in": 4, "out": 4} if kernel == 1 or bias == 0 else {"in": 4, "n2": 4, "n3": 4, "out": 4}
     )

@@ -16,7 +16,6 @@ from nas.cli import main
 from nas.models import DagNet, Node, Plan, register_recipe
 from nas.search import (
     Classify,
-from tests.nets import full
     Picture,
     Pictures,
     Run,
@@ -30,6 +29,7 @@ from tests.nets import full
     random_samples,
     score,
 )
+from tests.nets import full
 
 NAMES = ("top_left", "top_right", "bottom_left", "bottom_right")
 PLAIN = Classify(NAMES, (0.0,), (1.0,))

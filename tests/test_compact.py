@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from nas.analysis import extract, topology
 from nas.models import RECIPES, DagNet, Node, Plan, Skip, compact, conv_skip_autoencoder, find_alive
-from tests.nets import full, RANDOM_RECIPES, random_net, sparse_nets
+from nas.models.bypass import bypass
+from tests.nets import RANDOM_RECIPES, full, random_net, sparse_nets
 
 
 def num_params(net):
@@ -47,9 +48,7 @@ def test_everything_in_a_compact_net_is_alive(case):
     small = compact(case[0])
     alive = find_alive(small)
     assert all(mask.all() for name, mask in alive.units.items() if name not in ("in", "out"))
-    assert len(alive.skips) == sum(
-        len(node.skips) + len(node.projections) + len(node.blocks) for node in small.plan.nodes
-    )
+    assert len(alive.skips) == sum(len(node.skips) + len(node.projections) for node in small.plan.nodes)
     assert all(gate.all() for gate in small.gate_parameters().values())
     assert compact(small).plan == small.plan
 
@@ -59,7 +58,7 @@ def test_everything_in_a_compact_net_is_alive(case):
 def test_units_found_alive_matter(case):
     """Without an alive unit the graph differs: the mask never keeps a unit that has no way from and to the outside."""
     net, _ = case
-    alive = find_alive(net)
+    alive = find_alive(*bypass(net))
     graph = topology(net, "unit")
     hidden = [name for name in graph if graph.nodes[name]["kind"] == "hidden"]
     assert len(hidden) == sum(int(m.sum()) for name, m in alive.units.items() if name not in ("in", "out"))
@@ -107,7 +106,15 @@ def test_a_vanished_node_and_a_constant_network():
 
 def test_survivors_of_a_skip_need_not_be_aligned():
     """Units 0 and 2 of n1 reach n2 by the gate, where only unit 1 has a row: three units, one of them computed."""
-    plan = Plan(1, (Node("n1", 3, full({"in": 1})), Node("n2", 3, full({"n1": 1}), (Skip("n1"),)), Node("out", 1, full({"n2": 1}))), 1)
+    plan = Plan(
+        1,
+        (
+            Node("n1", 3, full({"in": 1})),
+            Node("n2", 3, full({"n1": 1}), (Skip("n1"),)),
+            Node("out", 1, full({"n2": 1})),
+        ),
+        1,
+    )
     net = DagNet(plan)
     with torch.no_grad():
         net.nodes["n1"].edges["in"][1] = 0
@@ -211,9 +218,9 @@ def test_constants_cascade():
 
 def mlp(skips=(), dense=False):
     """5 inputs, two hidden layers of 8; with the edges of a dense MLP, each layer also reads the raw input."""
-    edges = [{"in": None}, {"n1": None}, {"n2": None}]
+    edges = [full({"in": None}), full({"n1": None}), full({"n2": None})]
     if dense:
-        edges = [{"in": None}, {"in": None, "n1": None}, {"in": None, "n1": None, "n2": None}]
+        edges = [full(dict.fromkeys(["in", "n1", "n2"][:count])) for count in (1, 2, 3)]
     nodes = (Node("n1", 8, edges[0]), Node("n2", 8, edges[1], skips), Node("out", 5, edges[2], activation="identity"))
     return DagNet(Plan(5, nodes)).double()
 

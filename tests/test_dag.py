@@ -101,7 +101,7 @@ def test_sparse_start_keeps_the_scale_of_the_weights_T22():
     net = skip_autoencoder(500, depth=4, patch=None)
     for density in (1.0, 0.1):
         sparse_start(net, density)
-        weights = torch.cat([node.edges[source].flatten() for node in net.nodes.values() for source in node.plan.edges])
+        weights = torch.cat([node.edges[source].flatten() for node in net.nodes.values() for source in node.edges])
         assert 500 * weights.square().mean().item() == pytest.approx(2, rel=0.03)
 
 
@@ -139,7 +139,12 @@ def test_a_dead_start_is_refused_and_named():
 
 def test_plans_round_trip_as_json():
     plan = Plan(
-        3, (Node("n1", 5, full({"in": 3}), (Skip("in", (0, 2), (1, 4)),), (0, 1), "relu"), Node("out", 3, full({"n1": 1}))), 1
+        3,
+        (
+            Node("n1", 5, full({"in": 3}), (Skip("in", (0, 2), (1, 4)),), (0, 1), "relu"),
+            Node("out", 3, full({"n1": 1})),
+        ),
+        1,
     )
     assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
@@ -173,10 +178,16 @@ def test_damaged_networks_are_refused_in_one_sentence(tmp_path, name, damage):
         ((Node("out", 1, full({"in": 3}), (Skip("in"), Skip("in"))),), "two skips join the same nodes to 'out'"),
         ((Node("out", 1, full({"in": 3}), (Skip("in", (7,), (0,)),)),), "names units that do not exist"),
         ((Node("out", 1, full({"in": 3}), rows=(1,)),), "the rows of node 'out' are not units of it"),
-        ((Node("n1", 2, full({})), Node("n1", 2, full({})), Node("out", 1, full({"n1": 3}))), "two nodes are named 'n1'"),
+        (
+            (Node("n1", 2, full({})), Node("n1", 2, full({})), Node("out", 1, full({"n1": 3}))),
+            "two nodes are named 'n1'",
+        ),
         ((Node("out", 2, full({"in": 3})),), "'out' must have as many units as 'in'"),
         ((Node("out", 0, full({"in": 3})),), "must have 1 to 100000 units, got 0"),
-        ((Node("n1", 1, full({"in": None})), Node("out", 1, full({"n1": 3}))), "mixes convolutions and fully connected"),
+        (
+            (Node("n1", 1, full({"in": None})), Node("out", 1, full({"n1": 3}))),
+            "mixes convolutions and fully connected",
+        ),
     ],
 )
 def test_bad_plans_are_refused(nodes, message):

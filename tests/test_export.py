@@ -20,7 +20,13 @@ UNALIGNED = Plan(
     1,
     (
         Node("n1", 3, full({"in": 3})),
-        Node("n2", 6, full({"in": 1, "n1": 3}), (Skip("n1", (0, 2), (1, 5)), Skip("in", None, (0, 1, 2, 4))), rows=(0, 3, 4)),
+        Node(
+            "n2",
+            6,
+            full({"in": 1, "n1": 3}),
+            (Skip("n1", (0, 2), (1, 5)), Skip("in", None, (0, 1, 2, 4))),
+            rows=(0, 3, 4),
+        ),
         Node("n3", 6, full({}), (Skip("n2"),), rows=()),
         Node("n4", 2, full({})),
         Node("out", 4, full({"n3": 3, "n4": 1}), activation="identity"),

@@ -248,7 +248,7 @@ def test_joint_units_live_and_die_together():
     sparse_start(net, 0.2)
     optimizer = AdaBreg(param_groups(net, lam=0.05, lr=0.005))
     woke = 0
-    for _ in range(40):
+    for _ in range(80):
         x = torch.rand(4, 1, 12, 12)
         optimizer.zero_grad()
         (net(x + 0.1 * torch.randn_like(x)) - x).square().mean().backward()

@@ -75,7 +75,7 @@ def test_births_and_deaths():
     """Unit 0 lives on, 1 dies, 2 dies and comes back, 3 lives between and dies twice, 4 is never alive."""
     alive = [(0, 1, 2), (0, 2, 3), (0,), (0, 2, 3), (0, 2)]
     points = [
-        Point(Snapshot(epoch, None, {"n1": units}, {}), {"psnr": 0.0}, 1, 0.0) for epoch, units in enumerate(alive)
+        Point(Snapshot(epoch, None, {"n1": units}, {}, {}), {"psnr": 0.0}, 1, 0.0) for epoch, units in enumerate(alive)
     ]
     assert births(points) == {"n1": {0: 0, 2: 3}}
     assert deaths(points) == {"n1": {1: 1, 3: 4}}
@@ -195,7 +195,10 @@ def test_bad_options_leave_nothing_behind(tmp_path, config, change, message):
             {"data": "cats"},
             "unknown data 'cats'; there are: cifar10, class_folder, fashion_mnist, folder, mnist, pictures",
         ),
-        ({"model": "unet"}, "unknown model 'unet'; there are: conv_skip_autoencoder, dense_conv, dense_mlp, mlp, skip"),
+        (
+            {"model": "unet"},
+            "unknown model 'unet'; there are: conv_skip_autoencoder, dense_conv, dense_mlp, mixed_auto",
+        ),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"entry_time": "soon"}, "entry_time must be a number of steps or auto, got 'soon'"),
         ({"entry_time": 10.0}, r"entry_time must be at least 20 steps \(below, everything wakes at once\), got 10"),

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from nas import AdaBreg, GroupLasso, SparseGroup, describe, param_groups, sparse_start
 from nas.models import Node, Plan, Skip, conv_skip_autoencoder, dense_conv, dense_mlp, find_alive, mlp, skip_autoencoder
 from nas.models.dag import ACTIVATIONS
+from tests.nets import full
 
 U_NET = {"depth": 5, "width": [6, 5, 4, 5, 6], "levels": 2, "projections": True, "patch": 1}
 
@@ -111,7 +112,7 @@ def test_classifiers_return_logits_that_can_be_negative():
             lambda: conv_skip_autoencoder(levels=3),
             r"levels=...\) must be an integer from 0 to \(depth - 1\) / 2, got 3",
         ),
-        (lambda: conv_skip_autoencoder(width=[3, 4]), "conv_skip_autoencoder has 5 hidden nodes, got 2 widths"),
+        (lambda: conv_skip_autoencoder(width=[3, 4]), r"conv_skip_autoencoder\(width=...\) takes 5 numbers, got 2"),
         (
             lambda: skip_autoencoder(width=0),
             r"skip_autoencoder\(width=...\) must be an integer from 1 to 100000, got 0",
@@ -137,10 +138,15 @@ def plan(*nodes, **options):
     ("bad", "message"),
     [
         (plan(Node("n1", 2, full({"in": 3}), level=1)), "node 'n1' must have a level from 0 to 0, got 1"),
-        (plan(Node("n1", 2, full({"in": 3}), (Skip("in"),), level=1), levels=1), "joins two resolutions; that takes a proj"),
+        (
+            plan(Node("n1", 2, full({"in": 3}), (Skip("in"),), level=1), levels=1),
+            "joins two resolutions; that takes a proj",
+        ),
         (plan(Node("n1", 2, full({"in": 3})), levels=-1), "levels must be an integer from 0 to 10, got -1"),
-        (plan(Node("n1", 2, full({"in": 3}), blocks=("n0",))), "a block of node 'n1' is no edge of it"),
-        (plan(Node("n1", 2, full({"in": 3}), (Skip("in"),), projections=("in",))), "two skips join the same nodes to 'n1'"),
+        (
+            plan(Node("n1", 2, full({"in": 3}), (Skip("in"),), projections=("in",))),
+            "two skips join the same nodes to 'n1'",
+        ),
         (plan(Node("n1", 2, full({"in": 3}), projections=("n9",))), "node 'n1' reads 'n9', which is not before it"),
     ],
 )

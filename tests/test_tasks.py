@@ -185,7 +185,7 @@ def test_pick_is_the_smallest_good_network():
     from nas.search import Point, Snapshot
 
     def point(epoch, psnr, params):
-        return Point(Snapshot(epoch, None, {}, {}), {"psnr": psnr, "ssim": -psnr}, params, 0.0)
+        return Point(Snapshot(epoch, None, {}, {}, {}), {"psnr": psnr, "ssim": -psnr}, params, 0.0)
 
     points = [point(0, 20, 10), point(1, 27.95, 50), point(2, 28, 70), point(3, 27.99, 50), point(4, 27.9, 20)]
     assert pick(points, 0.06).snapshot.epoch == 3

@@ -15,12 +15,21 @@ from nas.analysis import draw, read_graph, topology, write_graph
 from nas.analysis.draw import to_dot
 from nas.analysis.topology import LEVELS
 from nas.models import DagNet, Node, Plan, Skip, conv_skip_autoencoder, find_alive
+from nas.models.bypass import bypass
 from tests.nets import full, sparse_nets
 
 
 def small_net():
     """in (1) -> n1 (2 of 3 alive) -> n2 (2 of 3) -> out, with a gate of 0.5 from n1 to n2."""
-    plan = Plan(1, (Node("n1", 3, full({"in": 1})), Node("n2", 3, full({"n1": 1}), (Skip("n1"),)), Node("out", 1, full({"n2": 1}))), 1)
+    plan = Plan(
+        1,
+        (
+            Node("n1", 3, full({"in": 1})),
+            Node("n2", 3, full({"n1": 1}), (Skip("n1"),)),
+            Node("out", 1, full({"n2": 1})),
+        ),
+        1,
+    )
     net = DagNet(plan)
     with torch.no_grad():
         net.nodes["n1"].edges["in"][:, 0, 0, 0] = torch.tensor([3.0, 0, 4])
@@ -40,8 +49,8 @@ def test_node_graph():
     assert dict(graph.nodes["out"]) == {
         "kind": "output", "layer": 3, "alive": 1, "total": 1, "norm": pytest.approx(norm),
     }  # fmt: skip
-    assert dict(graph.edges["in", "n1"]) == {"norm": 5.0, "gate": 0.0, "shape": "2x1x1x1"}
-    assert dict(graph.edges["n1", "n2"]) == {"norm": 2.0, "gate": 0.5, "shape": "2x2x1x1"}
+    assert dict(graph.edges["in", "n1"]) == {"norm": 5.0, "gate": 0.0, "operation": "1x1", "shape": "2x1x1x1"}
+    assert dict(graph.edges["n1", "n2"]) == {"norm": 2.0, "gate": 0.5, "operation": "1x1", "shape": "2x2x1x1"}
     assert list(nx.all_simple_paths(graph, "in", "out")) == [["in", "n1", "n2", "out"]]
 
 
@@ -50,8 +59,8 @@ def test_unit_graph():
     assert set(graph) == {"in.0", "n1.0", "n1.2", "n2.0", "n2.2", "out.0"}
     size = {"alive": 1, "total": 1, "norm": 4.0}
     assert graph.nodes["n1.2"] == {"kind": "hidden", "layer": 1, **size, "node": "n1", "index": 2, "born": 7}
-    assert dict(graph.edges["n1.0", "n2.0"]) == {"norm": 2.0, "gate": 0.5, "shape": "1x1"}
-    assert dict(graph.edges["n1.2", "n2.2"]) == {"norm": 0.0, "gate": 0.5, "shape": ""}
+    assert dict(graph.edges["n1.0", "n2.0"]) == {"norm": 2.0, "gate": 0.5, "operation": "1x1", "shape": "1x1"}
+    assert dict(graph.edges["n1.2", "n2.2"]) == {"norm": 0.0, "gate": 0.5, "operation": "", "shape": ""}
     assert graph.number_of_edges() == 2 + 2 + 2
 
 
@@ -64,7 +73,7 @@ def test_both_levels_agree(case):
     pairs = {(units.nodes[a]["node"], units.nodes[b]["node"]) for a, b in units.edges}
     assert pairs == set(nodes.edges)
     gates = {(a, b): data["gate"] for a, b, data in nodes.edges(data=True) if data["gate"] != 0}
-    assert gates == find_alive(net).skips
+    assert gates == find_alive(*bypass(net)).skips
 
 
 def attributes_with_types(graph):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from nas.cli.shared import Result, check_free, load_last, make_run_parser
+from nas.cli.shared import Result, add_choice, check_free, load_chosen, make_run_parser
 from nas.search.config import TASKS
 from nas.search.images import read_picture, write_picture
 from nas.search.restoration import Restoration
@@ -16,6 +16,7 @@ def parser() -> ArgumentParser:
     parser = make_run_parser("Clean a picture with the retrained network (the compact one if it was not retrained).")
     parser.add_argument("picture", type=Path, help="any grey or colour picture")
     parser.add_argument("-o", "--out", type=Path, required=True, help="file to write")
+    add_choice(parser)
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     return parser
 
@@ -26,7 +27,7 @@ def perform(options: Namespace) -> Result:
         raise ValueError(
             f"the task of {run.folder} is {run.config.task}; denoise is for networks that restore pictures"
         )
-    folder, net = load_last(run)
+    folder, net = load_chosen(run, options)
     comparison = options.out.with_name(f"{options.out.stem}-before-after.png")
     for path in (options.out, comparison):
         if path.resolve() == options.picture.resolve():

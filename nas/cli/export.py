@@ -5,7 +5,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.export import FORMATS, export, files_of
-from nas.cli.shared import Result, check_free, load_last, make_run_parser
+from nas.cli.shared import Result, add_choice, check_free, load_chosen, make_run_parser
 from nas.models.dag import DagNet
 from nas.search.run import EXPORT, Run
 
@@ -14,13 +14,14 @@ def parser() -> ArgumentParser:
     parser = make_run_parser("Write the network for machines without this package; run and compared before it counts.")
     parser.add_argument("--format", choices=list(FORMATS), required=True, help="plain PyTorch source, or a program")
     parser.add_argument("-o", "--out", type=Path, help="file to write (default: export/model.* in the run folder)")
+    add_choice(parser)
     parser.add_argument("--force", action="store_true", help="replace the file -o if it exists")
     return parser
 
 
 def perform(options: Namespace) -> Result:
     run = Run.open(options.run)
-    folder, net = load_last(run)
+    folder, net = load_chosen(run, options)
     out = options.out or run.folder / EXPORT / f"model{FORMATS[options.format]}"
     files = files_of(out, options.format)
     if options.out is None:

@@ -8,13 +8,13 @@ from nas.analysis.changes import describe_changes
 from nas.analysis.cost import cost
 from nas.analysis.extract import extract
 from nas.analysis.latency import Latency, latency
-from nas.cli.shared import CONSTANT, Result, differences, make_run_parser, save
+from nas.cli.shared import CONSTANT, Result, add_choice, choice, differences, make_run_parser, save
 from nas.search.run import COMPACT, Run
 
 
 def parser() -> ArgumentParser:
     parser = make_run_parser("Write the compact network and the certificate that it computes the same function.")
-    parser.add_argument("--epoch", type=int, help="epoch to extract (default: the one that the search picked)")
+    add_choice(parser)
     parser.add_argument("--no_latency", action="store_true", help="leave out measuring the time of both networks")
     parser.add_argument("--round_to", type=int, default=1, help="round hidden widths up to multiples, by zero units")
     return parser
@@ -22,7 +22,7 @@ def parser() -> ArgumentParser:
 
 def perform(options: Namespace) -> Result:
     run = Run.open(options.run)
-    epoch = run.choose(options.epoch).snapshot.epoch
+    epoch = run.choose(choice(options)).snapshot.epoch
     net = run.supernet(epoch)
     small, certificate = extract(net, run.inputs(run.data()), round_to=options.round_to)
     compact, supernet = cost(small), cost(net)

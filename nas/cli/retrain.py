@@ -26,6 +26,7 @@ from nas.search.compare import (
     table,
 )
 from nas.search.config import check_seed
+from nas.search.path import Choice
 from nas.search.restoration import Restoration
 from nas.search.retrain import retrain, rewound
 from nas.search.run import COMPACT, PICTURES, RETRAINED, Run
@@ -141,7 +142,7 @@ def _with_first_weights(net: DagNet, run: Run, options: Namespace, seed: int) ->
         return fresh(net.plan)(seed)
     if options.rewind_epoch is not None:
         found = read_record(run.folder / COMPACT / "certificate.json").epoch
-        early = run.choose(options.rewind_epoch).snapshot.epoch
+        early = run.choose(Choice(epoch=options.rewind_epoch)).snapshot.epoch
         return rewound(run.supernet(found), run.supernet(early), seed=seed)
     return net
 

@@ -12,7 +12,6 @@ from tqdm import tqdm
 from nas.cli.shared import Result, make_parser, sizes
 from nas.search.config import SearchConfig
 from nas.search.path import Point
-from nas.search.polish import Polished
 from nas.search.run import Run, Search
 from nas.search.tasks import Metric, score_trivial
 
@@ -68,8 +67,8 @@ def _announce(engine: Search) -> None:
 def _iterate(engine: Search) -> None:
     config, metric = engine.run.config, engine.task.metrics[0]
     done = min(len(engine.points) - 1, config.epochs)
-    bar = tqdm(total=config.epochs + config.polish, initial=done, unit="epoch", desc="search")
-    engine.on_trial = lambda candidate, accepted: _show_trial(bar, candidate)
+    bar = tqdm(total=config.epochs, initial=done, unit="epoch", desc="search")
+    engine.on_fit = lambda params: _show_fit(bar, params)
     try:
         with bar:
             for point in engine:
@@ -88,10 +87,9 @@ def _show_epoch(bar: Any, point: Point, metric: Metric) -> None:
     )
 
 
-def _show_trial(bar: Any, candidate: Polished) -> None:
-    bar.set_description_str("polish")
-    bar.set_postfix_str(f"trial with {candidate.num_params:,} parameters")
-    bar.update()
+def _show_fit(bar: Any, params: int) -> None:
+    bar.set_description_str("front")
+    bar.set_postfix_str(f"{params:,} parameters")
 
 
 def _say_how_to_go_on(run: Run) -> None:
@@ -109,5 +107,5 @@ def _alive(point: Point, run: Run) -> str:
 
 
 def _when(epoch: int, epochs: int) -> str:
-    """Such as "epoch 31 of 50", or of a later point "epoch 53, step 3 of the polishing"."""
-    return f"epoch {epoch} of {epochs}" if epoch <= epochs else f"epoch {epoch}, step {epoch - epochs} of the polishing"
+    """Such as "epoch 31 of 50", or of a later point "epoch 53, network 3 of the front"."""
+    return f"epoch {epoch} of {epochs}" if epoch <= epochs else f"epoch {epoch}, network {epoch - epochs} of the front"

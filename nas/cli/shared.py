@@ -5,14 +5,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.certificate import Certificate
 from nas.files import replacing_folder, write_json
+from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.models.store import load
-from nas.search.path import Point
-from nas.search.run import COMPACT, RETRAINED, Run
+from nas.search.config import parse_size
+from nas.search.path import Choice, Point
+from nas.search.run import COMPACT, RETRAINED, SNAPSHOTS, Run
 
 Result = dict[str, Any]  # what --json prints
 CONSTANT = "the network is constant: no path from input to output"
@@ -27,6 +29,21 @@ def make_run_parser(description: str) -> ArgumentParser:
     parser = make_parser(description)
     parser.add_argument("run", type=Path, help="run folder of nas search")
     return parser
+
+
+def add_choice(parser: ArgumentParser) -> None:
+    """Options that say which network of a run is meant."""
+    parser.add_argument("--epoch", type=int, help="the network of this epoch (default: the one that is recommended)")
+    parser.add_argument("--max_params", type=str, help="the best one with at most so many parameters, such as 14k")
+    parser.add_argument("--max_flops", type=str, help="the best one with at most so many multiply-adds per pixel")
+    parser.add_argument("--min_score", type=float, help="the smallest one with this validation score, such as 28.5 dB")
+    parser.add_argument("--knee", action="store_true", help="the one after which more parameters gain least")
+
+
+def choice(options: Namespace) -> Choice:
+    """What the options of `add_choice` say."""
+    limits = {name: options[name] and parse_size(options[name]) for name in ("max_params", "max_flops")}
+    return Choice(epoch=options.epoch, min_score=options.min_score, knee=options.knee, **limits)
 
 
 def check_free(file: Path, force: bool) -> None:
@@ -47,19 +64,31 @@ def load_compact(run: Run) -> DagNet:
     return load(folder)
 
 
+def load_chosen(run: Run, options: Namespace) -> tuple[Path, DagNet]:
+    """The network that the options of `add_choice` name, as the search left it; without any `load_last`.
+
+    Raises:
+        ValueError: there is none such, or a file is damaged.
+    """
+    if (chosen := choice(options)) == Choice():
+        return load_last(run)
+    epoch = run.choose(chosen).snapshot.epoch
+    return run.folder / SNAPSHOTS / f"{epoch:04}.safetensors", compact(run.supernet(epoch))
+
+
 def load_last(run: Run) -> tuple[Path, DagNet]:
     """The retrained network with its folder; the compact one if there is none of the present extraction.
 
     Raises:
         ValueError: there is no compact network, or one is damaged.
     """
-    compact, folder = load_compact(run), run.folder / RETRAINED
+    extracted, folder = load_compact(run), run.folder / RETRAINED
     if folder.is_dir():
         retrained = load(folder)
-        if retrained.plan == compact.plan:
+        if retrained.plan == extracted.plan:
             return folder, retrained
         warnings.warn(f"{folder} is of an earlier extraction and not used", stacklevel=1)
-    return run.folder / COMPACT, compact
+    return run.folder / COMPACT, extracted
 
 
 def save(net: DagNet, folder: Path, name: str, result: Result) -> None:

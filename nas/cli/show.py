@@ -11,11 +11,12 @@ from nas.analysis.cost import Cost, cost
 from nas.analysis.curves import draw_growth
 from nas.analysis.draw import draw
 from nas.analysis.graph_files import write_graph
+from nas.analysis.share import skip_shares
 from nas.analysis.structure import Structure, structure
 from nas.analysis.topology import LEVELS, topology
-from nas.cli.shared import CONSTANT, Result, make_run_parser, sizes
+from nas.cli.shared import CONSTANT, Result, add_choice, choice, make_run_parser, sizes
 from nas.models.compact import compact
-from nas.search.path import Point, births, deaths
+from nas.search.path import Point, births, deaths, kernel_history
 from nas.search.run import DRAWINGS, Run
 
 Ages = Mapping[str, Mapping[int, int]]  # node -> unit -> epoch
@@ -25,14 +26,14 @@ def parser() -> ArgumentParser:
     parser = make_run_parser(
         "Show what is alive; write topology.svg, .json and .graphml and growth.svg into the run folder."
     )
-    parser.add_argument("--epoch", type=int, help="epoch to show (default: the one that the search picked)")
+    add_choice(parser)
     parser.add_argument("--level", choices=LEVELS, default="node", help="draw nodes, or every unit")
     return parser
 
 
 def perform(options: Namespace) -> Result:
     run = Run.open(options.run)
-    chosen, points = run.choose(options.epoch), run.points()
+    chosen, points = run.choose(choice(options)), run.points()
     net = run.supernet(chosen.snapshot.epoch)
     history = points[: chosen.snapshot.epoch + 1]
     born, died = births(history), deaths(history)
@@ -42,7 +43,9 @@ def perform(options: Namespace) -> Result:
     state = "" if last >= run.config.epochs else f" (the search stopped after epoch {last} of {run.config.epochs})"
     print(f"{run.folder}: epoch {chosen.snapshot.epoch}{state}, validation {metric.text(chosen.headline)}\n")
     _print_nodes(net.plan.units, chosen, born, died)
-    _print_skips(chosen)
+    _print_kernels(kernel_history(history))
+    shares = skip_shares(net, [example.observed for example in run.validation(run.data())])
+    _print_skips(chosen, shares)
     whole, small, full = structure(topology(net)), cost(compact(net)), cost(net)
     _print_structure(whole)
     _print_cost(small, full)
@@ -70,17 +73,27 @@ def _draw(run: Run, graph: nx.DiGraph, points: Sequence[Point], chosen: Point) -
 
 def _print_nodes(units: Mapping[str, int], chosen: Point, born: Ages, died: Ages) -> None:
     print(f"{'node':<8}{'alive':>12}{'born first':>12}{'born last':>12}{'died':>12}")
-    for name, total in units.items():
-        ages = born.get(name, {}).values()
-        alive = len(chosen.snapshot.units.get(name, range(total)))
+    for name, found in chosen.snapshot.units.items():
+        ages, total, alive = born.get(name, {}).values(), units[name], len(found)
         lived = f"{min(ages, default='-'):>12}{max(ages, default='-'):>12}{len(died.get(name, {})):>12}"
         print(f"{name:<8}{f'{alive} / {total}':>12}{lived}")
 
 
-def _print_skips(chosen: Point) -> None:
-    print("\nskips   " + ("none" if not chosen.snapshot.skips else ""))
-    for (source, target), gate in chosen.snapshot.skips.items():
-        print(f"  {f'{source} -> {target}':<14}{gate:>8.3f}")
+def _print_kernels(histories: Mapping[tuple[str, str], Sequence[tuple[int, int]]]) -> None:
+    """Operations that came or whose kernels grew or shrank during the search."""
+    changed = {arc: sides for arc, sides in histories.items() if len(sides) > 1 or sides[0][0] > 0}
+    if changed:
+        print("\noperation           side of the kernel, since epoch")
+    for (source, target), sides in changed.items():
+        print(f"  {f'{source} -> {target}':<18}" + ", ".join(f"{side} ({epoch})" for epoch, side in sides))
+
+
+def _print_skips(chosen: Point, shares: Mapping[tuple[str, str], float]) -> None:
+    skips = chosen.snapshot.skips
+    print(f"\nskips{'gate':>19}{'share of the signal':>22}" if skips else "\nskips   none")
+    for arc, gate in skips.items():
+        share = f"{shares[arc]:>21.1%}" if arc in shares else ""
+        print(f"  {f'{arc[0]} -> {arc[1]}':<14}{gate:>8.3f}{share}")
 
 
 def _print_structure(whole: Structure) -> None:
