@@ -130,7 +130,7 @@ def test_random_networks_differ_in_blocks_and_kernels():
 
 @pytest.mark.parametrize("size", [3, 10**6])
 def test_sizes_that_a_supernet_does_not_have_are_refused(size):
-    with pytest.raises(ValueError, match=f"no random network of .* to {size} parameters was found in a supernet of 447"):
+    with pytest.raises(ValueError, match=f"no random network of .* to {size} parameters was found in a supernet of"):
         random_subnet(conv_skip_autoencoder(depth=2, width=4).plan, size, 0)
 
 
@@ -163,29 +163,33 @@ def test_the_rate_is_the_best_on_the_validation_pictures(training):
     assert (both.rate, both.test) == (best.rate, best.test)
 
 
+CHAIN = fresh(widest("chain1", conv_skip_autoencoder().plan, 500))
+
+
 def _constant(seed):
     """Its rectifiers are dead for good, and only the bias of the output is left to learn."""
-    net = DagNet(widest("chain1", conv_skip_autoencoder().plan, 500))
+    net = CHAIN(seed)
     net.nodes["n1"].bias.data.fill_(-1e3)
     return net
 
 
 def _diverging(seed):
-    net = fresh(conv_skip_autoencoder(depth=1, width=4).plan)(seed)
+    net = CHAIN(seed)
     net.nodes["out"].bias.data.fill_(math.inf)
     return net
 
 
-@pytest.mark.parametrize("network", [_constant, _diverging, lambda seed: _constant(1) if seed else fresh(_PLAN)(0)])
+def _sometimes(seed):
+    return _constant(seed) if seed else CHAIN(seed)
+
+
+@pytest.mark.parametrize("network", [_constant, _diverging, _sometimes])
 def test_what_does_not_train_is_no_result(network, training):
     trained = compete(Competitor("bad", network), training)
     assert (trained.rate, trained.test, trained.network) == (None, (), None)
     assert trained.mean("psnr") == -math.inf
     assert trained.to_dict()["mean"] is None
     assert "does not train" in table("title", {}, [trained], training.task.metrics)[1]
-
-
-_PLAN = widest("chain1", conv_skip_autoencoder().plan, 500)
 
 
 @pytest.mark.parametrize(
