@@ -73,7 +73,8 @@ def data_root(tmp_path_factory):
 def config(data_root, tiny):
     return SearchConfig(
         task="classify", data="class_folder", data_root=data_root, model="tiny",
-        epochs=4, polish=0, steps=60, batch=16, density=0.2, lr=0.01, entry_time=20, tolerance=2.0, max_params=1.0,
+        epochs=4, sizes="none", price="none", second_moment="entry", steps=60, batch=16, density=0.2, lr=0.01,
+        entry_time=20, tolerance=2.0,
     )  # fmt: skip
 
 
@@ -211,7 +212,9 @@ def test_outputs_of_the_user_stay(config):
 
 
 def test_a_model_without_classes_leaves_nothing_behind(tmp_path, data_root):
-    config = SearchConfig(task="classify", data="class_folder", data_root=data_root, model_options={"depth": 1})
+    config = SearchConfig(
+        task="classify", data="class_folder", data_root=data_root, model="conv_skip_autoencoder", price="none"
+    )
     with pytest.raises(ValueError, match="the task needs 4 logits, so choose a model with the option outputs"):
         Search(Run(tmp_path / "run", config))
     assert not list(tmp_path.iterdir())

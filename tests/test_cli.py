@@ -25,7 +25,8 @@ from nas.search import Run, Search, SearchConfig
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
     "--data=folder", "--model_options={depth: 2, width: 4}", "--epochs=3", "--steps=40", "--batch=2", "--crop=16",
-    "--density=0.25", "--entry-time=20", "--polish=0", "--lr=0.01",
+    "--density=0.25", "--entry-time=20", "--lr=0.01", "--model=conv_skip_autoencoder",
+    "--price=none", "--second-moment=entry", "--sizes=none",
 ]  # fmt: skip
 
 

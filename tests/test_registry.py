@@ -52,7 +52,7 @@ register_recipe("small", small)
 """
 OPTIONS = [
     "--task=inpaint", "--task_options={missing: 0.3}", "--data=stripes", "--model=small",
-    "--epochs=1", "--polish=0", "--steps=10", "--batch=2", "--crop=16", "--entry-time=50",
+    "--epochs=1", "--sizes=none", "--price=none", "--steps=10", "--batch=2", "--crop=16", "--entry-time=50",
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from nas.groups import join_rows
 from nas.models import compact, conv_skip_autoencoder, skip_autoencoder
 from nas.search import Denoise, Picture, Run, Search, SearchConfig, births, deaths, random_crops, retrain, search
 from nas.search.loop import Snapshot, train
-from nas.search.path import Point
+from nas.search.path import Choice, Point
 from nas.search.retrain import rewound
 from nas.steering import DeadTraining
 
@@ -28,7 +28,10 @@ def config(data_root):
         data_root=data_root,
         model_options={"depth": 2, "width": 6},
         epochs=4,
-        polish=0,
+        model="conv_skip_autoencoder",
+        second_moment="entry",
+        price="none",
+        sizes="none",
         steps=40,
         batch=4,
         crop=16,
@@ -57,7 +60,7 @@ def test_a_run_writes_its_folder(tmp_path, config):
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [0, 1, 2, 3, 4]
     assert set(lines[0]) == {
-        "epoch", "loss", "psnr", "ssim", "density", "units", "skips", "params", "lam", "lr", "seconds",
+        "epoch", "loss", "psnr", "ssim", "density", "units", "skips", "params", "flops", "lam", "lr", "seconds",
     }  # fmt: skip
     assert lines[0]["skips"] == 0
     assert lines[0]["units"] == 2
@@ -75,7 +78,8 @@ def test_births_and_deaths():
     """Unit 0 lives on, 1 dies, 2 dies and comes back, 3 lives between and dies twice, 4 is never alive."""
     alive = [(0, 1, 2), (0, 2, 3), (0,), (0, 2, 3), (0, 2)]
     points = [
-        Point(Snapshot(epoch, None, {"n1": units}, {}, {}), {"psnr": 0.0}, 1, 0.0) for epoch, units in enumerate(alive)
+        Point(Snapshot(epoch, None, {"n1": units}, {}, {}), {"psnr": 0.0}, 1, 1.0, 0.0)
+        for epoch, units in enumerate(alive)
     ]
     assert births(points) == {"n1": {0: 0, 2: 3}}
     assert deaths(points) == {"n1": {1: 1, 3: 4}}
@@ -201,11 +205,16 @@ def test_bad_options_leave_nothing_behind(tmp_path, config, change, message):
         ),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"entry_time": "soon"}, "entry_time must be a number of steps or auto, got 'soon'"),
-        ({"entry_time": 10.0}, r"entry_time must be at least 20 steps \(below, everything wakes at once\), got 10"),
+        (
+            {"entry_time": 10.0},
+            r"entry_time must be at least 20 steps with price none \(below, everything wakes at once\), got 10",
+        ),
+        ({"entry_time": 30.0, "price": "params"}, r"entry_time must be at least 40 steps with price params"),
         ({"lr": 0.0}, "lr must be > 0, got 0"),
         ({"seed": -1}, "seed must lie between 0 and 4294967295, got -1"),
         ({"gate_scale": -1.0}, "gate_scale must be > 0"),
-        ({"max_params": 0.0}, r"max_params must lie in \(0, 1\], got 0.0"),
+        ({"sizes": "4k,big"}, "a size must be a positive number such as 13500, 14k or 1.5M, got 'big'"),
+        ({"sizes": "0"}, "a size must be a positive number such as 13500, 14k or 1.5M, got '0'"),
         ({"tolerance": -1.0}, "tolerance must be >= 0 dB"),
     ],
 )
@@ -288,7 +297,7 @@ def test_an_epoch_that_does_not_exist(tmp_path, config):
     run = Run(tmp_path / "run", config)
     Search(run)
     with pytest.raises(ValueError, match="has epochs 0 to 0, not 7"):
-        run.choose(7)
+        run.choose(Choice(epoch=7))
 
 
 def waves(k):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.search import Deblur, Denoise, Picture, evaluate, held_out, pick, random_crops, restore, score
+from nas.search import Choice, Deblur, Denoise, Picture, evaluate, held_out, pick, random_crops, restore, score
 
 
 def ramp(height=32, width=40, channels=1, name="ramp"):
@@ -185,12 +185,41 @@ def test_pick_is_the_smallest_good_network():
     from nas.search import Point, Snapshot
 
     def point(epoch, psnr, params):
-        return Point(Snapshot(epoch, None, {}, {}, {}), {"psnr": psnr, "ssim": -psnr}, params, 0.0)
+        return Point(Snapshot(epoch, None, {}, {}, {}), {"psnr": psnr, "ssim": -psnr}, params, 2.0 * params, 0.0)
 
     points = [point(0, 20, 10), point(1, 27.95, 50), point(2, 28, 70), point(3, 27.99, 50), point(4, 27.9, 20)]
     assert pick(points, 0.06).snapshot.epoch == 3
     assert pick(points, 0.2).snapshot.epoch == 4
     assert pick(points, 0).snapshot.epoch == 2
-    assert pick(points, 0.05, max_params=50).snapshot.epoch == 3
-    assert pick(points, 0.2, max_params=20).snapshot.epoch == 4
-    assert pick(points, 0.2, max_params=5).snapshot.epoch == 0  # nothing fits: the smallest
+    chosen = {
+        Choice(): 3,
+        Choice(epoch=1): 1,
+        Choice(max_params=50): 3,
+        Choice(max_params=20): 4,
+        Choice(max_flops=45): 4,
+        Choice(max_params=60, max_flops=100): 3,
+        Choice(min_score=27.92): 3,
+        Choice(min_score=27): 4,
+        Choice(knee=True): 4,
+    }
+    assert {choice: choice.of(points, 0.06).snapshot.epoch for choice in chosen} == chosen
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"max_params": 5}, "no network so small; the smallest has 10 parameters and 20 multiply-adds"),
+        ({"min_score": 29}, "no network with a score of 29 or more; .* the best score is 28.00 with 70 parameters"),
+        ({"epoch": 2}, "the search has epochs 0 to 1, not 2"),
+        ({"epoch": 1, "knee": True}, "choose by epoch, by min_score, by the knee, or by max_params and max_flops"),
+    ],
+)
+def test_a_choice_that_does_not_exist(choice, message):
+    from nas.search import Point, Snapshot
+
+    points = [
+        Point(Snapshot(epoch, None, {}, {}, {}), {"psnr": psnr}, params, 2.0 * params, 0.0)
+        for epoch, psnr, params in ((0, 20, 10), (1, 28, 70))
+    ]
+    with pytest.raises(ValueError, match=message):
+        Choice(**choice).of(points, 0.1)
