@@ -13,7 +13,7 @@ from PIL import Image
 
 from nas import AdaBreg, param_groups, sparse_start
 from nas.groups import join_rows
-from nas.models import compact, conv_skip_autoencoder, skip_autoencoder
+from nas.models import compact, conv_skip_autoencoder
 from nas.search import Denoise, Picture, Run, Search, SearchConfig, births, deaths, random_crops, retrain, search
 from nas.search.loop import Snapshot, train
 from nas.search.path import Choice, Point

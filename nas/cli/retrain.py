@@ -148,7 +148,7 @@ def _with_first_weights(net: DagNet, run: Run, options: Namespace, seed: int) ->
 
 
 def _competitors(found: DagNet, run: Run, options: Namespace) -> list[Competitor]:
-    """What is trained alike, the found network first."""
+    """What is trained alike, the found network first: titles with functions from the seed to a network."""
     supernet, params = run.blank.plan, found.plan.num_params
     competitors = [
         Competitor("retrained network", lambda seed: _with_first_weights(found, run, options, seed)),
