@@ -199,7 +199,7 @@ def _line(trained: Trained, training: Training) -> str:
 
 def _table(size: int, trained: Sequence[Trained], training: Training) -> list[str]:
     name, untrained = score_trivial(training.test, training.task)
-    title = f"{size:,} parameters, {len(training.seeds)} seeds"
+    title = f"{size:,} parameters, number of seeds: {len(training.seeds)}"
     return table(title, {name: untrained}, summarised(trained, training.headline), training.task.metrics)
 
 

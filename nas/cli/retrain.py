@@ -208,7 +208,7 @@ def _train(net: DagNet, training: Training, options: Namespace) -> None:
 def _print_comparison(rows: dict[str, Scores], compared: Sequence[Trained], training: Training) -> None:
     """The table of all competitors; of the random ones the best and the median."""
     metrics = training.task.metrics
-    title = f"mean of {len(training.seeds)} seeds, {len(training.test)} held-out pictures"
+    title = f"held-out pictures: {len(training.test)}, seeds: {len(training.seeds)}"
     print("\n".join(table(title, rows, summarised(compared, training.headline), metrics)))
 
 
