@@ -28,7 +28,7 @@ def skip_shares(net: DagNet, inputs: Sequence[Tensor]) -> dict[tuple[str, str], 
         for name, node in net.named_nodes().items():
             for source, term in {name: node.computed(states), **node.brought(states)}.items():
                 squares[name][source] = squares[name].get(source, 0.0) + float(term.double().square().sum())
-    shares = {}
+    shares: dict[tuple[str, str], float] = {}
     for name, sums in squares.items():
         norms = {source: value**0.5 for source, value in sums.items()}
         total = sum(norms.values())

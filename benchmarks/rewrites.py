@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from benchmarks import surgery
 from benchmarks.surgery import Part, Surgery, Units, least_squares, rows_of, samples, take_up
 from nas.models import DagNet
 from nas.models.dag import DagNode
-from nas.search import surgery
 
 WEAK = 0.5  # a gate below is opened anew
 CURVED = 0.1  # part of the variance of a neuron that no linear function explains; below, it stands for a linear one

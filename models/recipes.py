@@ -271,8 +271,12 @@ class _Trunk:
         self.blocks += 1
         k, level, first, last = self.blocks, self.level, self.first[self.level], self.last[self.level]
         depthwise = Edge(last, kernel, DEPTHWISE, core=core)
-        beside = {"activation": "identity", "searched": False, "bias": False, "tied": first, "level": level}
-        self.nodes.append(Node(f"d{k}", self.widths[level], (depthwise,), **beside))
+        self.nodes.append(
+            Node(
+                f"d{k}", self.widths[level], (depthwise,),
+                activation="identity", searched=False, tied=first, bias=False, level=level,
+            )
+        )  # fmt: skip
         within = Edge(f"d{k}", 1, POINTWISE)
         self.nodes.append(Node(f"h{k}", hidden, (within,), activation="right_relu", whole=True, level=level))
         self._add(f"t{k}", level, Edge(f"h{k}", 1, POINTWISE))

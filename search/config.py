@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from nas.models.dag import DagNet
-from nas.models.price import CHEAPEST
+from nas.models.price import CHEAPEST, Currency
 from nas.models.recipes import RECIPES
 from nas.registry import Registry
 from nas.search.classification import Classify
@@ -124,9 +124,14 @@ class SearchConfig:
             )
 
     @property
+    def currency(self) -> Currency | None:
+        """What prices are counted in."""
+        return None if self.price == "none" else self.price
+
+    @property
     def cheapest(self) -> float:
         """The least factor on lam."""
-        return 1.0 if self.price == NONE else CHEAPEST
+        return 1.0 if self.currency is None else CHEAPEST
 
     @property
     def front_sizes(self) -> list[int] | None:

@@ -1,7 +1,6 @@
-"""Retraining: a compact network, trained with an ordinary optimiser, and the networks to compare it with."""
+"""Retraining: a compact network, trained with an ordinary optimiser."""
 
 import copy
-import dataclasses
 import math
 from collections.abc import Callable
 from itertools import islice
@@ -13,7 +12,6 @@ from torch.optim.lr_scheduler import OneCycleLR
 from nas.models.alive import active_rows, pick
 from nas.models.compact import compact
 from nas.models.dag import DagNet
-from nas.models.plan import OUTPUT
 from nas.search.batches import Batches
 from nas.search.loop import LossFunction, train
 
@@ -89,30 +87,3 @@ def rewound(net: DagNet, early: DagNet, *, seed: int = 0) -> DagNet:
             drawn = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
             weight[rows] = drawn[rows] * math.sqrt(2 / max(1, fan_in))
     return small
-
-
-def same_size(net: DagNet, supernet: DagNet) -> DagNet:
-    """What one would build by hand with the budget of ``net``: the chain of ``supernet`` without skips, all layers of
-    equal width, with at most as many parameters as ``net``. Fresh weights.
-
-    Raises:
-        ValueError: not even one unit per layer fits.
-    """
-    budget, best = sum(p.numel() for p in net.parameters()), None
-    for width in range(1, max(supernet.plan.units.values()) + 1):
-        nodes = tuple(
-            dataclasses.replace(
-                node,
-                units=node.units if node.name == OUTPUT else width,
-                skips=(),
-                activation="relu" if node.activation == "right_relu" else node.activation,
-            )
-            for node in supernet.plan.nodes
-        )
-        candidate = DagNet(dataclasses.replace(supernet.plan, nodes=nodes))
-        if sum(p.numel() for p in candidate.parameters()) > budget:
-            break
-        best = candidate
-    if best is None:
-        raise ValueError(f"{budget} parameters do not suffice for one unit per layer")
-    return best

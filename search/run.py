@@ -29,7 +29,7 @@ from nas.models.dag import DagNet
 from nas.models.price import prices, total
 from nas.penalties import scaled, strengths
 from nas.search.batches import Batches
-from nas.search.config import AUTO, NONE, SearchConfig
+from nas.search.config import AUTO, SearchConfig
 from nas.search.data import load_data
 from nas.search.front import fitted, thin_out
 from nas.search.loop import Snapshot, search, snapshot
@@ -167,7 +167,7 @@ class Search:
         sparse_start(self.net, config.density, seed=config.seed, batch=next(self.batches(0))[0])
         entry_time = TRIAL_STEPS if isinstance(config.entry_time, str) else config.entry_time
         lam, gate_lr = entry_time * config.lr, config.gate_scale * config.lr
-        self.dear = {} if config.price == NONE else prices(self.net.plan, config.price)
+        self.dear = {} if config.currency is None else prices(self.net.plan, config.currency)
         groups = param_groups(
             self.net, lam=lam, lr=config.lr, gate_lam=config.gate_scale * lam, gate_lr=gate_lr, prices=self.dear
         )
@@ -256,8 +256,7 @@ class Search:
 
         net = fitted(self.run.supernet(self._larger(size).snapshot.epoch), fit)
         probe = [torch.cat(each) for each in zip(*islice(self.batches(0), PROBE), strict=True)]
-        rank_by = None if config.price == NONE else config.price
-        net = thin_out(net, size, fit, self.task.loss, (probe[0], probe[1]), rank_by=rank_by)
+        net = thin_out(net, size, fit, self.task.loss, (probe[0], probe[1]), rank_by=config.currency)
         net = fitted(net, lambda inner: train(inner, config.refit, config.steps, REFIT_LR))
         point = self._measure(snapshot(net, epoch), net, time.perf_counter() - began)
         self._record(point, net)

@@ -136,9 +136,7 @@ def test_the_main_job(place, search_result):
 
 def test_from_scratch_and_other_epochs(place, search_result):
     assert last_json(nas("extract", "run", "--epoch=1", "--no-latency", "--json", cwd=place))["epoch"] == 1
-    result = last_json(nas("retrain", "run", "--epochs=1", "--from-scratch", "--compare", "--json", cwd=place))
-    assert result["from_scratch"]
-    assert list(result["compared"]) == ["same size, built by hand", "the supernet, dense"]
+    assert last_json(nas("retrain", "run", "--epochs=1", "--from-scratch", "--json", cwd=place))["from_scratch"]
     nas("retrain", "run", "--epochs=1", "--rewind-epoch=0", cwd=place)
     refused = nas("retrain", "run", "--epochs=1", "--rewind-epoch=0", "--from-scratch", cwd=place, check=False)
     assert (refused.returncode, refused.stderr.strip()) == (
@@ -146,6 +144,41 @@ def test_from_scratch_and_other_epochs(place, search_result):
         "nas retrain: retrain starts from scratch or from a rewound epoch, not both",
     )
     assert last_json(nas("show", "run", "--epoch=0", "--level=unit", "--json", cwd=place))["skips"]["alive"] == 0
+
+
+def test_compare(place, search_result, inside, capsys):
+    words = ["--epochs=3", "--compare", "--seeds=2", "--random=2", "--lr=0.02", "--families", "chain1", "chain2"]
+    assert main(["retrain", "run", *words, "--json"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    result = json.loads(last)
+    assert result["compared"] == json.loads((place / "run" / "retrained" / "result.json").read_text())["compared"]
+    found, *others = result["compared"]
+    titles = [each["title"].split(",")[0] for each in others]
+    assert found["title"] == "retrained network"
+    assert titles == [
+        "chain of one hidden layer", "chain of 2 hidden layers", "the supernet", "random network 1", "random network 2",
+    ]  # fmt: skip
+    assert found["test"][0]["psnr"] == result["psnr"]
+    assert found["rate"] in (0.008, 0.02, 0.04)
+    assert len(found["test"]) == 2
+    assert all(each["params"] <= found["params"] for each in others if each["title"] != "the supernet, dense")
+    assert lines[0].startswith("held-out pictures: 1, seeds: 2")
+    assert "random network, best of 2" in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds=0"], "seeds must be at least 1, got 0"),
+        (["--random=-1"], "random must be at least 0, got -1"),
+        (["--families", "tree3"], "there is no network 'tree3'; write chain3, residual2 or separable5k7"),
+        (["--lr=0"], "lr must be > 0, got 0.0"),
+    ],
+)
+def test_bad_comparisons_are_refused(place, search_result, inside, words, message):
+    code, error = inside("retrain", "run", "--compare", *words)
+    assert code == 2
+    assert message in error
 
 
 @pytest.mark.parametrize(

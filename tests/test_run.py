@@ -13,12 +13,12 @@ from PIL import Image
 
 from nas import AdaBreg, param_groups, sparse_start
 from nas.groups import join_rows
-from nas.models import compact, conv_skip_autoencoder, skip_autoencoder
+from nas.models import compact, conv_skip_autoencoder
 from nas.models.price import total
 from nas.search import Denoise, Picture, Run, Search, SearchConfig, births, deaths, random_crops, retrain, search
 from nas.search.loop import Snapshot, train
 from nas.search.path import Choice, Point
-from nas.search.retrain import rewound, same_size
+from nas.search.retrain import rewound
 from nas.steering import DeadTraining
 
 
@@ -114,9 +114,7 @@ def test_a_run_ends_with_a_front(tmp_path, config):
 
 def test_sizes_beyond_what_has_grown(tmp_path, config):
     search = Search(Run(tmp_path / "run", replace(config, epochs=1, steps=2, sizes="14k")))
-    with pytest.raises(
-        ValueError, match="a network of 14,000 parameters was asked for, and the largest that has grown"
-    ):
+    with pytest.raises(ValueError, match="a network of 14,000 parameters was asked for, and the largest that"):
         list(search)
 
 
@@ -454,25 +452,6 @@ def test_rewound_weights_are_those_of_the_earlier_epoch():
     assert all(torch.equal(p, q) for p, q in zip(itself.parameters(), later.parameters(), strict=True))
     with pytest.raises(ValueError, match="needs a network of the same plan"):
         rewound(net, conv_skip_autoencoder(depth=2, width=7))
-
-
-@pytest.mark.parametrize("make", [conv_skip_autoencoder, skip_autoencoder])
-def test_the_network_built_by_hand_uses_the_budget(make):
-    supernet = make(depth=3, **({"width": 16} if make is conv_skip_autoencoder else {"patch": 8}))
-    for density in (0.2, 0.6):
-        sparse_start(supernet, density)
-        small = compact(supernet)
-        hand = same_size(small, supernet)
-        params, budget = (sum(p.numel() for p in net.parameters()) for net in (hand, small))
-        widths = {hand.plan.units[f"n{k}"] for k in (1, 2, 3)}
-        assert params <= budget
-        assert len(widths) == 1
-        assert not any(node.plan.skips for node in hand.nodes.values())
-        assert hand(torch.rand(1, 1, 8, 8)).shape == (1, 1, 8, 8)
-    tiny = torch.nn.Module()
-    tiny.weight = torch.nn.Parameter(torch.zeros(1))
-    with pytest.raises(ValueError, match="1 parameters do not suffice for one unit per layer"):
-        same_size(tiny, supernet)
 
 
 def test_divergence_is_said():

@@ -1,10 +1,10 @@
 """``nas retrain``."""
 
+import math
 import os
+import warnings
 from collections.abc import Sequence
-from functools import partial
 
-import torch
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
@@ -12,14 +12,29 @@ from nas.analysis.verify import read_record
 from nas.cli.shared import Result, load_compact, make_run_parser, save
 from nas.files import replacing_folder
 from nas.models.dag import DagNet
+from nas.models.families import HAND_MADE
+from nas.search.batches import Batches
+from nas.search.compare import (
+    Competitor,
+    Trained,
+    Training,
+    compete,
+    fresh,
+    hand_made_networks,
+    random_networks,
+    summarised,
+    table,
+)
 from nas.search.config import check_seed
 from nas.search.path import Choice
 from nas.search.restoration import Restoration
-from nas.search.retrain import retrain, rewound, same_size
+from nas.search.retrain import retrain, rewound
 from nas.search.run import COMPACT, PICTURES, RETRAINED, Run
 from nas.search.stack import Pictures
-from nas.search.tasks import Example, Metric, Scores, evaluate, score_trivial
+from nas.search.tasks import Metric, Scores, evaluate, score_trivial
 from nas.search.use import write_restored
+
+RELATIVE_RATES = (0.4, 1.0, 2.0)  # that a comparison tries, as multiples of --lr
 
 
 def parser() -> ArgumentParser:
@@ -36,7 +51,17 @@ def parser() -> ArgumentParser:
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="train two more networks alike, from scratch: one of the same size built by hand, and the dense supernet",
+        help="train others alike: hand-made networks of this size, random ones of the supernet, the dense supernet, "
+        "each at 3 rates (0.4, 1 and 2 times --lr) and with every seed: by default about 100 times the work",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each network in the comparison")
+    parser.add_argument("--random", type=int, default=5, help="random networks in the comparison")
+    parser.add_argument(
+        "--families",
+        type=str,
+        nargs="+",
+        default=list(HAND_MADE),
+        help="hand-made networks in the comparison; separable5k7: 5 blocks, kernels of 7 x 7",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the training data, the noise and new weights")
     return parser
@@ -45,20 +70,18 @@ def parser() -> ArgumentParser:
 def perform(options: Namespace) -> Result:
     run, found = _open(options)
     data = run.data()
-    task, validation, test = run.task(data), run.validation(data), run.test(data)
-    check_seed(options.seed)
-
-    train = partial(_train, run=run, data=data, validation=validation, options=options)
-    net = _with_first_weights(found, run, options)
-    before = evaluate(net, test, task)
-    train(net, "retrain")
-    after = evaluate(net, test, task)
-    others = _others(net, run, options.seed) if options.compare else {}
-    for title, other in others.items():
-        train(other, title)
-    compared = {title: evaluate(other, test, task) for title, other in others.items()}
+    task, test = run.task(data), run.test(data)
+    training = _training(run, data, options)
     name, untouched = score_trivial(test, task)
-    classical = task.baselines(data.train, validation, test)
+    net = _with_first_weights(found, run, options, options.seed)
+    before = evaluate(net, test, task)
+    compared: list[Trained] = []
+    if options.compare:
+        net, compared = _compare(_competitors(found, run, options), training)
+    else:
+        _train(net, training, options)
+    after = evaluate(net, test, task)
+    classical = task.baselines(data.train, training.validation, test)
 
     key = task.metrics[0].key
     result = {
@@ -66,13 +89,16 @@ def perform(options: Namespace) -> Result:
         f"{key}_{name}": untouched[key],
         f"{key}_before": before[key],
         "baselines": {title: scores[key] for title, scores in classical.items()},
-        "compared": {title: scores[key] for title, scores in compared.items()},
+        "compared": [each.to_dict() for each in compared],
         "params": sum(p.numel() for p in net.parameters()),
         "from_scratch": options.from_scratch,
     }
     save(net, run.folder / RETRAINED, "result.json", result)
-    rows = {name: untouched, **classical, "before retraining": before, "retrained network": after, **compared}
-    _print_table(f"mean over {len(test)} held-out pictures", rows, task.metrics)
+    rows = {name: untouched, **classical, "before retraining": before}
+    if options.compare:
+        _print_comparison(rows, compared, training)
+    else:
+        _print_table(f"mean over {len(test)} held-out pictures", {**rows, "retrained network": after}, task.metrics)
     wrote = [run.folder / RETRAINED]
     if isinstance(task, Restoration):
         wrote.append(run.folder / PICTURES)
@@ -85,6 +111,12 @@ def _open(options: Namespace) -> tuple[Run, DagNet]:
     """The run and its compact network; what would fail after the training is said now."""
     if options.from_scratch and options.rewind_epoch is not None:
         raise ValueError("retrain starts from scratch or from a rewound epoch, not both")
+    for name, least in (("seeds", 1), ("random", 0)):
+        if getattr(options, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(options, name)}")
+    if not 0 < options.lr < math.inf:
+        raise ValueError(f"lr must be > 0, got {options.lr}")
+    check_seed(options.seed)
     run = Run.open(options.run)
     net = load_compact(run)
     if not os.access(run.folder, os.W_OK):
@@ -92,55 +124,92 @@ def _open(options: Namespace) -> tuple[Run, DagNet]:
     return run, net
 
 
-def _with_first_weights(net: DagNet, run: Run, options: Namespace) -> DagNet:
+def _training(run: Run, data: Pictures, options: Namespace) -> Training:
+    def batches(seed: int) -> Batches:
+        return run.batches(data, run.config.seed + 1 + seed)  # other crops and noise than in the search
+
+    rates = tuple(factor * options.lr for factor in RELATIVE_RATES) if options.compare else (options.lr,)
+    seeds = tuple(range(options.seed, options.seed + options.seeds)) if options.compare else (options.seed,)
+    return Training(
+        run.task(data), batches, run.validation(data), run.test(data), options.epochs, run.config.steps, rates, seeds,
+        patience=options.patience,
+    )  # fmt: skip
+
+
+def _with_first_weights(net: DagNet, run: Run, options: Namespace, seed: int) -> DagNet:
     """The compact network with the weights to start from: those that were found, unless the options say otherwise."""
     if options.from_scratch:
-        torch.manual_seed(options.seed)
-        return DagNet(net.plan)
+        return fresh(net.plan)(seed)
     if options.rewind_epoch is not None:
         found = read_record(run.folder / COMPACT / "certificate.json").epoch
         early = run.choose(Choice(epoch=options.rewind_epoch)).snapshot.epoch
-        return rewound(run.supernet(found), run.supernet(early), seed=options.seed)
+        return rewound(run.supernet(found), run.supernet(early), seed=seed)
     return net
 
 
-def _others(net: DagNet, run: Run, seed: int) -> dict[str, DagNet]:
-    """The networks to compare ``net`` with, untrained."""
-    torch.manual_seed(seed)
-    supernet = run.supernet(0)
-    return {"same size, built by hand": same_size(net, supernet), "the supernet, dense": DagNet(supernet.plan)}
+def _competitors(found: DagNet, run: Run, options: Namespace) -> list[Competitor]:
+    """What is trained alike, the found network first: titles with functions from the seed to a network."""
+    supernet, params = run.blank.plan, found.plan.num_params
+    competitors = [
+        Competitor("retrained network", lambda seed: _with_first_weights(found, run, options, seed)),
+        *hand_made_networks(supernet, params, options.families),
+        Competitor("the supernet, dense", fresh(supernet)),
+    ]
+    try:
+        competitors += random_networks(supernet, params, options.random)
+    except ValueError as problem:
+        warnings.warn(str(problem), stacklevel=1)
+    return competitors
 
 
-def _train(
-    net: DagNet, title: str, *, run: Run, data: Pictures, validation: Sequence[Example], options: Namespace
-) -> None:
+def _compare(competitors: Sequence[Competitor], training: Training) -> tuple[DagNet, list[Trained]]:
+    """The first competitor as trained with the first seed, and what became of each; with a progress bar."""
+    bar = tqdm(total=len(competitors) * training.num_epochs, unit="epoch", delay=0.1)
+
+    def progress(what: str, loss: float) -> None:
+        bar.set_description(f"{what}, loss {loss:.5f}", refresh=False)
+        bar.update()
+
+    with bar:
+        first = compete(competitors[0], training, progress)
+        if first.network is None:
+            raise FloatingPointError("the found network does not train at any of the rates; use a smaller lr")
+        return first.network, [first, *(compete(each, training, progress) for each in competitors[1:])]
+
+
+def _train(net: DagNet, training: Training, options: Namespace) -> None:
     """Train ``net`` with the options of nas retrain, with a progress bar; it ends with its best weights."""
-    task = run.task(data)
-    metric = task.metrics[0]
-    bar = tqdm(total=options.epochs, unit="epoch", desc=title, delay=0.1)  # none for options that are refused
+    metric = training.task.metrics[0]
+    bar = tqdm(total=options.epochs, unit="epoch", desc="retrain", delay=0.1)  # none for options that are refused
 
     def progress(epoch: int, loss: float) -> None:
         bar.set_postfix_str(f"loss {loss:.5f}", refresh=False)
         bar.update()
 
     def validate() -> float:
-        headline = evaluate(net, validation, task)[metric.key]
-        bar.set_description(f"{title}, {metric.text(headline)}")
+        headline = evaluate(net, training.validation, training.task)[metric.key]
+        bar.set_description(f"retrain, {metric.text(headline)}")
         return headline
 
-    batches = run.batches(data, run.config.seed + 1 + options.seed)  # other crops and noise than in the search
     with bar:
         retrain(
             net,
-            batches,
-            task.loss,
+            training.batches(options.seed),
+            training.task.loss,
             epochs=options.epochs,
-            steps=run.config.steps,
+            steps=training.steps,
             lr=options.lr,
             on_epoch=progress,
             validate=validate,
             patience=options.patience,
         )
+
+
+def _print_comparison(rows: dict[str, Scores], compared: Sequence[Trained], training: Training) -> None:
+    """The table of all competitors; of the random ones the best and the median."""
+    metrics = training.task.metrics
+    title = f"held-out pictures: {len(training.test)}, seeds: {len(training.seeds)}"
+    print("\n".join(table(title, rows, summarised(compared, training.headline), metrics)))
 
 
 def _print_table(title: str, rows: dict[str, Scores], metrics: Sequence[Metric]) -> None:

@@ -1,0 +1,305 @@
+"""Comparisons that are fair: the same pictures, steps and schedule for every network, and the best of three rates."""
+
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from nas.models.dag import DagNet
+from nas.models.families import HAND_MADE, describe, widest
+from nas.models.plan import OUTPUT, Plan
+from nas.models.sample import random_subnet
+from nas.search.batches import Batches
+from nas.search.retrain import retrain
+from nas.search.tasks import Example, Metric, Scores, Task, evaluate, score
+
+RATES = (2e-3, 5e-3, 1e-2)
+RANDOM = "random network"
+LOOKED_AT = 8  # pictures on which an output that is constant is noticed
+
+OnEpoch = Callable[[str, float], None]  # (what is trained, its mean loss), after every epoch
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """A network to compare.
+
+    Attributes:
+        title: unique among those that are compared.
+        network: the network to start from, by seed: with fresh weights, or those that were found. It is copied.
+    """
+
+    title: str
+    network: Callable[[int], DagNet]
+
+
+def fresh(plan: Plan) -> Callable[[int], DagNet]:
+    """Makes the network of a plan with weights drawn by a seed."""
+
+    def network(seed: int) -> DagNet:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return DagNet(plan)
+
+    return network
+
+
+def hand_made_networks(like: Plan, params: int, names: Sequence[str] = HAND_MADE) -> list[Competitor]:
+    """Of every family that makes sense for such inputs and outputs, the network as wide as ``params`` parameters allow.
+
+    Args:
+        like: a plan with the same input and output.
+        params: most parameters.
+        names: such as "chain3", "residual2", "separable5k7" (`nas.models.families`).
+
+    Raises:
+        ValueError: there is no such family.
+    """
+    plans = {name: widest(name, like, params) for name in names}
+    return [
+        Competitor(f"{describe(name)}, {plan.nodes[0].units} wide", fresh(plan))
+        for name, plan in plans.items()
+        if plan is not None
+    ]
+
+
+def random_networks(supernet: Plan, params: int, count: int) -> list[Competitor]:
+    """The first ``count`` random networks of a supernet with at most ``params`` parameters (`random_subnet`).
+
+    Raises:
+        ValueError: the supernet holds none of this size.
+    """
+    return [Competitor(f"random network {k}", fresh(random_subnet(supernet, params, k))) for k in range(1, count + 1)]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How every competitor is trained and judged.
+
+    Attributes:
+        task: what is learned.
+        batches: the training data of a seed.
+        validation: what weights and rates are chosen on.
+        test: what is reported.
+        epochs: >= 1.
+        steps: batches per epoch.
+        rates: highest learning rates of the one-cycle schedule to choose from, by the first seed.
+        seeds: of weights and training data, at least one.
+        every: epochs between two looks at the validation pictures; a training ends with its best weights.
+        patience: stop after so many looks without a new best; never by default.
+
+    Raises:
+        ValueError: no seed, or a rate that is not > 0.
+    """
+
+    task: Task
+    batches: Callable[[int], Batches]
+    validation: Sequence[Example]
+    test: Sequence[Example]
+    epochs: int
+    steps: int
+    rates: tuple[float, ...] = RATES
+    seeds: tuple[int, ...] = (0, 1, 2)
+    every: int = 5
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise ValueError("a comparison needs at least one seed")
+        if not self.rates or not all(0 < rate < math.inf for rate in self.rates):
+            raise ValueError(f"rates must be > 0, got {', '.join(map(str, self.rates)) or 'none'}")
+
+    @property
+    def num_epochs(self) -> int:
+        """That one competitor is trained for, all in all."""
+        return self.epochs * (len(self.rates) + len(self.seeds) - 1)
+
+    @cached_property
+    def trivial(self) -> float:
+        """The validation score without any network, which one that trains has to exceed."""
+        outputs = self.task.trivial(self.validation)[1]
+        plain, finished = (
+            score(self.validation, each, self.task)[self.headline]
+            for each in (outputs, [self.task.finish(output) for output in outputs])
+        )
+        return max(plain, finished)
+
+    @property
+    def headline(self) -> str:
+        return self.task.metrics[0].key
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of a competitor.
+
+    Attributes:
+        title: of the competitor.
+        params: number of parameters.
+        rate: the learning rate that was chosen; None if the network does not train, at every rate or with one of the
+            seeds: its loss diverged, its output is constant, or it is no better than no network. Then it has no scores.
+        validation: scores for each seed.
+        test: scores for each seed.
+        seconds: that all its trainings took.
+        network: as trained with the first seed; None after `from_dict`.
+    """
+
+    title: str
+    params: int
+    rate: float | None
+    validation: tuple[Scores, ...]
+    test: tuple[Scores, ...]
+    seconds: float
+    network: DagNet | None = field(default=None, repr=False, compare=False)
+
+    def mean(self, key: str) -> float:
+        """Of a test score over the seeds; -inf if the network does not train."""
+        return statistics.fmean(scores[key] for scores in self.test) if self.test else -math.inf
+
+    def spread(self, key: str) -> float:
+        """The best test score minus the worst."""
+        values = [scores[key] for scores in self.test] or [0.0]
+        return max(values) - min(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a JSON file, with mean and spread of the first score; these are None without one."""
+        key = next(iter(self.test[0])) if self.test else None
+        return {
+            "title": self.title,
+            "params": self.params,
+            "rate": self.rate,
+            "mean": None if key is None else self.mean(key),
+            "spread": None if key is None else self.spread(key),
+            "validation": list(self.validation),
+            "test": list(self.test),
+            "seconds": round(self.seconds, 1),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Trained":
+        """The inverse of `to_dict`, without the network."""
+        validation, test = tuple(data["validation"]), tuple(data["test"])
+        return cls(data["title"], data["params"], data["rate"], validation, test, data["seconds"])
+
+
+def compete(competitor: Competitor, training: Training, on_epoch: OnEpoch = lambda what, loss: None) -> Trained:
+    """Train a network at every rate with the first seed, then with the other seeds at the rate that was best.
+
+    Args:
+        competitor: what is trained.
+        training: how; the same for everybody.
+        on_epoch: called after every epoch.
+
+    Raises:
+        ValueError: an option of the training is out of range, or the network does not suit the task.
+    """
+    began, (first, *others) = time.perf_counter(), training.seeds
+    start = competitor.network(first)
+    params = sum(p.numel() for p in start.parameters())
+
+    def trained(net: DagNet, rate: float, seed: int) -> tuple[DagNet, Scores] | None:
+        what = f"{competitor.title}, rate {rate:g}, seed {seed}"
+        return _trained(copy.deepcopy(net), rate, seed, training, lambda loss: on_epoch(what, loss))
+
+    tried = {rate: trained(start, rate, first) for rate in training.rates}
+    alive = {rate: result for rate, result in tried.items() if result is not None}
+    rate = max(alive, key=lambda rate: alive[rate][1][training.headline], default=None)
+    results = [] if rate is None else [alive[rate], *(trained(competitor.network(s), rate, s) for s in others)]
+    nets = [result for result in results if result is not None]
+    if rate is None or len(nets) < len(results):
+        return Trained(competitor.title, params, None, (), (), time.perf_counter() - began)
+    validation = tuple(scores for _, scores in nets)
+    test = tuple(evaluate(net, training.test, training.task) for net, _ in nets)
+    return Trained(competitor.title, params, rate, validation, test, time.perf_counter() - began, nets[0][0])
+
+
+def _trained(
+    net: DagNet, rate: float, seed: int, training: Training, on_epoch: Callable[[float], None]
+) -> tuple[DagNet, Scores] | None:
+    """The network, trained in place, and its validation scores; None if it does not train."""
+
+    def validate() -> float:
+        return evaluate(net, training.validation, training.task)[training.headline]
+
+    try:
+        retrain(
+            net,
+            training.batches(seed),
+            training.task.loss,
+            epochs=training.epochs,
+            steps=training.steps,
+            lr=rate,
+            on_epoch=lambda epoch, loss: on_epoch(loss),
+            validate=validate,
+            every=training.every,
+            patience=training.patience,
+        )
+    except FloatingPointError:
+        return None
+    scores = evaluate(net, training.validation, training.task)
+    return (net, scores) if scores[training.headline] > training.trivial and not _is_constant(net, training) else None
+
+
+@torch.no_grad()
+def _is_constant(net: DagNet, training: Training) -> bool:
+    """Whether what the network computes is the same everywhere: all its rectifiers are dead."""
+    inputs = [example.observed for example in training.validation[:LOOKED_AT]]
+    states = [net.states(x[None])[OUTPUT].movedim(net.unit_axis, -1).flatten(0, -2) for x in inputs]
+    values = torch.cat(states)
+    return bool((values == values[:1]).all())
+
+
+def random_ones(trained: Sequence[Trained]) -> list[Trained]:
+    """Those of `random_networks`."""
+    return [each for each in trained if each.title.startswith(RANDOM)]
+
+
+def summarised(trained: Sequence[Trained], key: str) -> list[Trained]:
+    """The same, but of several random networks the best and the median alone, by the mean of a test score."""
+    drawn = sorted(random_ones(trained), key=lambda each: each.mean(key), reverse=True)
+    if len(drawn) < 2:
+        return list(trained)
+    places = {"best": 0, "median": len(drawn) // 2}
+    chosen = [replace(drawn[k], title=f"{RANDOM}, {what} of {len(drawn)}") for what, k in places.items()]
+    return [*(each for each in trained if each not in drawn), *chosen]
+
+
+def rank(found: Trained, others: Sequence[Trained], key: str) -> int:
+    """1 + the number of networks that are better than ``found``, on the seeds that all were trained with."""
+    count = min((len(each.test) for each in (found, *others) if each.test), default=0)
+
+    def mean(each: Trained) -> float:
+        return replace(each, test=each.test[:count]).mean(key)
+
+    return 1 + sum(mean(each) > mean(found) for each in others)
+
+
+def table(
+    title: str, untrained: Mapping[str, Scores], trained: Sequence[Trained], metrics: Sequence[Metric]
+) -> list[str]:
+    """Lines of text: what needs no training, then the competitors: mean over the seeds; spread: best minus worst."""
+    headline, *others = metrics
+    rest = "".join(f"{metric.title:>10}" for metric in others)
+    lines = [f"{title:<46}{'parameters':>11}{'rate':>8}{headline.title:>11}{'spread':>8}{rest}"]
+    for name, scores in untrained.items():
+        cells = [f"{headline.number(scores[headline.key]):>11}", " " * 8]
+        lines.append(f"  {name:<44}{'':>19}" + "".join([*cells, *_cells(scores, others)]).rstrip())
+    for each in trained:
+        if each.rate is None:
+            lines.append(f"  {each.title:<44}{each.params:>11,}  does not train")
+            continue
+        means = {metric.key: each.mean(metric.key) for metric in metrics}
+        spread = f"{each.spread(headline.key):>8.{headline.decimals}f}" if len(each.test) > 1 else " " * 8
+        cells = [f"{each.rate:>8g}", f"{headline.number(means[headline.key]):>11}", spread]
+        lines.append(f"  {each.title:<44}{each.params:>11,}" + "".join([*cells, *_cells(means, others)]).rstrip())
+    return lines
+
+
+def _cells(scores: Scores, metrics: Sequence[Metric]) -> list[str]:
+    return [f"{metric.number(scores[metric.key]):>10}" for metric in metrics]
