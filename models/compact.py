@@ -80,7 +80,10 @@ def _simplified(net: DagNet, weights_of: DagNet | None, tight: bool) -> tuple[Da
     """The simplified network, and an earlier point of its search changed alike (itself if there is none)."""
     folded, _ = fold_constants(net)
     nets = (folded, folded if weights_of is None else weights_of)
-    return bypass(*nets) if tight else nets
+    if not tight:
+        return nets
+    net, given = bypass(*nets)
+    return net, given
 
 
 def _tied(net: DagNet, alive: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -182,7 +185,7 @@ def _restrict(
         if matrix[target][:, kept[source]].any():
             tensors[f"projections.{source}"] = given.projections[source][target][:, kept[source]]
 
-    small = dataclasses.replace(
+    cut = dataclasses.replace(
         plan,
         units=int(target.sum()),
         edges=tuple(edges),
@@ -193,7 +196,7 @@ def _restrict(
         rows=_renumber(rows, plan.rows, target),
         activation="relu" if plan.activation == "right_relu" else plan.activation,
     )
-    return small, tensors
+    return cut, tensors
 
 
 def _restrict_edge(
@@ -209,18 +212,22 @@ def _restrict_edge(
     put, take = pick(read.any(dim=1), edge.put), pick(read.any(dim=0), edge.take)
     if edge.operation == DEPTHWISE:
         put = take = put & take
-    kernel = None
-    if edge.kernel:
-        kernel = max(side(weight[put]), edge.core or 1 if not tight else 1)
     small = given[put] if edge.operation == DEPTHWISE else given[put][:, take]
-    if kernel is not None and edge.kernel is not None:
+    kernel, core = edge.kernel, None
+    if edge.kernel is not None:
+        kernel = max(side(weight[put]), 1 if tight else edge.core or 1)
         rim = (edge.kernel - kernel) // 2
         small = small[..., rim : edge.kernel - rim, rim : edge.kernel - rim]
-    cut = {"take": _renumber(take, edge.take, kept), "put": _renumber(put, edge.put, rows)}
-    if not tight:
-        core = edge.core if edge.core and kernel and edge.core < kernel else None
-        return dataclasses.replace(edge, kernel=kernel, core=core, **cut), small
-    return dataclasses.replace(edge, kernel=kernel, block=False, core=None, **cut), small
+        core = edge.core if not tight and (edge.core or kernel) < kernel else None
+    cut = dataclasses.replace(
+        edge,
+        kernel=kernel,
+        block=edge.block and not tight,
+        core=core,
+        take=_renumber(take, edge.take, kept),
+        put=_renumber(put, edge.put, rows),
+    )
+    return cut, small
 
 
 def _renumber(chosen: Tensor, indices: Indices, kept: Tensor) -> Indices:

@@ -22,12 +22,12 @@ def total(plan: Plan, currency: Currency) -> float:
         return plan.num_params
     shapes, levels = plan.shapes, plan.node_levels
     weights = (name for name in shapes if ".edges." in name or ".projections." in name)
-    return sum(math.prod(shapes[name]) * _positions(plan, levels[name.split(".")[1]]) for name in weights)
+    return math.fsum(math.prod(shapes[name]) * _positions(plan, levels[name.split(".")[1]]) for name in weights)
 
 
 def _positions(plan: Plan, level: int) -> float:
     """Positions per pixel at a level."""
-    return 1 / ((plan.patch or 1) ** 2 * 4**level)
+    return 0.25**level / (plan.patch or 1) ** 2
 
 
 def prices(plan: Plan, currency: Currency) -> dict[str, float]:
@@ -78,7 +78,7 @@ def _of_unit(plan: Plan, node: Node, currency: Currency) -> float:
 
 def _for_it_alone(plan: Plan, node: Node, currency: Currency) -> float:
     """What the edges into nodes that only this one reads cost."""
-    readers = [(link.source, each.name) for each in plan.nodes for link in (*each.edges, *each.skips)]
+    readers = [(source, each.name) for each in plan.nodes for source in each.sources]
     alone = [
         each
         for each in plan.nodes
