@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from nas.models.dag import DagNet
-from nas.models.plan import DEPTHWISE, INPUT, OUTPUT, Edge, Node, Plan
+from nas.models.plan import DEPTHWISE, INPUT, OUTPUT, Edge, Node, Plan, Skip
 
 WIDTH = 120  # characters of a line
 ACTIVATION_CODE = {"right_relu": "F.relu({})", "relu": "F.relu({})", "identity": "{}"}
@@ -128,7 +128,7 @@ def _constants(node: Node) -> Iterator[str]:
     """The unit numbers of skips that join some units only, and of nodes that compute some only."""
     if node.rows:
         yield _assign(f"ROWS_{node.name}", node.rows)
-    edges = [(f"EDGE_{edge.key}", edge) for edge in _edges(node)]
+    edges: list[tuple[str, Edge | Skip]] = [(f"EDGE_{edge.key}", edge) for edge in _edges(node)]
     for name, link in [*edges, *((skip.source, skip) for skip in node.skips)]:
         if link.take is not None:
             yield _assign(f"TAKE_{name}_{node.name}", link.take)

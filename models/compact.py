@@ -75,7 +75,10 @@ def _simplified(net: DagNet, weights_of: DagNet | None, tight: bool) -> tuple[Da
     """The simplified network, and an earlier point of its search changed alike (itself if there is none)."""
     folded, _ = fold_constants(net)
     nets = (folded, folded if weights_of is None else weights_of)
-    return bypass(*nets) if tight else nets
+    if not tight:
+        return nets
+    net, given = bypass(*nets)
+    return net, given
 
 
 def _kept(alive: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -131,10 +134,10 @@ def _restrict(
     tensors = {"bias": given.bias[rows]} if plan.bias else {}
     edges = []
     for edge, weight in node.weighted_edges():
-        small = _restrict_edge(edge, weight, given.edges[edge.key], rows, kept[edge.source], tight)
-        if small is not None:
-            edges.append(small[0])
-            tensors[f"edges.{edge.key}"] = small[1]
+        cut = _restrict_edge(edge, weight, given.edges[edge.key], rows, kept[edge.source], tight)
+        if cut is not None:
+            edges.append(cut[0])
+            tensors[f"edges.{edge.key}"] = cut[1]
 
     skips, gates = [], []
     for skip, gate, given_gate in zip(plan.skips, node.gates, given.gates, strict=True):
@@ -185,8 +188,8 @@ def _restrict_edge(
     if kernel is not None and edge.kernel is not None:
         rim = (edge.kernel - kernel) // 2
         small = small[..., rim : edge.kernel - rim, rim : edge.kernel - rim]
-    cut = {"take": _renumber(take, edge.take, kept), "put": _renumber(put, edge.put, rows)}
-    return dataclasses.replace(edge, kernel=kernel, block=False, core=None, **cut), small
+    taken, written = _renumber(take, edge.take, kept), _renumber(put, edge.put, rows)
+    return dataclasses.replace(edge, kernel=kernel, block=False, core=None, take=taken, put=written), small
 
 
 def _renumber(chosen: Tensor, indices: Indices, kept: Tensor) -> Indices:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from nas.files import replacing, write_json
-from nas.models.plan import DEPTHWISE, INPUT, OUTPUT, Edge, Node, Plan
+from nas.models.plan import DEPTHWISE, INPUT, OUTPUT, Edge, Node, Plan, Skip
 
 
 def right_relu(x: Tensor) -> Tensor:
@@ -65,10 +65,10 @@ class DagNode(nn.Module):
             {source: Parameter(torch.zeros(plan.units, units[source])) for source in plan.projections}
         )
         self._keep_indices("rows", plan.rows)
-        for kind, links in (("edge", plan.edges), ("skip", plan.skips)):
-            for k, link in enumerate(links):
-                self._keep_indices(f"{kind}{k}_take", link.take)
-                self._keep_indices(f"{kind}{k}_put", link.put)
+        links: list[tuple[str, Edge | Skip]] = [(f"edge{k}", edge) for k, edge in enumerate(plan.edges)]
+        for name, link in [*links, *((f"skip{k}", skip) for k, skip in enumerate(plan.skips))]:
+            self._keep_indices(f"{name}_take", link.take)
+            self._keep_indices(f"{name}_put", link.put)
 
     def _keep_indices(self, name: str, indices: tuple[int, ...] | None) -> None:
         buffer = None if indices is None else torch.tensor(indices, dtype=torch.long)

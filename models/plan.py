@@ -118,6 +118,11 @@ class Node:
         return self.units if self.rows is None else len(self.rows)
 
     @property
+    def sources(self) -> list[str]:
+        """Where edges, gates and projections lead here from."""
+        return [*(edge.source for edge in self.edges), *(skip.source for skip in self.skips), *self.projections]
+
+    @property
     def block_sources(self) -> set[str]:
         """The nodes from which blocks alone lead to this one: skips into the activation."""
         return {edge.source for edge in self.edges} - {edge.source for edge in self.edges if not edge.block}
@@ -137,7 +142,7 @@ class Node:
         _require(_is_identifier(self.name), f"a node must have an identifier as its name, got {self.name!r}")
         _require(self.name not in before, f"two nodes are named {self.name!r}")
         _require(_is_size(self.units), f"node {self.name!r} must have 1 to {MAX_SIZE} units, got {self.units!r}")
-        for source in [*(link.source for link in (*self.edges, *self.skips)), *self.projections]:
+        for source in self.sources:
             _require(source in before, f"node {self.name!r} reads {source!r}, which is not before it")
         for flag in ("searched", "bias", "whole"):
             _require(isinstance(getattr(self, flag), bool), f"node {self.name!r} must have {flag} true or false")
@@ -204,7 +209,8 @@ class Plan:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor in the ``state_dict`` of the network."""
-        units, shapes = self.units, {}
+        units = self.units
+        shapes: dict[str, tuple[int, ...]] = {}
         for node in self.nodes:
             name = f"nodes.{node.name}"
             shapes |= {f"{name}.edges.{edge.key}": edge.shape(node.num_rows, units[edge.source]) for edge in node.edges}

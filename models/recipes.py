@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from nas.models.dag import DagNet
 from nas.models.plan import DEPTHWISE, INPUT, MAX_SIZE, OUTPUT, POINTWISE, Edge, Node, Plan, Skip
@@ -271,7 +272,13 @@ class _Trunk:
         self.blocks += 1
         k, level, first, last = self.blocks, self.level, self.first[self.level], self.last[self.level]
         depthwise = Edge(last, kernel, DEPTHWISE, core=core)
-        beside = {"activation": "identity", "searched": False, "bias": False, "tied": first, "level": level}
+        beside: dict[str, Any] = {
+            "activation": "identity",
+            "searched": False,
+            "bias": False,
+            "tied": first,
+            "level": level,
+        }
         self.nodes.append(Node(f"d{k}", self.widths[level], (depthwise,), **beside))
         within = Edge(f"d{k}", 1, POINTWISE)
         self.nodes.append(Node(f"h{k}", hidden, (within,), activation="right_relu", whole=True, level=level))
@@ -288,8 +295,8 @@ class _Trunk:
         skips = () if begins else (Skip(self.last[level], trunk=True),)
         self.nodes.append(
             Node(
-                name, self.widths[level], (edge,), skips, activation="identity", searched=begins, tied=first, bias=False,
-                level=level,
+                name, self.widths[level], (edge,), skips, activation="identity", searched=begins, tied=first,
+                bias=False, level=level,
             )
         )  # fmt: skip
         self.first.setdefault(level, name)
