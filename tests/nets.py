@@ -29,13 +29,10 @@ def full(kernels):
 
 
 @st.composite
-def sparse_nets(draw, *, plain=False):
-    """A recipe or a random plan in which much is dead, biases grouped or free, in double precision; with inputs.
-
-    A ``plain`` one joins nodes by one full edge at most.
-    """
+def sparse_nets(draw, *, without=()):
+    """A recipe or a random plan in which much is dead, biases grouped or free, in double precision; with inputs."""
     seed = draw(st.integers(0, 2**31))
-    random = [make for name, make in RANDOM_RECIPES.items() if not (plain and name in NOT_PLAIN)]
+    random = [make for name, make in RANDOM_RECIPES.items() if name not in without]
     make = draw(st.sampled_from([_conv, _fully_connected, _vectors, _dense, *random, *random[-3:]]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from benchmarks.rewrites import REWRITES, open_skip, remove
 from nas.models import compact, conv_skip_autoencoder, dense_mlp, skip_autoencoder
 from nas.search.surgery import LEAST_SQUARES, Part, skips_of
-from tests.nets import random_weights, sparse_nets
+from tests.nets import NOT_PLAIN, random_weights, sparse_nets
 from tests.test_polish import polished
 from tests.test_surgery import check, same, samples, units_of
 
@@ -114,7 +114,7 @@ def test_elsewhere_it_is_least_squares():
 
 
 @settings(max_examples=60)
-@given(sparse_nets(plain=True))
+@given(sparse_nets(without=NOT_PLAIN))
 def test_rewrites_on_random_nets(case):
     check(REWRITES, *case)
 
