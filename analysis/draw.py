@@ -63,6 +63,13 @@ def _has_edge(arc: dict[str, Any]) -> bool:
     return arc["norm"] > 0 and not math.isclose(arc["norm"], arc["gate"], rel_tol=1e-6)
 
 
+def _operation(graph: nx.DiGraph, arc: dict[str, Any]) -> str:
+    """What stands on an arc with weights, such as "7x7 depthwise", in short lines; "" where all arcs do the same."""
+    operations = {data["operation"] for *_, data in graph.edges(data=True) if data["operation"]}
+    text: str = arc["operation"] if len(operations) > 1 else ""
+    return text.replace(" + ", "\n+ ").replace(" depthwise", "\ndepthwise")
+
+
 def to_dot(graph: nx.DiGraph) -> str:
     """Graphviz source of a drawing, from left to right."""
     import graphviz
@@ -86,7 +93,10 @@ def to_dot(graph: nx.DiGraph) -> str:
         if _has_edge(arc):
             thickness = _thickness(graph, arc["norm"]) * (0.5 if units else 1)
             colour = WEIGHT + "80" if units else WEIGHT  # half transparent
-            dot.edge(source, target, color=colour, penwidth=f"{thickness:.2f}", weight="1" if units else "20")
+            words = "" if units else _operation(graph, arc)
+            label = {"label": words, "fontsize": "8", "fontcolor": WEIGHT} if words else {}
+            weight = "1" if units else "20"
+            dot.edge(source, target, color=colour, penwidth=f"{thickness:.2f}", weight=weight, **label)
         if arc["gate"] != 0:
             label = {} if units else {"label": f"{arc['gate']:.2f}", "fontcolor": SKIP, "style": "dashed"}
             dot.edge(source, target, color=SKIP, penwidth="0.8" if units else "1.2", **label)
@@ -142,19 +152,25 @@ def _paint_nodes(axes: Any, graph: nx.DiGraph, places: dict[str, tuple[float, fl
         neighbours = x1 - x0 < 1.5 * STEP
         if _has_edge(arc):
             thickness = _thickness(graph, arc["norm"])
+            words = _operation(graph, arc)
             if neighbours:
                 _arrow(axes, (x0 + 0.45, 0), (x1 - 0.45, 0), 0.0, WEIGHT, thickness, "solid")
+                _write(axes, (x0 + x1) / 2, 0.04 + thickness / 144, words, WEIGHT, 7, "bottom")
             else:
                 foot, head = (_height(graph, graph.nodes[name]) / 2 for name in (source, target))
                 _arrow(axes, (x0, -foot), (x1, -head), BEND, WEIGHT, thickness, "solid")
+                _write(axes, (x0 + x1) / 2, -(foot + head) / 2 - 0.5 * BEND * (x1 - x0), words, WEIGHT, 7, "center")
         if arc["gate"] != 0:
             foot, head = (_height(graph, graph.nodes[name]) / 2 for name in (source, target))
             _arrow(axes, (x0, foot), (x1, head), -BEND, SKIP, 1.2, "dashed")
             apex = (foot + head) / 2 + 0.5 * BEND * (x1 - x0)
-            axes.text(
-                (x0 + x1) / 2, apex, f"{arc['gate']:.2f}", ha="center", va="center", fontsize=8, color=SKIP,
-                bbox={"fc": "white", "ec": "none", "pad": 0.8},
-            )  # fmt: skip
+            _write(axes, (x0 + x1) / 2, apex, f"{arc['gate']:.2f}", SKIP, 8, "center")
+
+
+def _write(axes: Any, x: float, y: float, words: str, colour: str, size: int, at: str) -> None:
+    """Words with their bottom or centre at this place, on white."""
+    ground = {"fc": "white", "ec": "none", "pad": 0.8} if at == "center" else None
+    axes.text(x, y, words, ha="center", va=at, fontsize=size, color=colour, linespacing=1.1, bbox=ground)
 
 
 def _paint_units(axes: Any, graph: nx.DiGraph, places: dict[str, tuple[float, float]]) -> None:

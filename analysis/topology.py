@@ -111,9 +111,9 @@ def _unit_graph(net: DagNet, births: Epochs) -> nx.DiGraph:
             if open_gate := alive.skips.get((skip.source, name)):
                 take = range(net.plan.units[skip.source]) if skip.take is None else skip.take
                 put = range(net.plan.units[name]) if skip.put is None else skip.put
-                for start, end in zip(take, put, strict=True):
-                    if alive.units[skip.source][start] and alive.units[name][end]:
-                        _add_skip(graph, f"{skip.source}.{start}", f"{name}.{end}", open_gate)
+                for taken, placed in zip(take, put, strict=True):
+                    if alive.units[skip.source][taken] and alive.units[name][placed]:
+                        _add_skip(graph, f"{skip.source}.{taken}", f"{name}.{placed}", open_gate)
     return graph
 
 

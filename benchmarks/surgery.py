@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nas.models.dag import DagNet, DagNode
+from nas.models.plan import FULL
 
 MAX_SAMPLES = 4096  # on which states are expressed by others
 RIDGE = 1e-9  # keeps that solvable where others say the same
@@ -41,7 +42,7 @@ def parts_of(net: DagNet, units: Units) -> list[Part]:
         if node.plan.searched:
             parts += [Part(name, unit=int(units[name][row])) for row in rows_of(node)]
         edges = list(node.edges) if len(node.plan.edges) > 1 else []
-        sources = [*(skip.source for skip in node.plan.skips), *node.plan.projections, *edges]
+        sources = [*_gated(node), *node.plan.projections, *edges]
         parts += [Part(name, source=source) for source in dict.fromkeys(sources)]
     return parts
 
@@ -51,7 +52,7 @@ def skips_of(net: DagNet) -> list[Part]:
     return [
         Part(name, source=source)
         for name, node in net.named_nodes().items()
-        for source in (*(skip.source for skip in node.plan.skips), *node.plan.projections, *blocks_of(node))
+        for source in (*_gated(node), *node.plan.projections, *blocks_of(node))
     ]
 
 
@@ -75,8 +76,10 @@ def remove(net: DagNet, units: Units, parts: Collection[Part], x: Tensor) -> Dag
         rows = [row for row, unit in enumerate(rows_of(node)) if int(units[name][unit]) in gone]
         if rows:
             before = net.states(x)
-            for tensor in (*node.edges.values(), node.bias):
-                tensor[rows] = 0
+            for edge, weight in node.weighted_edges():
+                places = range(node.plan.num_rows) if edge.put is None else edge.put
+                weight[[k for k, row in enumerate(places) if row in rows]] = 0
+            node.bias[rows] = 0
             take_up(net, name, before)
     return net
 
@@ -123,7 +126,7 @@ LEAST_SQUARES = Surgery()
 def take_up(net: DagNet, name: str, before: Mapping[str, Tensor]) -> None:
     """Readers of a node that has changed since ``before`` read what their sources can express of what is missing.
 
-    With x the states that a reader reads (through edges of the same form) and r what is missing of the node's, the
+    With x the states that a reader reads (through full edges of the same form) and r what is missing of the node's, the
     coefficients minimise |x C + c - r|^2; a reader whose weight for the node is W then gets W C on top of the weights
     for x, and W c on its bias.
     """
@@ -139,7 +142,9 @@ def take_up(net: DagNet, name: str, before: Mapping[str, Tensor]) -> None:
             alike = {
                 source: weight
                 for source, weight in edges.items()
-                if weight.shape[2:] == edges[name].shape[2:] and reader.levels[source] == reader.levels[name]
+                if source in states
+                and weight.shape[2:] == edges[name].shape[2:]
+                and reader.levels[source] == reader.levels[name]
             }
             x = torch.cat([samples(states[source], net.unit_axis) for source in alike], dim=1)
             solved = least_squares(x, missing[:, changed]).to(lost)
@@ -168,8 +173,13 @@ def _zero_skip(node: DagNode, source: str) -> None:
 
 
 def blocks_of(node: DagNode) -> list[str]:
-    """The names of its blocks."""
-    return [edge.key for edge in node.plan.edges if edge.block]
+    """The sources of its blocks in which every row reads every unit."""
+    return [edge.source for edge in node.plan.edges if edge.block and edge.operation == FULL]
+
+
+def _gated(node: DagNode) -> list[str]:
+    """The sources of the gates that are searched."""
+    return [skip.source for skip in node.plan.skips if not skip.trunk]
 
 
 def rows_of(node: DagNode) -> list[int]:

@@ -1,6 +1,6 @@
 """Nodes that compute nothing are read through: whoever reads them reads what their only skip brings them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -104,7 +104,8 @@ def _read_through(net: DagNet, name: str, skip: Skip, alive: Alive) -> DagNet | 
 def _edges(node: DagNode, detour: _Detour, gate: float) -> dict[str, WeightedEdge] | None:
     """The edges of a reader by key; None if two depthwise ones would have to be added."""
     edges: dict[str, WeightedEdge] = {}
-    for edge, weight in node.weighted_edges():
+    weighted: Iterator[WeightedEdge] = node.weighted_edges()
+    for edge, weight in weighted:
         if (edge.key, node.plan.name) not in detour.alive.kernels:
             continue
         edge = replace(edge, block=edge.source in node.plan.block_sources)  # beside one left out it would be a skip

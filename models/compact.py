@@ -163,10 +163,10 @@ def _restrict(
     tensors = {"bias": given.bias[rows]} if plan.bias else {}
     edges = []
     for edge, weight in node.weighted_edges():
-        small = _restrict_edge(edge, weight, given.edges[edge.key], rows, kept[edge.source], tight)
-        if small is not None:
-            edges.append(small[0])
-            tensors[f"edges.{edge.key}"] = small[1]
+        cut = _restrict_edge(edge, weight, given.edges[edge.key], rows, kept[edge.source], tight)
+        if cut is not None:
+            edges.append(cut[0])
+            tensors[f"edges.{edge.key}"] = cut[1]
 
     skips, gates = [], []
     for skip, gate, given_gate in zip(plan.skips, node.gates, given.gates, strict=True):

@@ -118,6 +118,11 @@ class Node:
         return self.units if self.rows is None else len(self.rows)
 
     @property
+    def sources(self) -> list[str]:
+        """Where edges, gates and projections lead here from."""
+        return [*(edge.source for edge in self.edges), *(skip.source for skip in self.skips), *self.projections]
+
+    @property
     def block_sources(self) -> set[str]:
         """The nodes from which blocks alone lead to this one: skips into the activation."""
         return {edge.source for edge in self.edges} - {edge.source for edge in self.edges if not edge.block}

@@ -29,13 +29,10 @@ def full(kernels):
 
 
 @st.composite
-def sparse_nets(draw, *, plain=False):
-    """A recipe or a random plan in which much is dead, biases grouped or free, in double precision; with inputs.
-
-    A ``plain`` one joins nodes by one full edge at most.
-    """
+def sparse_nets(draw, *, without=()):
+    """A recipe or a random plan in which much is dead, biases grouped or free, in double precision; with inputs."""
     seed = draw(st.integers(0, 2**31))
-    random = [make for name, make in RANDOM_RECIPES.items() if not (plain and name in NOT_PLAIN)]
+    random = [make for name, make in RANDOM_RECIPES.items() if name not in without]
     make = draw(st.sampled_from([_conv, _fully_connected, _vectors, _dense, *random, *random[-3:]]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -88,7 +85,7 @@ def _kill(net, units, weights, gates, free_bias=False):
     for vector in net.gate_parameters().values():
         vector.normal_()
         vector[torch.rand(len(vector)) < gates] = 0
-    for block in net.block_parameters().values():
+    for block, _ in net.block_parameters().values():
         torch.nn.init.normal_(block, std=(2 / block[:1].numel()) ** 0.5)
         block[torch.rand(len(block)) < units] = 0
         block[torch.rand(block.shape[:2]) < weights] = 0

@@ -76,9 +76,9 @@ def test_recipes_start_with_their_cores_alone():
     net = separable_autoencoder(depth=2, width=3, kernel=7, core=3)
     kernels = net.nodes["d1"].edges["t0_depthwise"]
     assert kernels[..., 2:5, 2:5].all() and kernels.count_nonzero() == 3 * 9
-    assert [name for name in net.growing_parameters()] == ["d1.edges.t0_depthwise", "d2.edges.t1_depthwise"]
+    assert list(net.growing_parameters()) == ["d1.edges.t0_depthwise", "d2.edges.t1_depthwise"]
     assert net.nodes["t1"].gates.tolist() == [1] and not net.gate_parameters()
-    assert not any(block.any() for block in mixed_autoencoder(depth=3).block_parameters().values())
+    assert not any(block.any() for block, _ in mixed_autoencoder(depth=3).block_parameters().values())
 
 
 @pytest.mark.parametrize("operation", ["full", DEPTHWISE])
@@ -114,7 +114,10 @@ def test_weights_of_dead_units_do_not_keep_a_kernel_large():
     same(compact(net), net)
 
 
-def with_a_copy(*readers, gate=-1.5, skips=(Skip("n1"),)):
+SKIP = (Skip("n1"),)
+
+
+def with_a_copy(*readers, skips=SKIP, gate=-1.5):
     """A net whose node n2, of which no row is alive, is ``gate`` times n1, by whose readers it is read, too."""
     net = net_of(Node("n1", 3, full({"in": 3})), Node("n2", 3, full({"n1": 3}), skips), *readers)
     with torch.no_grad():
@@ -182,11 +185,11 @@ def test_a_node_that_brings_some_units_elsewhere_is_read_through():
 
 
 STAY = {
-    "two skips": dict(skips=(Skip("n1"), Skip("in")), readers=[Node("out", 3, full({"n2": 3}))]),
-    "two depthwise edges": dict(readers=[Node("out", 3, (Edge("n1", 3, DEPTHWISE), Edge("n2", 3, DEPTHWISE)))]),
-    "gates between other units": dict(readers=[Node("out", 3, full({"n2": 3}), (Skip("n1", (0,), (1,)), Skip("n2")))]),
-    "a gate and a projection": dict(readers=[Node("out", 3, full({}), (Skip("n1"),), projections=("n2",))]),
-    "a gate and a block": dict(readers=[Node("out", 3, (Edge("n2", 3, block=True),), (Skip("n1"),))]),
+    "two skips": {"skips": (Skip("n1"), Skip("in")), "readers": [Node("out", 3, full({"n2": 3}))]},
+    "two depthwise edges": {"readers": [Node("out", 3, (Edge("n1", 3, DEPTHWISE), Edge("n2", 3, DEPTHWISE)))]},
+    "gates between other units": {"readers": [Node("out", 3, full({"n2": 3}), (Skip("n1", (0,), (1,)), Skip("n2")))]},
+    "a gate and a projection": {"readers": [Node("out", 3, full({}), (Skip("n1"),), projections=("n2",))]},
+    "a gate and a block": {"readers": [Node("out", 3, (Edge("n2", 3, block=True),), (Skip("n1"),))]},
 }
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from benchmarks.rewrites import REWRITES, is_closed, open_skip, remove
 from benchmarks.surgery import LEAST_SQUARES, Part, skips_of
 from nas.models import DagNet, Node, Plan, Skip, compact, dense_conv, dense_mlp, skip_autoencoder
-from tests.nets import random_weights, sparse_nets
+from tests.nets import NOT_PLAIN, random_weights, sparse_nets
 from tests.test_polish import polished
 from tests.test_surgery import check, same, samples, units_of
 
@@ -146,7 +146,7 @@ def test_elsewhere_it_is_least_squares():
 
 
 @settings(max_examples=60)
-@given(sparse_nets(plain=True))
+@given(sparse_nets(without=NOT_PLAIN))
 def test_rewrites_on_random_nets(case):
     check(REWRITES, *case)
 

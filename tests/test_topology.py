@@ -14,7 +14,7 @@ from hypothesis import given
 from nas.analysis import draw, read_graph, topology, write_graph
 from nas.analysis.draw import to_dot
 from nas.analysis.topology import LEVELS
-from nas.models import DagNet, Node, Plan, Skip, conv_skip_autoencoder, find_alive
+from nas.models import DagNet, Edge, Node, Plan, Skip, conv_skip_autoencoder, find_alive, separable_autoencoder
 from nas.models.bypass import bypass
 from tests.nets import full, sparse_nets
 
@@ -62,6 +62,25 @@ def test_unit_graph():
     assert dict(graph.edges["n1.0", "n2.0"]) == {"norm": 2.0, "gate": 0.5, "operation": "1x1", "shape": "1x1"}
     assert dict(graph.edges["n1.2", "n2.2"]) == {"norm": 0.0, "gate": 0.5, "operation": "", "shape": ""}
     assert graph.number_of_edges() == 2 + 2 + 2
+
+
+def test_operations_and_shapes_of_alive_weights():
+    """Two operations on one arc: the middle of the kernels that is not zero, between units that are alive."""
+    edges = Edge("in", 7, "depthwise"), Edge("in", 1, "pointwise")
+    net = DagNet(Plan(3, (Node("n1", 3, edges), Node("out", 3, full({"n1": 1}))), patch=1))
+    depthwise, pointwise = net.nodes["n1"].edges.values()
+    with torch.no_grad():
+        depthwise.zero_()
+        depthwise[:2, 0, 3, 2:5] = torch.tensor([2.0, 1.0, 2.0])
+        pointwise.fill_(2.0)
+        pointwise[2] = 0
+    arc = topology(net).edges["in", "n1"]
+    assert arc == {"norm": pytest.approx(math.sqrt(2 * 9 + 6 * 4)), "gate": 0.0, "operation": "3x3 depthwise + 1x1",
+                   "shape": "2x1x3x3 + 2x3x1x1"}  # fmt: skip
+    arcs = topology(net, "unit").edges
+    assert arcs["in.0", "n1.0"]["operation"] == "3x3 depthwise + 1x1"
+    assert arcs["in.0", "n1.0"]["shape"] == "3x3 + 1x1"
+    assert arcs["in.1", "n1.0"] == {"norm": 2.0, "gate": 0.0, "operation": "1x1", "shape": "1x1"}
 
 
 @given(sparse_nets())
@@ -137,6 +156,21 @@ def test_drawings_show_every_node_and_gate(tmp_path, engine, monkeypatch):
         assert word in text
     draw(topology(small_net(), "unit"), tmp_path / "units.png", engine=engine)
     assert (tmp_path / "units.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("engine", ["dot", "matplotlib"])
+def test_drawings_say_which_arc_does_what_where_these_differ(tmp_path, engine, monkeypatch):
+    if engine == "dot" and not shutil.which("dot"):
+        pytest.skip("the dot program is not installed")
+    import matplotlib
+
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")
+    net = separable_autoencoder(depth=2, width=3, hidden=4, kernel=7, core=5)
+    draw(topology(net), tmp_path / "graph.svg", engine=engine)
+    text = drawn_text(tmp_path / "graph.svg")
+    assert [text.count(word) for word in ("5x5", "depthwise", "1x1", "3x3", "1.00")] == [2, 2, 4, 2, 2]
+    draw(topology(conv_skip_autoencoder(depth=2, width=3)), tmp_path / "graph.svg", engine=engine)
+    assert "3x3" not in drawn_text(tmp_path / "graph.svg")
 
 
 def test_drawing_needs_no_dot(tmp_path, monkeypatch):
