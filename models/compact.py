@@ -185,7 +185,7 @@ def _restrict(
         if matrix[target][:, kept[source]].any():
             tensors[f"projections.{source}"] = given.projections[source][target][:, kept[source]]
 
-    cut = dataclasses.replace(
+    small = dataclasses.replace(
         plan,
         units=int(target.sum()),
         edges=tuple(edges),
@@ -196,7 +196,7 @@ def _restrict(
         rows=_renumber(rows, plan.rows, target),
         activation="relu" if plan.activation == "right_relu" else plan.activation,
     )
-    return cut, tensors
+    return small, tensors
 
 
 def _restrict_edge(

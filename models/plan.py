@@ -133,11 +133,6 @@ class Node:
         return [*(skip.source for skip in self.skips), *self.projections, *sorted(self.block_sources)]
 
     @property
-    def sources(self) -> list[str]:
-        """The sources of its edges, skips and projections, in this order."""
-        return [*(edge.source for edge in self.edges), *(skip.source for skip in self.skips), *self.projections]
-
-    @property
     def num_skips(self) -> int:
         """Number of gates that are searched, of projections, and of nodes from which blocks alone lead here."""
         return len(self.skip_sources) - sum(skip.trunk for skip in self.skips)

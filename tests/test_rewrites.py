@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from benchmarks.rewrites import REWRITES, is_closed, open_skip, remove
 from benchmarks.surgery import LEAST_SQUARES, Part, skips_of
 from nas.models import DagNet, Node, Plan, Skip, compact, dense_conv, dense_mlp, skip_autoencoder
-from tests.nets import NOT_PLAIN, random_weights, sparse_nets
+from tests.nets import NOT_PLAIN, full, random_weights, sparse_nets
 from tests.test_polish import polished
 from tests.test_surgery import check, same, samples, units_of
 
@@ -111,7 +111,7 @@ def test_weak_gates_count_as_closed_where_readers_can_make_up_for_them(value, cl
 
 def test_a_gate_opens_without_a_change_where_edges_make_up_for_it():
     """The output reads the node and what the gate brings there."""
-    nodes = Node("n1", 4, {"in": 3}, (Skip("in"),)), Node("out", 4, {"n1": 3, "in": 3})
+    nodes = Node("n1", 4, full({"in": 3}), (Skip("in"),)), Node("out", 4, full({"n1": 3, "in": 3}))
     net = random_weights(DagNet(Plan(4, nodes, patch=1)))
     with torch.no_grad():
         net.nodes["n1"].gates.zero_()
