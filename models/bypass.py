@@ -108,7 +108,7 @@ def _edges(node: DagNode, detour: _Detour, gate: float) -> dict[str, WeightedEdg
     for edge, weight in weighted:
         if (edge.key, node.plan.name) not in detour.alive.kernels:
             continue
-        edge = replace(edge, block=edge.source in node.plan.block_sources)  # beside one left out it would be a skip
+        edge = replace(edge, block=edge.source in node.plan.block_sources, core=None)  # others would become skips
         if edge.source == detour.name:
             kept, take = detour.taken(edge.take)
             if not kept.any():

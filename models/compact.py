@@ -82,8 +82,8 @@ def _simplified(net: DagNet, weights_of: DagNet | None, tight: bool) -> tuple[Da
     nets = (folded, folded if weights_of is None else weights_of)
     if not tight:
         return nets
-    net, given = bypass(*nets)
-    return net, given
+    changed = bypass(*dict.fromkeys(nets))
+    return changed[0], changed[-1]
 
 
 def _tied(net: DagNet, alive: dict[str, Tensor]) -> dict[str, Tensor]:

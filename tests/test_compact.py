@@ -18,7 +18,7 @@ def num_params(net):
     return sum(p.numel() for p in net.parameters())
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(sparse_nets())
 def test_compact_computes_the_same_function(case):
     net, x = case
@@ -29,7 +29,7 @@ def test_compact_computes_the_same_function(case):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(sparse_nets())
 def test_compact_has_the_same_gradient(case):
     net, x = case
@@ -44,7 +44,7 @@ def test_compact_has_the_same_gradient(case):
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(sparse_nets())
 def test_everything_in_a_compact_net_is_alive(case):
     small = compact(case[0])
@@ -55,7 +55,7 @@ def test_everything_in_a_compact_net_is_alive(case):
     assert compact(small).plan == small.plan
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(sparse_nets())
 def test_units_found_alive_matter(case):
     """Without an alive unit the graph differs: the mask never keeps a unit that has no way from and to the outside."""
@@ -67,7 +67,7 @@ def test_units_found_alive_matter(case):
     assert all(graph.out_degree(name) > 0 for name in hidden)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(sparse_nets(), st.integers(0, 100))
 def test_certificate_holds(case, seed):
     net, x = case

@@ -117,7 +117,7 @@ def test_any_batch_and_picture_size(name, format, tmp_path):
             assert (value.name, axes) == (name, ["batch", net.plan.channels, "height", "width"])
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(case=sparse_nets())
 def test_source_computes_the_same_in_double_precision(case):
     for net in (case[0], compact(case[0])):

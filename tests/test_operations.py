@@ -202,6 +202,20 @@ def test_a_node_stays_where_its_readers_would_read_another_twice(name):
     same(compact(net), net)
 
 
+def test_what_reads_through_may_have_a_growing_block_alone():
+    """n2 is half of n1; n3 reads it through its depthwise block, beside edges that are zero."""
+    net = random_weights(mixed_autoencoder(3, depth=3, width=3, kernel=5, core=3, patch=1))
+    n2, n3 = net.nodes["n2"], net.nodes["n3"]
+    with torch.no_grad():
+        for tensor in (*n2.edges.values(), n2.bias, n3.edges["n2"], n3.edges["n2_pointwise"]):
+            tensor.zero_()
+        n2.gates.fill_(0.5)
+    small = compact(net)
+    assert small.plan.nodes[1].edges == (Edge("n1", 5, DEPTHWISE),)
+    assert torch.equal(small.nodes["n3"].edges["n1_depthwise"], 0.5 * n3.edges["n2_depthwise"])
+    same(small, net)
+
+
 def test_a_node_that_computes_one_unit_stays():
     net = with_a_copy(Node("out", 3, full({"n2": 3})))
     net.nodes["n2"].bias.data[1] = 0.5

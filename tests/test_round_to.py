@@ -16,7 +16,7 @@ def same(one, other):
     )
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(case=sparse_nets(), round_to=st.integers(1, 9))
 def test_the_same_function_in_blocks(case, round_to):
     net, x = case
@@ -30,7 +30,7 @@ def test_the_same_function_in_blocks(case, round_to):
     assert same(compact(wide), small)  # what was added is dead
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(case=sparse_nets(), round_to=st.sampled_from([2, 8]))
 def test_the_certificate_holds(case, round_to):
     assert extract(compact(case[0], round_to=round_to))[1].holds
