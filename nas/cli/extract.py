@@ -9,6 +9,7 @@ from nas.analysis.cost import cost
 from nas.analysis.extract import extract
 from nas.analysis.latency import Latency, latency
 from nas.cli.shared import CONSTANT, Result, add_choice, choice, differences, make_run_parser, save
+from nas.search.path import Choice
 from nas.search.run import COMPACT, Run
 
 
@@ -21,18 +22,24 @@ def parser() -> ArgumentParser:
 
 
 def perform(options: Namespace) -> Result:
-    run = Run.open(options.run)
-    epoch = run.choose(choice(options)).snapshot.epoch
+    return write_extract(
+        Run.open(options.run), choice(options), round_to=options.round_to, timed=not options.no_latency
+    )
+
+
+def write_extract(run: Run, chosen: Choice, *, round_to: int = 1, timed: bool = True) -> Result:
+    """Write the compact network of a run with its certificate, and say what it is."""
+    epoch = run.choose(chosen).snapshot.epoch
     net = run.supernet(epoch)
-    small, certificate = extract(net, run.inputs(run.data()), round_to=options.round_to)
+    small, certificate = extract(net, run.inputs(run.data()), round_to=round_to)
     compact, supernet = cost(small), cost(net)
-    timings = () if options.no_latency else latency(net, small)
+    timings = latency(net, small) if timed else ()
     result = {
         "epoch": epoch,
         "certificate": certificate.to_dict(),
         **asdict(compact),
         **{f"{name}_supernet": number for name, number in asdict(supernet).items()},
-        "latency": [asdict(timed) for timed in timings],
+        "latency": [asdict(each) for each in timings],
     }
     save(small, run.folder / COMPACT, "certificate.json", result)
     part = compact.flops / supernet.flops
@@ -41,8 +48,8 @@ def perform(options: Namespace) -> Result:
     print(describe_changes(certificate.changes))
     if certificate.constant:
         print(CONSTANT)
-    for timed in timings:
-        print(_times(timed))
+    for each in timings:
+        print(_times(each))
     print(f"the certificate {'holds' if certificate.holds else 'DOES NOT HOLD'}; wrote {run.folder / COMPACT}")
     return result
 

@@ -4,12 +4,14 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from nas.analysis.verify import read_record
-from nas.cli.shared import Result, load_compact, make_run_parser, save
+from nas.cli.extract import write_extract
+from nas.cli.shared import Result, add_choice, choice, load_compact, make_run_parser, save
 from nas.files import replacing_folder
 from nas.models.dag import DagNet
 from nas.models.families import HAND_MADE
@@ -38,9 +40,16 @@ RELATIVE_RATES = (0.4, 1.0, 2.0)  # that a comparison tries, as multiples of --l
 
 
 def parser() -> ArgumentParser:
-    parser = make_run_parser("Train the compact network with Adam; measure it beside classical methods.")
+    parser = make_run_parser(
+        "Train the compact network (extracted anew if you choose one) with Adam; measure it beside classical methods."
+    )
     parser.add_argument("--epochs", type=int, default=120, help="epochs, as long as those of the search")
     parser.add_argument("--lr", type=float, default=0.005, help="highest learning rate of the one-cycle schedule")
+    parser.add_argument(
+        "--batch", type=int, help="crops, or pictures to classify, per step (default: as in the search)"
+    )
+    parser.add_argument("--crop", type=int, help="side of the training crops in pixels (default: as in the search)")
+    add_choice(parser)
     parser.add_argument("--from_scratch", action="store_true", help="forget the found weights, keep the topology")
     parser.add_argument("--rewind_epoch", type=int, help="start with the weights of this epoch of the search")
     parser.add_argument(
@@ -118,10 +127,12 @@ def _open(options: Namespace) -> tuple[Run, DagNet]:
         raise ValueError(f"lr must be > 0, got {options.lr}")
     check_seed(options.seed)
     run = Run.open(options.run)
-    net = load_compact(run)
     if not os.access(run.folder, os.W_OK):
         raise ValueError(f"{run.folder}: no permission to write")
-    return run, net
+    changed = {name: value for name in ("batch", "crop") if (value := options[name]) is not None}
+    if (chosen := choice(options)) != Choice():
+        write_extract(run, chosen, timed=False)
+    return replace(run, config=replace(run.config, **changed)), load_compact(run)
 
 
 def _training(run: Run, data: Pictures, options: Namespace) -> Training:
