@@ -6,6 +6,7 @@ measurement, a few at a time, and the rest is fitted in between.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count, islice
 
 import torch
 from torch import Tensor
@@ -15,8 +16,14 @@ from nas.models.dag import DagNet
 from nas.models.price import Currency, total
 from nas.parameters import param_groups
 from nas.parts import Part, active_parts
+from nas.search.batches import Batches
+from nas.search.config import SearchConfig
 from nas.search.loop import LossFunction
+from nas.search.retrain import retrain
+from nas.search.tasks import Task
 
+FIT_LR, REFIT_LR = 3e-3, 5e-3
+PROBE = 4  # batches
 SHARE = 0.12  # of what a network costs, removed between two fits
 OVERSHOOT = 0.04  # by what part a network may be smaller than it was to be
 FREE = 1e-3  # the least price
@@ -44,6 +51,49 @@ class Inner:
     def within(self, net: DagNet) -> DagNet:
         """The same function in the plan of ``net``."""
         return expand(self.net, self.units, net)
+
+
+@dataclass(frozen=True)
+class Slimming:
+    """How a run makes a smaller network of a larger one.
+
+    Attributes:
+        config: of the run: fit, refit, steps, price.
+        task: gives the loss.
+        batches: training data; the epochs are numbered from ``first_epoch``.
+        first_epoch: such that the data differ from those of the search and of other networks.
+        on_fit: called after each fit with the number of parameters.
+    """
+
+    config: SearchConfig
+    task: Task
+    batches: Batches
+    first_epoch: int
+    on_fit: Callable[[int], None] = lambda params: None
+
+    def to_size(self, net: DagNet, size: int) -> DagNet:
+        """A network of the plan of ``net``, with at most ``size`` parameters: fitted, thinned out, refitted.
+
+        Raises:
+            ValueError: as `thin_out`.
+        """
+        pairs = chain.from_iterable(map(self.batches, count(self.first_epoch)))
+
+        def train(net: DagNet, epochs: int, steps: int, lr: float) -> None:
+            retrain(net, lambda epoch: islice(pairs, steps), self.task.loss, epochs=epochs, steps=steps, lr=lr)
+
+        def fit(net: DagNet) -> None:
+            train(net, 1, self.config.fit, FIT_LR)
+            self.on_fit(net.plan.num_params)
+
+        net = fitted(net, fit)
+        net = thin_out(net, size, fit, self.task.loss, self._probe(), rank_by=self.config.currency)
+        return fitted(net, lambda inner: train(inner, self.config.refit, self.config.steps, REFIT_LR))
+
+    def _probe(self) -> Pair:
+        """A few batches on which it is measured what is missed."""
+        x, y = (torch.cat(each) for each in zip(*islice(self.batches(0), PROBE), strict=True))
+        return x, y
 
 
 def fitted(net: DagNet, fit: Callable[[DagNet], None]) -> DagNet:

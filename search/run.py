@@ -31,7 +31,7 @@ from nas.penalties import scaled, strengths
 from nas.search.batches import Batches
 from nas.search.config import AUTO, SearchConfig
 from nas.search.data import load_data
-from nas.search.front import fitted, thin_out
+from nas.search.front import Slimming
 from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Choice, Point, load_sparse, read_points, save_sparse
 from nas.search.retrain import retrain
@@ -45,10 +45,8 @@ DRAWINGS = ("topology.svg", "topology.json", "topology.graphml", "growth.svg")
 VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
 MAX_COMPARED = 1000
 TRIAL_STEPS, TRIAL_FRACTION = 200, 0.1  # of the trial that chooses lam
-FIT_LR, REFIT_LR = 3e-3, 5e-3
 HEADROOM = 1.5  # a network of the front is thinned out from one with so many times its parameters, if there is one
 FITS = 1000  # epochs of data between two networks of the front
-PROBE = 4  # batches on which it is measured what a group is missed for
 AUTO_SIZES = 0.75, 0.375, 0.1875  # of the parameters that have grown
 
 
@@ -243,21 +241,9 @@ class Search:
 
     def _add_to_front(self, size: int, began: float) -> Point:
         """Thin out a larger network, refit it, and add it to the path."""
-        config, epoch = self.run.config, len(self.points)
-        pairs = chain.from_iterable(map(self.batches, count(FITS * epoch)))
-
-        def train(net: DagNet, epochs: int, steps: int, lr: float) -> None:
-            batches = lambda epoch: islice(pairs, steps)  # noqa: E731
-            retrain(net, batches, self.task.loss, epochs=epochs, steps=steps, lr=lr)
-
-        def fit(net: DagNet) -> None:
-            train(net, 1, config.fit, FIT_LR)
-            self.on_fit(sum(p.numel() for p in net.parameters()))
-
-        net = fitted(self.run.supernet(self._larger(size).snapshot.epoch), fit)
-        probe = [torch.cat(each) for each in zip(*islice(self.batches(0), PROBE), strict=True)]
-        net = thin_out(net, size, fit, self.task.loss, (probe[0], probe[1]), rank_by=config.currency)
-        net = fitted(net, lambda inner: train(inner, config.refit, config.steps, REFIT_LR))
+        epoch, larger = len(self.points), self._larger(size).snapshot.epoch
+        slimming = Slimming(self.run.config, self.task, self.batches, FITS * epoch, self.on_fit)
+        net = slimming.to_size(self.run.supernet(larger), size)
         point = self._measure(snapshot(net, epoch), net, time.perf_counter() - began)
         self._record(point, net)
         return point
@@ -332,6 +318,21 @@ class Search:
         metrics = self.run.folder / METRICS
         lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[: len(self.points)]
         write_text(metrics, "".join(lines))
+
+
+def thinned_from_dense(run: Run, size: int, seed: int) -> DagNet:
+    """What the front does without any growth: the dense supernet, trained for as long as the search, thinned out.
+
+    Raises:
+        ValueError: the supernet is smaller than ``size``.
+        FloatingPointError: training diverged.
+    """
+    config, data = run.config, run.data()
+    batches, task = run.batches(data, config.seed + seed), run.task(data)
+    torch.manual_seed(seed)
+    net = DagNet(run.blank.plan)
+    retrain(net, batches, task.loss, epochs=config.epochs, steps=config.steps)
+    return compact(Slimming(config, task, batches, FITS * (config.epochs + 1)).to_size(net, size))
 
 
 def _prepare_folder(run: Run, force: bool) -> None:

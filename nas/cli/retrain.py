@@ -31,7 +31,7 @@ from nas.search.config import check_seed
 from nas.search.path import Choice
 from nas.search.restoration import Restoration
 from nas.search.retrain import retrain, rewound
-from nas.search.run import COMPACT, PICTURES, RETRAINED, Run
+from nas.search.run import COMPACT, PICTURES, RETRAINED, Run, thinned_from_dense
 from nas.search.stack import Pictures
 from nas.search.tasks import Metric, Scores, evaluate, score_trivial
 from nas.search.use import write_restored
@@ -165,6 +165,7 @@ def _competitors(found: DagNet, run: Run, options: Namespace) -> list[Competitor
         Competitor("retrained network", lambda seed: _with_first_weights(found, run, options, seed)),
         *hand_made_networks(supernet, params, options.families),
         Competitor("the supernet, dense", fresh(supernet)),
+        Competitor("thinned out from it", lambda seed: thinned_from_dense(run, params, seed)),
     ]
     try:
         competitors += random_networks(supernet, params, options.random)
