@@ -15,6 +15,7 @@ from nas.models.classics import (
 from nas.models.compact import compact
 from nas.models.dag import DagNet, right_relu
 from nas.models.plan import Edge, Node, Plan, Skip
+from nas.models.price import prices, total
 from nas.models.recipes import (
     RECIPES,
     conv_skip_autoencoder,
@@ -48,6 +49,7 @@ __all__ = [
     "mixed_autoencoder",
     "mlp",
     "mnist_mlp",
+    "prices",
     "register_recipe",
     "resnet18",
     "resnet20",
@@ -55,6 +57,7 @@ __all__ = [
     "right_relu",
     "separable_autoencoder",
     "skip_autoencoder",
+    "total",
     "vgg13",
     "vgg16",
 ]
