@@ -67,8 +67,9 @@ class SearchConfig:
         price: the dearer a group, the later it wakes: lam grows with the square root of what it adds in params, or in
             flops (multiply-adds per pixel); the front is ranked by loss per price, too. none: all alike.
         gate_scale: learning rate and strength of the skip gates, as multiples of those of the units.
-        sizes: parameters of the networks of the front, such as 4k,14k,27k; each is thinned out from a larger one,
-            refitted and measured. auto: three quarters of what has grown, a half and a quarter of that. none: no front.
+        sizes: parameters (with price flops: multiply-adds per pixel) of the networks of the front, such as 4k,14k,27k;
+            each is thinned out from a larger one, refitted and measured. auto: three quarters of what has grown, a half
+            and a quarter of that. none: no front.
         fit: steps between two removals on the way to a smaller network.
         refit: epochs for which each network of the front is trained.
         tolerance: the search recommends its smallest network whose validation score is within this much of its best: dB
@@ -129,13 +130,18 @@ class SearchConfig:
         return None if self.price == "none" else self.price
 
     @property
+    def sizes_in(self) -> Currency:
+        """What sizes are counted in."""
+        return self.currency or "params"
+
+    @property
     def cheapest(self) -> float:
         """The least factor on lam."""
         return 1.0 if self.currency is None else CHEAPEST
 
     @property
     def front_sizes(self) -> list[int] | None:
-        """Numbers of parameters of the front, the largest first; None if the search is to choose them.
+        """What the networks of the front may cost, the largest first; None if the search is to choose that.
 
         Raises:
             ValueError: ``sizes`` is no list of numbers.

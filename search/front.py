@@ -72,7 +72,8 @@ class Slimming:
     on_fit: Callable[[int], None] = lambda params: None
 
     def to_size(self, net: DagNet, size: int) -> DagNet:
-        """A network of the plan of ``net``, with at most ``size`` parameters: fitted, thinned out, refitted.
+        """A network of the plan of ``net`` that costs at most ``size`` (`SearchConfig.sizes`): fitted, thinned out,
+        refitted.
 
         Raises:
             ValueError: as `thin_out`.
@@ -87,7 +88,9 @@ class Slimming:
             self.on_fit(net.plan.num_params)
 
         net = fitted(net, fit)
-        net = thin_out(net, size, fit, self.task.loss, self._probe(), rank_by=self.config.currency)
+        net = thin_out(
+            net, size, fit, self.task.loss, self._probe(), currency=self.config.sizes_in, rank_by=self.config.currency
+        )
         return fitted(net, lambda inner: train(inner, self.config.refit, self.config.steps, REFIT_LR))
 
     def _probe(self) -> Pair:

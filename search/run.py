@@ -45,9 +45,9 @@ DRAWINGS = ("topology.svg", "topology.json", "topology.graphml", "growth.svg")
 VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
 MAX_COMPARED = 1000
 TRIAL_STEPS, TRIAL_FRACTION = 200, 0.1  # of the trial that chooses lam
-HEADROOM = 1.5  # a network of the front is thinned out from one with so many times its parameters, if there is one
+HEADROOM = 1.5  # a network of the front is thinned out from one with so many times its size, if there is one
 FITS = 1000  # epochs of data between two networks of the front
-AUTO_SIZES = 0.75, 0.375, 0.1875  # of the parameters that have grown
+AUTO_SIZES = 0.75, 0.375, 0.1875  # of the size that has grown
 
 
 @dataclass(frozen=True)
@@ -221,20 +221,25 @@ class Search:
             yield self._add_to_front(size, began)
 
     def sizes(self) -> list[int]:
-        """Numbers of parameters of the front, the largest first.
+        """What the networks of the front may cost, the largest first.
 
         Raises:
             ValueError: one is larger than all that has grown.
         """
-        chosen, largest = self.run.config.front_sizes, max(point.params for point in self._grown())
+        chosen, largest = self.run.config.front_sizes, max(map(self._cost, self._grown()))
         if chosen is None:
             return [max(1, int(part * largest)) for part in AUTO_SIZES]
         if chosen and chosen[0] > largest:
             raise ValueError(
-                f"a network of {chosen[0]:,} parameters was asked for, and the largest that has grown has {largest:,}; "
-                "search longer or with a shorter entry_time"
+                f"a network of {chosen[0]:,} {self.run.config.sizes_in} was asked for, and the largest that has grown "
+                f"has {largest:,.0f}; search longer or with a shorter entry_time"
             )
         return chosen
+
+    def _cost(self, point: Point) -> float:
+        """Of a network, in what sizes are counted in."""
+        cost: float = getattr(point, self.run.config.sizes_in)
+        return cost
 
     def _grown(self) -> list[Point]:
         return self.points[: self.run.config.epochs + 1]
@@ -251,9 +256,9 @@ class Search:
     def _larger(self, size: int) -> Point:
         """The smallest network with room for one of this size: of the front, else of what has grown."""
         front = self.points[self.run.config.epochs + 1 :]
-        grown = [point for point in self._grown() if point.params >= HEADROOM * size]
-        largest = max(self._grown(), key=lambda point: point.params)
-        return front[-1] if front else min(grown, key=lambda point: point.params, default=largest)
+        grown = [point for point in self._grown() if self._cost(point) >= HEADROOM * size]
+        largest = max(self._grown(), key=self._cost)
+        return front[-1] if front else min(grown, key=self._cost, default=largest)
 
     def _measure(self, found: Snapshot, net: DagNet, seconds: float) -> Point:
         small = compact(net)

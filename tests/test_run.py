@@ -112,9 +112,15 @@ def test_a_run_ends_with_a_front(tmp_path, config):
         assert file.read_bytes() == (stopped.folder / "path" / file.name).read_bytes()
 
 
+def test_sizes_in_multiply_adds(tmp_path, config):
+    config = replace(config, epochs=2, density=0.5, entry_time=40, price="flops", sizes="50", fit=5, refit=1)
+    *_, last = Search(Run(tmp_path / "run", config))
+    assert 40 <= last.flops <= 50
+
+
 def test_sizes_beyond_what_has_grown(tmp_path, config):
     search = Search(Run(tmp_path / "run", replace(config, epochs=1, steps=2, sizes="14k")))
-    with pytest.raises(ValueError, match="a network of 14,000 parameters was asked for, and the largest that"):
+    with pytest.raises(ValueError, match="a network of 14,000 params was asked for, and the largest that"):
         list(search)
 
 
