@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import torch
@@ -14,6 +14,9 @@ from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.search.batches import Batches
 from nas.search.loop import LossFunction, train
+
+SPIKE = 5.0  # times the mean norm, to which a gradient is cut
+MEMORY = 0.98  # of that mean
 
 
 def retrain(
@@ -30,6 +33,9 @@ def retrain(
     patience: int | None = None,
 ) -> None:
     """Train ``net`` in place with Adam under a one-cycle schedule.
+
+    A gradient that is suddenly much larger than those before is cut to 5 times their mean norm: at high rates a single
+    such step can destroy a narrow network, and cutting all of them costs quality.
 
     Args:
         net: any network, usually a compact one.
@@ -54,6 +60,7 @@ def retrain(
     if every < 1 or (patience is not None and patience < 1):
         raise ValueError(f"every and patience must be at least 1, got every={every}, patience={patience}")
     optimizer = torch.optim.Adam(net.parameters(), lr, fused=True)
+    optimizer.register_step_pre_hook(_SpikeGuard(list(net.parameters())))
     rise = min(0.9, max(0.1, 1.5 / (epochs * steps)))  # a rise of exactly one step would divide by zero
     scheduler = OneCycleLR(optimizer, lr, epochs=epochs, steps_per_epoch=steps, pct_start=rise)
     best, best_weights, behind = -math.inf, None, 0
@@ -68,6 +75,20 @@ def retrain(
                 break
     if best_weights is not None:
         net.load_state_dict(best_weights)
+
+
+class _SpikeGuard:
+    """Before a step of an optimiser: cut the gradient to `SPIKE` times the running mean of its norms."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters, self.mean = parameters, math.inf
+
+    def __call__(self, *_: object) -> None:
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, SPIKE * self.mean))
+        if math.isfinite(norm):
+            self.mean = (
+                norm if self.mean == math.inf else MEMORY * self.mean + (1 - MEMORY) * min(norm, SPIKE * self.mean)
+            )
 
 
 @torch.no_grad()

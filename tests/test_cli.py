@@ -76,6 +76,52 @@ def inside(place, search_result, monkeypatch, capsys):
     return call
 
 
+def test_the_front(place, tmp_path):
+    options = [word for word in TINY if word != "--sizes=none"]
+    sizes = ["--sizes=150,90", "--fit=5", "--refit=1", "--density=0.5", "--epochs=4"]
+    made = nas("search", *options, *sizes, f"--data-root={place / 'data'}", "--out=run", "--json", cwd=tmp_path)
+    assert last_json(made)["epoch"] in (5, 6)
+    assert "network 1 of the front" in made.stdout or "network 2 of the front" in made.stdout
+    printed = nas("front", "run", "--json", cwd=tmp_path)
+    front = last_json(printed)
+    assert [row["params"] <= size for row, size in zip(front["front"], (90, 150), strict=True)] == [True, True]
+    assert set(front["front"][0]) == {"epoch", "params", "flops", "milliseconds", "psnr", "ssim"}
+    assert front["recommended"] == last_json(made)["epoch"]
+    assert printed.stdout.count("recommended\n") == 1
+
+    small = front["front"][0]
+    shown = last_json(nas("show", "run", "--max-params=0.1k", "--json", cwd=tmp_path))
+    assert (shown["epoch"], shown["params"]["alive"]) == (small["epoch"], small["params"])
+    extracted = last_json(
+        nas("extract", "run", "--no-latency", f"--max-flops={small['flops']:.0f}", "--json", cwd=tmp_path)
+    )
+    assert extracted["params"] == small["params"]
+    retrained = last_json(
+        nas("retrain", "run", "--min-score=0", "--epochs=1", "--batch=1", "--crop=8", "--json", cwd=tmp_path)
+    )
+    assert retrained["params"] == small["params"]
+    done = nas("denoise", "run", place / "colour.png", "-o", "clean.png", "--max-params=120", "--json", cwd=tmp_path)
+    assert last_json(done)["network"].endswith(f"{small['epoch']:04}.safetensors")
+    for words, message in (
+        (["extract", "run", "--max-params=3"], "there is no network so small; the smallest has"),
+        (["show", "run", "--min-score=99"], "there is no network with a score of 99 or more; the smallest has"),
+        (["show", "run", "--knee", "--epoch=1"], "choose by epoch, by min_score, by the knee, or by max_params"),
+        (
+            ["denoise", "run", place / "colour.png", "-o", "x.png", "--max-params=many"],
+            "a size must be a positive number",
+        ),
+    ):
+        refused = nas(*words, cwd=tmp_path)
+        assert refused.returncode == 2 and message in refused.stderr and "Traceback" not in refused.stderr
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_run_without_a_front(inside):
+    code, error = inside("front", "run")
+    assert code == 2
+    assert error.endswith("run has no front yet; it is made at the end of nas search (unless --sizes none)")
+
+
 def test_the_main_job(place, search_result):
     found = last_json(search_result)
     assert set(found) >= {"psnr_noisy", "psnr", "units", "skips", "params", "seconds"}
@@ -307,7 +353,7 @@ def test_ctrl_c_leaves_a_valid_run(place, search_result):
         (["search", *TINY, "--data-root=data", "--out=colour.png/run"], "Not a directory"),
         (["search", "--config=nowhere.yaml"], "nowhere.yaml"),
         (["show", "nowhere"], "nowhere holds no run"),
-        (["show", "run", "--epoch=9"], "run has epochs 0 to 3, not 9"),
+        (["show", "run", "--epoch=9"], "the search has epochs 0 to 3, not 9"),
         (["show", "run", "--level=layer"], "layer"),
         (["retrain", "run", "--epochs=0"], "epochs must be at least 1, got 0"),
         (["denoise", "run"], "picture|out"),

@@ -18,7 +18,7 @@ from nas.models.price import total
 from nas.search import Denoise, Picture, Run, Search, SearchConfig, births, deaths, random_crops, retrain, search
 from nas.search.loop import Snapshot, train
 from nas.search.path import Choice, Point
-from nas.search.retrain import rewound
+from nas.search.retrain import _SpikeGuard, rewound
 from nas.steering import DeadTraining
 
 
@@ -370,6 +370,29 @@ def test_search_grows_from_almost_nothing_and_retraining_improves():
     retrain(small, batches, task.loss, epochs=6, steps=30, on_epoch=lambda epoch, loss: losses.append(loss))
     assert len(losses) == 6
     assert losses[-1] < snapshots[-1].loss
+
+
+def test_a_sudden_gradient_does_not_destroy_what_was_learnt():
+    """Targets are x, but for one batch of them that is 1e6 times as large."""
+    net = torch.nn.Linear(1, 1)
+    with torch.no_grad():
+        net.weight.fill_(1.0)
+        net.bias.zero_()
+    x = torch.linspace(-1, 1, 16)[:, None]
+    noise = 0.01 * torch.randn(60, 16, 1, generator=torch.Generator().manual_seed(0))
+
+    def batches(epoch):
+        return ((x, 1e6 * x if k == 40 else x + e) for k, e in enumerate(noise))
+
+    def trained():
+        other = copy.deepcopy(net)
+        optimizer = torch.optim.SGD(other.parameters(), 0.1)
+        optimizer.register_step_pre_hook(_SpikeGuard(list(other.parameters())))
+        for _ in islice(train(other, batches, optimizer, torch.nn.functional.mse_loss), 1):
+            pass
+        return other
+
+    assert torch.allclose(trained()(x), x, atol=0.05)
 
 
 @pytest.mark.parametrize(
