@@ -202,7 +202,8 @@ def test_compare(place, search_result, inside, capsys):
     titles = [each["title"].split(",")[0] for each in others]
     assert found["title"] == "retrained network"
     assert titles == [
-        "chain of one hidden layer", "chain of 2 hidden layers", "the supernet", "random network 1", "random network 2",
+        "chain of one hidden layer", "chain of 2 hidden layers", "the supernet", "thinned out from it",
+        "random network 1", "random network 2",
     ]  # fmt: skip
     assert found["test"][0]["psnr"] == result["psnr"]
     assert found["rate"] in (0.008, 0.02, 0.04)
