@@ -10,8 +10,8 @@ option lr = s, the entry time T, and a the price of a group (`nas.models.prices`
     splitlbi            lr_k = s / r_k        lam_k = a T TIE w_k           nu_k = lr_k / TIE
 
 with w_k the root mean square of the weights. So weights move by about s per step at first; a sleeping unit of the mean
-price whose gradient is as large as r_k, or whose weights are as large as w_k, wakes after T steps; and under ProxSGD and
-XRDA it wakes, or stays awake, while the loss pulls at it with PULL r_k.
+price whose gradient is as large as r_k, or whose weights are as large as w_k, wakes after T steps; and under ProxSGD
+and XRDA it wakes, or stays awake, while the loss pulls at it with PULL r_k.
 """
 
 import copy
@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import Adam
 
 from nas.bregman import AdaBreg, LinBreg
@@ -133,7 +134,7 @@ def _rms(tensors: Iterable[Tensor | None]) -> float:
 
 
 @torch.no_grad()
-def _mask(masks: Mapping[Tensor, Tensor]) -> None:
+def _mask(masks: Mapping[Parameter, Tensor]) -> None:
     for p, mask in masks.items():
         p.mul_(mask)
 
@@ -211,7 +212,7 @@ OPTIMIZERS: Registry[Kind] = Registry(
         "adabreg": Kind(adabreg, 2e-3, 40.0, calibrates=True),
         "linbreg": Kind(linbreg, 2e-4, 40.0, calibrates=True),
         "momentum": Kind(partial(linbreg, momentum=MOMENTUM), 2e-3, 40.0, calibrates=True),
-        "proxsgd": Kind(proxsgd, 5e-4, None),
+        "proxsgd": Kind(proxsgd, 2e-4, None),
         "splitlbi": Kind(splitlbi, 2e-3, 60.0, dense=True, found=entered),
         "xrda": Kind(xrda, 1e-3, None, dense=True),
     },

@@ -191,9 +191,7 @@ class Search:
         if isinstance(entry_time, str):
             entry_time = TRIAL_STEPS
         pairs = islice(chain.from_iterable(map(self.batches, count(1))), MEASURED_STEPS)
-        start = Start(
-            self.net, groups, pairs, self.task.loss, config.learning_rate, entry_time, config.second_moment
-        )
+        start = Start(self.net, groups, pairs, self.task.loss, config.learning_rate, entry_time, config.second_moment)
         return config.kind.build(start)
 
     @property
