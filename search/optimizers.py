@@ -1,7 +1,7 @@
 """The optimisers that search: how each starts, how far it steps, and how strong its penalty is.
 
 Gradients of filters, gates, rings and blocks differ by orders of magnitude. AdaBreg divides by them as it goes; for the
-others a trial measures once how large they are, the root mean square r of each parameter group (`Trial`). With the
+others a trial measures once how large they are, the root mean square r of each parameter group (`trial`). With the
 option lr = s, the entry time T, and a the price of a group (`nas.models.prices`), each group k of parameters gets
 
     adabreg             lr_k = s              lam_k = a T s
@@ -17,9 +17,10 @@ and XRDA it wakes, or stays awake, while the loss pulls at it with PULL r_k.
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from statistics import fmean
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,12 +36,24 @@ from nas.registry import Registry
 from nas.search.loop import LossFunction
 from nas.split_lbi import SplitLBI
 
-MEASURED_STEPS, MEASURED_LR = 100, 2e-3  # of the trial, which Adam makes
+TRIAL_STEPS, TRIAL_LR = 100, 2e-3  # with Adam
 MOMENTUM = 0.9
 PULL = 0.4
 TIE = 0.004  # of SplitLBI: the part of their distance by which weights and companion approach each other in a step
 
 Scales = Mapping[str, float]  # a number for every parameter group, by name
+
+
+class Sizes(NamedTuple):
+    """Root mean squares of every parameter group, by name.
+
+    Attributes:
+        gradients: of its gradients over all steps of a trial, r; 1 where none arrive.
+        weights: of its weights at the end, w.
+    """
+
+    gradients: Scales
+    weights: Scales
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,7 @@ class Start:
         pairs: batches (x, y) for a trial.
         loss_fn: mean loss of ``(prediction, y)``.
         lr: the option s of the equations above.
-        entry_time: T, None where there is none.
+        entry_time: T; not a number where there is none.
         second_moment: of AdaBreg.
     """
 
@@ -62,13 +75,8 @@ class Start:
     pairs: Iterable[tuple[Tensor, Tensor]]
     loss_fn: LossFunction
     lr: float
-    entry_time: float | None
+    entry_time: float
     second_moment: Literal["entry", "group", "tensor"]
-
-    @property
-    def travel(self) -> float:
-        """How far a dual that moves by ``lr`` per step comes within the entry time."""
-        return math.nan if self.entry_time is None else self.entry_time * self.lr
 
     def scaled(self, lr: Scales, lam: Scales) -> list[dict[str, Any]]:
         """The groups with their lr and lam multiplied."""
@@ -81,51 +89,41 @@ class Start:
         """The same number for every group."""
         return {name: value for name, _ in self._named()}
 
-    def steps(self, trial: "Trial") -> Scales:
+    def steps(self, sizes: Sizes) -> Scales:
         """s / r_k."""
-        return {name: self.lr / size for name, size in trial.gradients.items()}
+        return {name: self.lr / size for name, size in sizes.gradients.items()}
 
-    def pulls(self, trial: "Trial") -> Scales:
+    def pulls(self, sizes: Sizes) -> Scales:
         """PULL r_k; of gates without the factor that makes up for their larger lr."""
-        return {name: PULL * trial.gradients[name] / group["lr"] for name, group in self._named()}
+        return {name: PULL * sizes.gradients[name] / group["lr"] for name, group in self._named()}
 
     def _named(self) -> list[tuple[str, Mapping[str, Any]]]:
         return [(group["name"], group) for group in self.groups]
 
 
-@dataclass
-class Trial:
-    """A short training of a copy, in which what is asleep stays asleep.
+def trial(start: Start, *, asleep: bool = True) -> Sizes:
+    """How large gradients and weights are in a short training of a copy of the network.
 
     Args:
         start: of a search.
         asleep: whether what is zero stays zero.
-
-    Attributes:
-        gradients: root mean square of the gradient of each parameter group, over all steps.
-        weights: that of its weights at the end.
     """
-
-    start: Start
-    asleep: bool = True
-    gradients: dict[str, float] = field(init=False)
-    weights: dict[str, float] = field(init=False)
-
-    def __post_init__(self) -> None:
-        net = copy.deepcopy(self.start.net)
-        parameters = dict(net.named_parameters())
-        members = {group["name"]: [parameters[name] for name, _ in group["params"]] for group in self.start.groups}
-        awake = {p: p.detach().ne(0) for p in parameters.values() if self.asleep}
-        rule, squares = Adam(parameters.values(), MEASURED_LR), []
-        for x, y in self.start.pairs:
-            rule.zero_grad()
-            self.start.loss_fn(net(x), y).backward()
-            squares.append({name: _rms(p.grad for p in group) ** 2 for name, group in members.items()})
-            rule.step()
-            _mask(awake)
-        sums = {name: sum(step[name] for step in squares) for name in members}
-        self.gradients = {name: math.sqrt(total / len(squares)) or 1.0 for name, total in sums.items()}
-        self.weights = {name: _rms(group) for name, group in members.items()}
+    net = copy.deepcopy(start.net)
+    parameters = dict(net.named_parameters())
+    members = {group["name"]: [parameters[name] for name, _ in group["params"]] for group in start.groups}
+    awake = {p: p.detach().ne(0) for p in parameters.values() if asleep}
+    rule, squares = Adam(parameters.values(), TRIAL_LR), []
+    for x, y in start.pairs:
+        rule.zero_grad()
+        start.loss_fn(net(x), y).backward()
+        squares.append({name: _rms(p.grad for p in group) ** 2 for name, group in members.items()})
+        rule.step()
+        _mask(awake)
+    means = {name: fmean(step[name] for step in squares) for name in members}
+    return Sizes(
+        gradients={name: math.sqrt(mean) or 1.0 for name, mean in means.items()},
+        weights={name: _rms(group) for name, group in members.items()},
+    )
 
 
 def _rms(tensors: Iterable[Tensor | None]) -> float:
@@ -140,31 +138,32 @@ def _mask(masks: Mapping[Parameter, Tensor]) -> None:
 
 
 def adabreg(start: Start) -> AdaBreg:
-    groups = start.scaled(start.all(start.lr), start.all(start.travel))
+    groups = start.scaled(start.all(start.lr), start.all(start.entry_time * start.lr))
     return AdaBreg(groups, second_moment=start.second_moment)
 
 
 def linbreg(start: Start, momentum: float = 0.0) -> LinBreg:
-    groups = start.scaled(start.steps(Trial(start)), start.all(start.travel))
+    groups = start.scaled(start.steps(trial(start)), start.all(start.entry_time * start.lr))
     return LinBreg(groups, momentum=momentum)
 
 
 def proxsgd(start: Start) -> ProxSGD:
-    trial = Trial(start)
-    return ProxSGD(start.scaled(start.steps(trial), start.pulls(trial)))
+    sizes = trial(start)
+    return ProxSGD(start.scaled(start.steps(sizes), start.pulls(sizes)))
 
 
 def xrda(start: Start) -> XRDA:
     """With a momentum of 0.9 at the start; it grows as lr falls."""
-    trial = Trial(start)
-    groups, steps = start.scaled(start.steps(trial), start.pulls(trial)), -1 / math.log(MOMENTUM)
-    return XRDA([{**group, "time": steps * group["lr"]} for group in groups])
+    sizes, memory = trial(start), -1 / math.log(MOMENTUM)  # in steps
+    groups = start.scaled(start.steps(sizes), start.pulls(sizes))
+    return XRDA([{**group, "time": memory * group["lr"]} for group in groups])
 
 
 def splitlbi(start: Start) -> SplitLBI:
-    trial = Trial(start, asleep=False)
-    lam = {name: start.travel / start.lr * TIE * size for name, size in trial.weights.items()}
-    groups = [{**group, "nu": group["lr"] / TIE} for group in start.scaled(start.steps(trial), lam)]
+    """With a mean of the gradients, as in `nas.LinBreg`."""
+    sizes = trial(start, asleep=False)
+    lam = {name: start.entry_time * TIE * size for name, size in sizes.weights.items()}
+    groups = [{**group, "nu": group["lr"] / TIE} for group in start.scaled(start.steps(sizes), lam)]
     return SplitLBI(groups, momentum=MOMENTUM, dampening=MOMENTUM)
 
 

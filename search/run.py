@@ -30,12 +30,12 @@ from nas.models.dag import DagNet
 from nas.models.price import prices, total
 from nas.penalised import Penalised
 from nas.penalties import scaled, strengths
+from nas.search import optimizers
 from nas.search.batches import Batches
 from nas.search.config import AUTO, NONE, SearchConfig
 from nas.search.data import load_data
 from nas.search.front import fitted, thin_out
 from nas.search.loop import Snapshot, search, snapshot
-from nas.search.optimizers import MEASURED_STEPS, Start
 from nas.search.path import Choice, Point, load_sparse, read_points, save_sparse
 from nas.search.retrain import retrain
 from nas.search.stack import Pictures
@@ -187,11 +187,12 @@ class Search:
     def _make_optimizer(self) -> Penalised:
         config, scale = self.run.config, self.run.config.gate_scale
         groups = param_groups(self.net, lam=1.0, lr=1.0, gate_lam=scale, gate_lr=scale, prices=self.dear)
-        entry_time = config.kind.entry_time if config.entry_time is None else config.entry_time
-        if isinstance(entry_time, str):
-            entry_time = TRIAL_STEPS
-        pairs = islice(chain.from_iterable(map(self.batches, count(1))), MEASURED_STEPS)
-        start = Start(self.net, groups, pairs, self.task.loss, config.learning_rate, entry_time, config.second_moment)
+        entry_time = TRIAL_STEPS if config.entry_time == AUTO else self.entry_time
+        pairs = islice(chain.from_iterable(map(self.batches, count(1))), optimizers.TRIAL_STEPS)
+        start = optimizers.Start(
+            self.net, groups, pairs, self.task.loss, config.learning_rate,
+            math.nan if entry_time is None else entry_time, config.second_moment,
+        )  # fmt: skip
         return config.kind.build(start)
 
     @property
@@ -203,7 +204,7 @@ class Search:
     def entry_time(self) -> float | None:
         """Steps until units of the mean price can wake; None where the optimiser knows none."""
         config = self.run.config
-        if config.entry_time == AUTO:
+        if isinstance(config.entry_time, str):
             return self.lam / config.learning_rate
         return config.kind.entry_time if config.entry_time is None else config.entry_time
 

@@ -1,4 +1,4 @@
-"""Every optimiser of the family searches: it grows or shrinks a network, goes on bit for bit, and refuses what it lacks."""
+"""Every optimiser of the family searches: something grows or shrinks, runs go on bit for bit, bad options are named."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from nas.models import compact
 from nas.models.price import prices
 from nas.penalties import strengths
 from nas.search import Run, Search, SearchConfig, search
-from nas.search.optimizers import OPTIMIZERS, PULL, TIE, Start, Trial
+from nas.search.optimizers import OPTIMIZERS, PULL, TIE, Start, trial
 from nas.steering import check_entry_times, entry_times
 
 FAST = {**dict.fromkeys(("adabreg", "linbreg", "momentum", "splitlbi"), {"entry_time": 20.0}), "xrda": {"lr": 0.01}}
@@ -96,7 +96,7 @@ def test_the_network_of_splitlbi_is_that_of_its_companions(tmp_path, config):
 
 def test_linbreg_wakes_each_kind_after_the_entry_time_times_its_price(start):
     """With gradients as large as those of the trial the dual moves by lr per step, whatever the kind."""
-    sizes = Trial(start).gradients
+    sizes = trial(start).gradients
     assert max(sizes.values()) > 3 * min(sizes.values())
     optimizer = OPTIMIZERS["linbreg"].build(start)
     assert isinstance(optimizer, LinBreg)
@@ -116,7 +116,7 @@ def test_proxsgd_wakes_what_is_pulled_at(start):
     optimizer = OPTIMIZERS["proxsgd"].build(start)
     assert isinstance(optimizer, ProxSGD)
     group, unit = optimizer.param_groups[0], start.groups[0]
-    size = Trial(start).gradients[group["name"]]
+    size = trial(start).gradients[group["name"]]
     [lam], [price] = strengths(group["penalty"]), strengths(unit["penalty"])
     assert lam == pytest.approx(PULL * size * price)
     asleep = next(p for p in group["params"] if p.ndim > 1)
@@ -133,12 +133,12 @@ def test_splitlbi_enters_after_the_entry_time(start):
     group, unit = optimizer.param_groups[0], start.groups[0]
     assert group["lr"] / group["nu"] == pytest.approx(TIE)
     [lam], [price] = strengths(group["penalty"]), strengths(unit["penalty"])
-    assert lam == pytest.approx(40 * TIE * price * Trial(start, asleep=False).weights[group["name"]])
+    assert lam == pytest.approx(40 * TIE * price * trial(start, asleep=False).weights[group["name"]])
 
 
 def test_a_trial_leaves_the_network_alone(start):
     before = {name: p.clone() for name, p in start.net.state_dict().items()}
-    one, other = Trial(start), Trial(start)
+    one, other = trial(start), trial(start)
     assert same(before, start.net.state_dict())
     assert all(p.grad is None for p in start.net.parameters())
     assert one.gradients == other.gradients
