@@ -63,7 +63,7 @@ class SearchConfig:
         optimizer: adabreg, linbreg, momentum (linbreg with a momentum of 0.9), proxsgd, splitlbi, xrda; the last two
             start from the dense network.
         lr: how far weights and biases move per step, roughly; by default 0.002, of linbreg and proxsgd 0.0002,
-            of xrda 0.001.
+            of xrda 0.0005.
         second_moment: what adabreg divides the gradients by: one number per entry (as Adam), group or tensor. With one
             per tensor the groups with large gradients wake first.
         entry_time: steps until units of the mean price can wake; larger keeps the network smaller. By default 40, of
