@@ -62,8 +62,8 @@ class SearchConfig:
         density: part of each layer's units that is alive at the start, at least one unit.
         optimizer: adabreg, linbreg, momentum (linbreg with a momentum of 0.9), proxsgd, splitlbi, xrda; the last two
             start from the dense network.
-        lr: how far weights and biases move per step, roughly; by default 0.002, of linbreg and proxsgd 0.0002,
-            of xrda 0.0005.
+        lr: how far weights and biases move per step, roughly; by default 0.002, of linbreg, proxsgd and xrda
+            0.0002.
         second_moment: what adabreg divides the gradients by: one number per entry (as Adam), group or tensor. With one
             per tensor the groups with large gradients wake first.
         entry_time: steps until units of the mean price can wake; larger keeps the network smaller. By default 40, of

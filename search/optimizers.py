@@ -213,6 +213,6 @@ OPTIMIZERS: Registry[Kind] = Registry(
         "momentum": Kind(partial(linbreg, momentum=MOMENTUM), 2e-3, 40.0, calibrates=True),
         "proxsgd": Kind(proxsgd, 2e-4, None),
         "splitlbi": Kind(splitlbi, 2e-3, 60.0, dense=True, found=entered),
-        "xrda": Kind(xrda, 5e-4, None, dense=True),
+        "xrda": Kind(xrda, 2e-4, None, dense=True),
     },
 )
