@@ -16,6 +16,7 @@ from nas.models.recipes import RECIPES
 from nas.registry import Registry
 from nas.search.classification import Classify
 from nas.search.data import SOURCES
+from nas.search.optimizers import OPTIMIZERS, Kind
 from nas.search.restoration import Deblur, Denoise
 from nas.search.stack import Pictures
 from nas.search.tasks import Metric, Task
@@ -59,11 +60,15 @@ class SearchConfig:
         batch: crops, or pictures to classify, per step.
         crop: side of the training crops in pixels (denoise, deblur).
         density: part of each layer's units that is alive at the start, at least one unit.
-        lr: learning rate of weights and biases (AdaBreg).
-        second_moment: what AdaBreg divides the gradients by: one number per entry (as Adam), group or tensor. With one
+        optimizer: adabreg, linbreg, momentum (linbreg with a momentum of 0.9), proxsgd, splitlbi, xrda; the last two
+            start from the dense network.
+        lr: how far weights and biases move per step, roughly; by default 0.002, of linbreg, proxsgd and xrda
+            0.0002.
+        second_moment: what adabreg divides the gradients by: one number per entry (as Adam), group or tensor. With one
             per tensor the groups with large gradients wake first.
-        entry_time: steps until units of the mean price can wake, lam / lr; larger keeps the network smaller. auto
-            chooses it by a trial of 200 steps, so that a tenth of the units would wake within them.
+        entry_time: steps until units of the mean price can wake; larger keeps the network smaller. By default 40, of
+            splitlbi 60; proxsgd and xrda have none. auto chooses it by a trial of 200 steps, so that a tenth of the
+            units would wake within them (adabreg, linbreg, momentum).
         price: the dearer a group, the later it wakes: lam grows with the square root of what it adds in params, or in
             flops (multiply-adds per pixel); the front is ranked by loss per price, too. none: all alike.
         gate_scale: learning rate and strength of the skip gates, as multiples of those of the units.
@@ -90,9 +95,10 @@ class SearchConfig:
     batch: int = 8
     crop: int = 48
     density: float = 0.1
-    lr: float = 0.002
+    optimizer: str = "adabreg"
+    lr: float | None = None
     second_moment: Literal["entry", "group", "tensor"] = "tensor"
-    entry_time: float | Literal["auto"] = 40.0
+    entry_time: float | Literal["auto"] | None = None
     price: Literal["params", "flops", "none"] = "params"
     gate_scale: float = 5.0
     sizes: str = AUTO
@@ -108,17 +114,24 @@ class SearchConfig:
         for name in ("epochs", "steps", "batch", "crop", "fit", "refit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "gate_scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        for name, value in (("lr", self.learning_rate), ("gate_scale", self.gate_scale)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be > 0, got {value}")
         check_seed(self.seed)
         if not self.tolerance >= 0:
             raise ValueError(f"tolerance must be >= 0 {self.headline.unit}, got {self.tolerance}")
         _ = self.front_sizes
+        self._check_entry_time()
+
+    def _check_entry_time(self) -> None:
+        if self.entry_time is not None and self.kind.entry_time is None:
+            raise ValueError(f"{self.optimizer} has no duals, so that there is no entry_time; leave it out")
         if isinstance(self.entry_time, str):
             if self.entry_time != AUTO:
                 raise ValueError(f"entry_time must be a number of steps or {AUTO}, got {self.entry_time!r}")
-        elif not EARLIEST / self.cheapest <= self.entry_time < math.inf:
+            if not self.kind.calibrates:
+                raise ValueError(f"{self.optimizer} takes no entry_time {AUTO}, only a number of steps")
+        elif self.entry_time is not None and not EARLIEST / self.cheapest <= self.entry_time < math.inf:
             raise ValueError(
                 f"entry_time must be at least {EARLIEST / self.cheapest:g} steps with price {self.price} (below, "
                 f"everything wakes at once), got {self.entry_time:g}"
@@ -133,6 +146,16 @@ class SearchConfig:
     def sizes_in(self) -> Currency:
         """What sizes are counted in."""
         return self.currency or "params"
+
+    @property
+    def kind(self) -> Kind:
+        """The optimiser."""
+        return OPTIMIZERS.find(self.optimizer)
+
+    @property
+    def learning_rate(self) -> float:
+        """``lr``, or the default of the optimiser."""
+        return self.kind.lr if self.lr is None else self.lr
 
     @property
     def cheapest(self) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from nas.bregman import AdaBreg
+from nas.bregman import AdaBreg, LinBreg
 from nas.models.alive import active_rows, find_alive, spread
 from nas.models.dag import DagNet
 from nas.penalised import Penalised
@@ -81,10 +81,14 @@ def search(
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
-        ValueError: lam is so small that half of the units would wake within 20 steps of AdaBreg.
+        ValueError: lam is so small that half of the units would wake within 20 steps of AdaBreg, or 3 of LinBreg; or
+            no gradient reaches what is asleep under LinBreg.
         DeadTraining: for three epochs no gradient was left and nothing woke (`nas.steering.Watchdog`).
     """
-    if isinstance(optimizer, AdaBreg) and not optimizer.state:
+    if isinstance(optimizer, AdaBreg | LinBreg) and not optimizer.state:
+        if isinstance(optimizer, LinBreg):
+            x, y = next(iter(batches(first_epoch)))
+            loss_fn(net(x), y).backward()
         check_entry_times(optimizer, math.inf)
     watchdog = Watchdog(optimizer)
     for epoch, loss in train(net, batches, optimizer, loss_fn, scheduler=scheduler, first_epoch=first_epoch):

@@ -22,12 +22,15 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from nas import AdaBreg, param_groups, sparse_start
+from nas import param_groups, sparse_start
+from nas.bregman import Bregman
 from nas.files import replacing, write_json, write_text
 from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.models.price import prices, total
+from nas.penalised import Penalised
 from nas.penalties import scaled, strengths
+from nas.search import optimizers
 from nas.search.batches import Batches
 from nas.search.config import AUTO, SearchConfig
 from nas.search.data import load_data
@@ -162,14 +165,10 @@ class Search:
         run.test(data)  # what is wrong with the test pictures is said now, not after the search
         self.batches = run.batches(data, config.seed)
         self.net = copy.deepcopy(run.blank)
-        sparse_start(self.net, config.density, seed=config.seed, batch=next(self.batches(0))[0])
-        entry_time = TRIAL_STEPS if isinstance(config.entry_time, str) else config.entry_time
-        lam, gate_lr = entry_time * config.lr, config.gate_scale * config.lr
+        if not config.kind.dense:
+            sparse_start(self.net, config.density, seed=config.seed, batch=next(self.batches(0))[0])
         self.dear = {} if config.currency is None else prices(self.net.plan, config.currency)
-        groups = param_groups(
-            self.net, lam=lam, lr=config.lr, gate_lam=config.gate_scale * lam, gate_lr=gate_lr, prices=self.dear
-        )
-        self.optimizer = AdaBreg(groups, second_moment=config.second_moment)
+        self.optimizer = self._make_optimizer()
         if config.entry_time == AUTO and not resume:
             self._calibrate()
         self.scheduler = CosineAnnealingLR(self.optimizer, T_max=config.epochs * config.steps)
@@ -178,14 +177,38 @@ class Search:
         if resume:
             self._restore()
         else:
-            start = self._measure(snapshot(self.net, 0), self.net, 0.0)
+            start = self._measure(snapshot(self.found, 0), self.found, 0.0)
             _prepare_folder(run, force)
-            self._record(start, self.net)
+            self._record(start, self.found)
             self._save_checkpoint(start)
+
+    def _make_optimizer(self) -> Penalised:
+        config, scale = self.run.config, self.run.config.gate_scale
+        groups = param_groups(self.net, lam=1.0, lr=1.0, gate_lam=scale, gate_lr=scale, prices=self.dear)
+        entry_time = TRIAL_STEPS if config.entry_time == AUTO else self.entry_time
+        pairs = islice(chain.from_iterable(map(self.batches, count(1))), optimizers.TRIAL_STEPS)
+        start = optimizers.Start(
+            self.net, groups, pairs, self.task.loss, config.learning_rate,
+            math.nan if entry_time is None else entry_time, config.second_moment,
+        )  # fmt: skip
+        return config.kind.build(start)
+
+    @property
+    def found(self) -> DagNet:
+        """The network that the search has found so far; with SplitLBI another one than it trains."""
+        return self.run.config.kind.found(self.net, self.optimizer)
+
+    @property
+    def entry_time(self) -> float | None:
+        """Steps until units of the mean price can wake; None where the optimiser knows none."""
+        config = self.run.config
+        if isinstance(config.entry_time, str):
+            return self.lam / config.learning_rate
+        return config.kind.entry_time if config.entry_time is None else config.entry_time
 
     @property
     def lam(self) -> float:
-        """Strength of the penalty on units of the mean price."""
+        """Strength of the penalty on units of the mean price; on those of the first node where nodes differ."""
         group = self.optimizer.param_groups[0]
         return strengths(group["penalty"])[0] / self.dear.get(group["name"], 1.0)
 
@@ -199,8 +222,9 @@ class Search:
             self.task.loss(self.net(x), y).backward()
             self.optimizer.step()
 
+        assert isinstance(self.optimizer, Bregman)
         calibrate(self.net, self.optimizer, train_step, steps=TRIAL_STEPS, fraction=TRIAL_FRACTION)
-        too_early = EARLIEST * self.run.config.lr / self.lam
+        too_early = EARLIEST * self.run.config.learning_rate / self.lam
         if too_early > 1:
             for group in self.optimizer.param_groups:
                 group["penalty"] = scaled(group["penalty"], too_early)
@@ -213,8 +237,9 @@ class Search:
             self.net, self.batches, self.optimizer, self.task.loss, scheduler=self.scheduler, first_epoch=first
         )
         for found in islice(searched, max(0, config.epochs + 1 - first)):
-            point = self._measure(found, self.net, time.perf_counter() - began)
-            self._record(point, self.net)
+            net = self.found
+            point = self._measure(snapshot(net, found.epoch, found.loss), net, time.perf_counter() - began)
+            self._record(point, net)
             self._save_checkpoint(point)
             yield point
         for size in self.sizes()[len(self.points) - config.epochs - 1 :]:
@@ -242,7 +267,8 @@ class Search:
         return cost
 
     def _grown(self) -> list[Point]:
-        return self.points[: self.run.config.epochs + 1]
+        """The points of the search, but for its start."""
+        return self.points[1 : self.run.config.epochs + 1]
 
     def _add_to_front(self, size: int, began: float) -> Point:
         """Thin out a larger network, refit it, and add it to the path."""
@@ -258,7 +284,8 @@ class Search:
         front = self.points[self.run.config.epochs + 1 :]
         grown = [point for point in self._grown() if self._cost(point) >= HEADROOM * size]
         largest = max(self._grown(), key=self._cost)
-        return front[-1] if front else min(grown, key=self._cost, default=largest)
+        best_of_equals = min(grown, key=lambda point: (self._cost(point), -point.headline), default=largest)
+        return front[-1] if front else best_of_equals
 
     def _measure(self, found: Snapshot, net: DagNet, seconds: float) -> Point:
         small = compact(net)

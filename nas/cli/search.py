@@ -55,10 +55,14 @@ def run_to_the_end(engine: Search) -> Result:
 
 def _announce(engine: Search) -> None:
     folder, config = engine.run.folder, engine.run.config
-    print(f"{folder}: {config.task} with {config.model} on {config.data}, {engine.task}, seed {config.seed}")
-    steps, entry_time = config.epochs * config.steps, engine.lam / config.lr
-    print(f"the first units can wake after about {entry_time:.0f} of {steps} steps (lam = {engine.lam:.3g})")
-    if entry_time >= steps:
+    print(
+        f"{folder}: {config.task} with {config.model} by {config.optimizer} on {config.data}, {engine.task}, "
+        f"seed {config.seed}"
+    )
+    steps, entry_time = config.epochs * config.steps, engine.entry_time
+    if entry_time is not None:
+        print(f"the first units can wake after about {entry_time:.0f} of {steps} steps (lam = {engine.lam:.3g})")
+    if entry_time is not None and entry_time >= steps:
         warnings.warn(
             "nothing can wake in so few steps: more epochs, or a shorter entry_time, would help", stacklevel=1
         )

@@ -133,6 +133,7 @@ def sentence(problem: BaseException) -> str:
         r'Parser key "(\w+)": Does not validate .* Subtypes: \[(.*)\] Errors: .* value: (.*)', text
     ):
         key, kinds, value = union.groups()
+        kinds = kinds.replace("<class 'NoneType'>", "")
         accepted = " or ".join(a or b for a, b in re.findall(r"class '(\w+)'|Literal\['(\w+)'\]", kinds))
         return f"{key} must be {accepted}, got {value}"
     return text
