@@ -58,6 +58,17 @@ def active_parts(param_groups: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
                 yield Part(name, tuple((p, piece) for p, piece in pieces if piece.any()))
 
 
+def alive_entries(param_groups: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every penalised tensor with a boolean mask of the entries that are in no group that is zero."""
+    for _, group, members in penalised_sets(param_groups):
+        joint = group.get("joint", False)
+        joined = seen([p.detach() for p in members], joint)
+        mask = torch.ones_like(joined, dtype=torch.bool)
+        for groups in levels(group["penalty"]):
+            mask &= groups.spread(groups.active(joined), joined, rest=True)
+        yield from zip(members, unseen(mask, members, joint), strict=True)
+
+
 def levels(penalty: Any) -> list[Groups]:
     """The groups of a penalty; of a nested one those of every level, the smallest first."""
     if isinstance(penalty, SparseGroup):

@@ -73,8 +73,8 @@ class SearchConfig:
             flops (multiply-adds per pixel); the front is ranked by loss per price, too. none: all alike.
         gate_scale: learning rate and strength of the skip gates, as multiples of those of the units.
         sizes: parameters (with price flops: multiply-adds per pixel) of the networks of the front, such as 4k,14k,27k;
-            each is thinned out from a larger one, refitted and measured. auto: three quarters of what has grown, a half
-            and a quarter of that. none: no front.
+            each is thinned out from a larger one, refitted and measured. auto: what has grown, a half and a quarter of
+            it. none: no front.
         fit: steps between two removals on the way to a smaller network.
         refit: epochs for which each network of the front is trained.
         tolerance: the search recommends its smallest network whose validation score is within this much of its best: dB
@@ -90,7 +90,7 @@ class SearchConfig:
     model_options: dict[str, bool | int | float | list[int] | None] = field(default_factory=dict)
     channels: int = 1
     sigma: float = 25.0
-    epochs: int = 16
+    epochs: int = 20
     steps: int = 128
     batch: int = 8
     crop: int = 48
@@ -103,8 +103,8 @@ class SearchConfig:
     gate_scale: float = 5.0
     sizes: str = AUTO
     fit: int = 200
-    refit: int = 12
-    tolerance: float = 0.1
+    refit: int = 40
+    tolerance: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -4,9 +4,11 @@ Growth overshoots: what was useful early stays although it is superfluous later.
 measurement, a few at a time, and the rest is fitted in between.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, count, islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from nas.models.compact import alive_plan, compact, expand, kept_units
 from nas.models.dag import DagNet
 from nas.models.price import Currency, total
 from nas.parameters import param_groups
-from nas.parts import Part, active_parts
+from nas.parts import Part, active_parts, alive_entries
 from nas.search.batches import Batches
 from nas.search.config import SearchConfig
 from nas.search.loop import LossFunction
@@ -102,6 +104,8 @@ class Slimming:
 def fitted(net: DagNet, fit: Callable[[DagNet], None]) -> DagNet:
     """``net`` after what is alive in it was trained by ``fit``, in place; nothing else comes alive."""
     inner = Inner.of(net)
+    for p, alive in alive_entries(_groups(inner.net)):
+        p.register_hook(partial(torch.mul, alive))
     fit(inner.net)
     return inner.within(net)
 
@@ -161,7 +165,7 @@ def _least_missed_first(net: DagNet, loss_fn: LossFunction, probe: Pair, rank_by
 
     loss, cost = measured()
     ranked = []
-    for part in _parts(net):
+    for part in active_parts(_groups(net)):
         with part.removed():
             without, left = measured()
         price = 1.0 if rank_by is None else max(cost - left, FREE)
@@ -169,10 +173,10 @@ def _least_missed_first(net: DagNet, loss_fn: LossFunction, probe: Pair, rank_by
     return [part for _, part in sorted(ranked, key=lambda each: each[0])]
 
 
-def _parts(net: DagNet) -> Iterator[Part]:
-    """Everything that can go."""
+def _groups(net: DagNet) -> list[dict[str, Any]]:
+    """What the penalties of a search act on; empty where no unit is left."""
     has_units = any(p.ndim > 1 for members in net.unit_parameters().values() for p in members)
-    return active_parts(param_groups(net, lam=1.0, lr=1.0)) if has_units else iter(())
+    return param_groups(net, lam=1.0, lr=1.0) if has_units else []
 
 
 def _remove(net: DagNet, ranked: Sequence[Part], goal: float, currency: Currency) -> None:

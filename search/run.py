@@ -50,7 +50,7 @@ MAX_COMPARED = 1000
 TRIAL_STEPS, TRIAL_FRACTION = 200, 0.1  # of the trial that chooses lam
 HEADROOM = 1.5  # a network of the front is thinned out from one with so many times its size, if there is one
 FITS = 1000  # epochs of data between two networks of the front
-AUTO_SIZES = 0.75, 0.375, 0.1875  # of the size that has grown
+AUTO_SIZES = 1.0, 0.5, 0.25  # of the size that has grown
 
 
 @dataclass(frozen=True)

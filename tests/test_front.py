@@ -12,7 +12,7 @@ from nas.models import compact, conv_skip_autoencoder, dense_conv, mixed_autoenc
 from nas.models.compact import alive_plan
 from nas.models.price import prices, total
 from nas.parts import active_parts
-from nas.search.front import Inner, thin_out
+from nas.search.front import Inner, fitted, thin_out
 
 RECIPES = {
     "separable": lambda: separable_autoencoder(depth=3, width=6, hidden=8, kernel=5),
@@ -101,18 +101,37 @@ def test_what_is_inside_is_a_smaller_supernet(recipe, probe):
     assert inner.net.plan.num_params >= compact(net).plan.num_params
 
 
-@pytest.mark.parametrize("currency", ["params", "flops"])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("recipe", "currency"), list(zip(RECIPES, ["params", "flops"] * 3, strict=True)))
 def test_thinned_networks_have_the_size(recipe, currency, probe):
     net = alive(recipe)
     before, fits = {name: p.clone() for name, p in net.named_parameters()}, []
     size = 0.4 * total(net.plan, currency)
-    small = thin_out(net, size, lambda inner: fits.append(inner.plan.num_params), F.mse_loss, probe, currency=currency)
+    small = thin_out(
+        net, size, lambda inner: fits.append(inner.plan.num_params), F.mse_loss, probe, currency=currency, share=0.25
+    )
     assert total(compact(small).plan, currency) <= size
     assert fits == sorted(fits, reverse=True)
-    assert len(fits) >= 3
+    assert len(fits) >= 2
     assert small.plan == net.plan
     assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+
+
+@pytest.mark.parametrize("recipe", ["mixed", "blocks"])
+def test_what_is_dead_stays_dead_in_a_fit(recipe, probe):
+    net, (x, y) = alive(recipe), probe
+    for part in list(active_parts(param_groups(net, lam=1.0, lr=1.0)))[::2]:
+        part.remove()
+
+    def fit(inner):
+        optimizer = torch.optim.Adam(inner.parameters(), 0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.mse_loss(inner(x), y).backward()
+            optimizer.step()
+
+    trained = fitted(net, fit)
+    assert alive_plan(trained) == alive_plan(net)
+    assert not torch.equal(trained(x), net(x))
 
 
 def test_a_size_is_met_within_5_percent(probe):
