@@ -89,6 +89,14 @@ def test_the_front(place, tmp_path):
     assert front["recommended"] == last_json(made)["epoch"]
     assert printed.stdout.count("recommended\n") == 1
 
+    compared = nas(
+        "front", "run", "--compare", "--epochs=2", "--seeds=1", "--families", "chain1", "chain2", "--json", cwd=tmp_path
+    )
+    for row in last_json(compared)["front"]:
+        assert row["found"]["params"] == row["params"]
+        assert row["hand_made"] is None or row["hand_made"]["params"] <= row["params"]
+    assert compared.stdout.count("  found ") == 2
+
     small = front["front"][0]
     shown = last_json(nas("show", "run", "--max-params=0.1k", "--json", cwd=tmp_path))
     assert (shown["epoch"], shown["params"]["alive"]) == (small["epoch"], small["params"])

@@ -4,8 +4,10 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.latency import seconds_per_call
+from nas.cli.alike import add_training, check_training, make_training, train_alike
 from nas.cli.shared import Result, make_run_parser
 from nas.models.compact import compact
+from nas.search.compare import Competitor, hand_made_networks
 from nas.search.path import Point
 from nas.search.run import Run
 
@@ -14,27 +16,39 @@ MEGAPIXEL = 1e6
 
 
 def parser() -> ArgumentParser:
-    return make_run_parser(
-        "The networks of a search, from the smallest to the largest, with what they cost and are worth."
+    parser = make_run_parser(
+        "The networks of a search, from the smallest to the largest: what they cost and are worth."
     )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="train each of them, and hand-made networks of its size, alike (3 rates, all seeds), and show the best "
+        "hand-made one",
+    )
+    parser.add_argument("--epochs", type=int, default=40, help="of these trainings")
+    add_training(parser)
+    return parser
 
 
 def perform(options: Namespace) -> Result:
+    check_training(options)
     run = Run.open(options.run)
     metric, front = run.config.headline, sorted(run.front(), key=lambda point: point.params)
     if not front:
         raise ValueError(f"{run.folder} has no front yet; it is made at the end of nas search (unless --sizes none)")
-    recommended = run.choose()
+    recommended = run.choose().snapshot.epoch
+    rows = [_row(point, run) for point in front]
     unit = "ms/Mpixel" if run.blank.plan.patch is not None else "ms"
     print(f"{'epoch':>7}{'parameters':>12}{'MACs/pixel':>12}{unit:>12}{metric.title:>12}")
-    rows = [_row(point, run) for point in front]
-    for point, row in zip(front, rows, strict=True):
-        star = "  recommended" if point == recommended else ""
+    for row in rows:
         print(
             f"{row['epoch']:>7}{row['params']:>12,}{row['flops']:>12,.0f}{row['milliseconds']:>12.1f}"
-            f"{metric.number(point.headline):>12}{star}"
+            f"{metric.number(row[metric.key]):>12}{'  recommended' if row['epoch'] == recommended else ''}"
         )
-    return {"recommended": recommended.snapshot.epoch, "front": rows}
+    if options.compare:
+        print(f"\n{metric.title} on the held-out pictures after {options.epochs} epochs (mean; spread over the seeds)")
+        rows = [{**row, **_compared(row, run, options)} for row in rows]
+    return {"recommended": recommended, "front": rows}
 
 
 def _row(point: Point, run: Run) -> Result:
@@ -49,3 +63,25 @@ def _row(point: Point, run: Run) -> Result:
         "milliseconds": 1e3 * seconds * per,
         **point.scores,
     }
+
+
+def _compared(row: Result, run: Run, options: Namespace) -> Result:
+    """The network of this row and the best hand-made one of its size, trained alike."""
+    net, data = compact(run.supernet(row["epoch"])), run.data()
+    training = make_training(run, data, options)
+    competitors = [
+        Competitor("found", lambda seed: net),
+        *hand_made_networks(net.plan, row["params"], options.families),
+    ]
+    found, *others = train_alike(competitors, training)
+    trained = [each for each in others if each.rate is not None]
+    best = max(trained, key=lambda each: each.mean(training.headline), default=None)
+    shown = [found] if best is None else [found, best]
+    metric = training.task.metrics[0]
+    print(
+        f"{row['params']:>12,}  "
+        + "; ".join(
+            f"{each.title} {metric.number(each.mean(metric.key))} ({each.spread(metric.key):.2f})" for each in shown
+        )
+    )
+    return {"found": found.to_dict(), "hand_made": None if best is None else best.to_dict()}

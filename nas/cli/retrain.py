@@ -1,6 +1,5 @@
 """``nas retrain``."""
 
-import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -10,33 +9,27 @@ from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from nas.analysis.verify import read_record
+from nas.cli.alike import add_training, check_training, make_training, train_alike
 from nas.cli.extract import write_extract
 from nas.cli.shared import Result, add_choice, choice, load_compact, make_run_parser, save
 from nas.files import replacing_folder
 from nas.models.dag import DagNet
-from nas.models.families import HAND_MADE
-from nas.search.batches import Batches
 from nas.search.compare import (
     Competitor,
     Trained,
     Training,
-    compete,
     fresh,
     hand_made_networks,
     random_networks,
     summarised,
     table,
 )
-from nas.search.config import check_seed
 from nas.search.path import Choice
 from nas.search.restoration import Restoration
 from nas.search.retrain import retrain, rewound
 from nas.search.run import COMPACT, PICTURES, RETRAINED, Run, thinned_from_dense
-from nas.search.stack import Pictures
 from nas.search.tasks import Metric, Scores, evaluate, score_trivial
 from nas.search.use import write_restored
-
-RELATIVE_RATES = (0.4, 1.0, 2.0)  # that a comparison tries, as multiples of --lr
 
 
 def parser() -> ArgumentParser:
@@ -44,7 +37,6 @@ def parser() -> ArgumentParser:
         "Train the compact network (extracted anew if you choose one) with Adam; measure it beside classical methods."
     )
     parser.add_argument("--epochs", type=int, default=120, help="epochs, as long as those of the search")
-    parser.add_argument("--lr", type=float, default=0.005, help="highest learning rate of the one-cycle schedule")
     parser.add_argument(
         "--batch", type=int, help="crops, or pictures to classify, per step (default: as in the search)"
     )
@@ -53,26 +45,13 @@ def parser() -> ArgumentParser:
     parser.add_argument("--from_scratch", action="store_true", help="forget the found weights, keep the topology")
     parser.add_argument("--rewind_epoch", type=int, help="start with the weights of this epoch of the search")
     parser.add_argument(
-        "--patience",
-        type=int,
-        help="stop after so many looks (every 5 epochs) without a better validation score",
-    )
-    parser.add_argument(
         "--compare",
         action="store_true",
         help="train others alike: hand-made networks of this size, random ones of the supernet, the dense supernet, "
         "each at 3 rates (0.4, 1 and 2 times --lr) and with every seed: by default about 100 times the work",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of each network in the comparison")
     parser.add_argument("--random", type=int, default=5, help="random networks in the comparison")
-    parser.add_argument(
-        "--families",
-        type=str,
-        nargs="+",
-        default=list(HAND_MADE),
-        help="hand-made networks in the comparison; separable5k7: 5 blocks, kernels of 7 x 7",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the training data, the noise and new weights")
+    add_training(parser)
     return parser
 
 
@@ -80,13 +59,13 @@ def perform(options: Namespace) -> Result:
     run, found = _open(options)
     data = run.data()
     task, test = run.task(data), run.test(data)
-    training = _training(run, data, options)
+    training = make_training(run, data, options)
     name, untouched = score_trivial(test, task)
     net = _with_first_weights(found, run, options, options.seed)
     before = evaluate(net, test, task)
     compared: list[Trained] = []
     if options.compare:
-        net, compared = _compare(_competitors(found, run, options), training)
+        net, compared = _beside_the_found(_competitors(found, run, options), training)
     else:
         _train(net, training, options)
     after = evaluate(net, test, task)
@@ -120,12 +99,9 @@ def _open(options: Namespace) -> tuple[Run, DagNet]:
     """The run and its compact network; what would fail after the training is said now."""
     if options.from_scratch and options.rewind_epoch is not None:
         raise ValueError("retrain starts from scratch or from a rewound epoch, not both")
-    for name, least in (("seeds", 1), ("random", 0)):
-        if getattr(options, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(options, name)}")
-    if not 0 < options.lr < math.inf:
-        raise ValueError(f"lr must be > 0, got {options.lr}")
-    check_seed(options.seed)
+    check_training(options)
+    if options.random < 0:
+        raise ValueError(f"random must be at least 0, got {options.random}")
     run = Run.open(options.run)
     if not os.access(run.folder, os.W_OK):
         raise ValueError(f"{run.folder}: no permission to write")
@@ -133,18 +109,6 @@ def _open(options: Namespace) -> tuple[Run, DagNet]:
     if (chosen := choice(options)) != Choice():
         write_extract(run, chosen, timed=False)
     return replace(run, config=replace(run.config, **changed)), load_compact(run)
-
-
-def _training(run: Run, data: Pictures, options: Namespace) -> Training:
-    def batches(seed: int) -> Batches:
-        return run.batches(data, run.config.seed + 1 + seed)  # other crops and noise than in the search
-
-    rates = tuple(factor * options.lr for factor in RELATIVE_RATES) if options.compare else (options.lr,)
-    seeds = tuple(range(options.seed, options.seed + options.seeds)) if options.compare else (options.seed,)
-    return Training(
-        run.task(data), batches, run.validation(data), run.test(data), options.epochs, run.config.steps, rates, seeds,
-        patience=options.patience,
-    )  # fmt: skip
 
 
 def _with_first_weights(net: DagNet, run: Run, options: Namespace, seed: int) -> DagNet:
@@ -174,19 +138,12 @@ def _competitors(found: DagNet, run: Run, options: Namespace) -> list[Competitor
     return competitors
 
 
-def _compare(competitors: Sequence[Competitor], training: Training) -> tuple[DagNet, list[Trained]]:
-    """The first competitor as trained with the first seed, and what became of each; with a progress bar."""
-    bar = tqdm(total=len(competitors) * training.num_epochs, unit="epoch", delay=0.1)
-
-    def progress(what: str, loss: float) -> None:
-        bar.set_description(f"{what}, loss {loss:.5f}", refresh=False)
-        bar.update()
-
-    with bar:
-        first = compete(competitors[0], training, progress)
-        if first.network is None:
-            raise FloatingPointError("the found network does not train at any of the rates; use a smaller lr")
-        return first.network, [first, *(compete(each, training, progress) for each in competitors[1:])]
+def _beside_the_found(competitors: Sequence[Competitor], training: Training) -> tuple[DagNet, list[Trained]]:
+    """The first competitor as trained with the first seed, and what became of each."""
+    first, *others = train_alike(competitors, training)
+    if first.network is None:
+        raise FloatingPointError("the found network does not train at any of the rates; use a smaller lr")
+    return first.network, [first, *others]
 
 
 def _train(net: DagNet, training: Training, options: Namespace) -> None:
