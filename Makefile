@@ -10,6 +10,7 @@ help:  ## list the targets
 
 demo: .venv/.core  ## search, look, extract, retrain, use: about 8 minutes on 2 cores
 	$(BIN)/nas search --out $(DEMO) --force
+	$(BIN)/nas front $(DEMO)
 	$(BIN)/nas show $(DEMO)
 	$(BIN)/nas extract $(DEMO)
 	$(BIN)/nas retrain $(DEMO)
