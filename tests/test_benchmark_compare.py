@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import compare
+from benchmarks import compare, score
 from nas.models import conv_skip_autoencoder
 from nas.models.sample import random_subnet
 from nas.search.compare import fresh
@@ -83,3 +83,14 @@ def test_a_damaged_file_of_results_is_refused(words, tmp_path, capsys):
 def test_a_size_without_random_networks_is_said(words, capsys):
     compare.main([*words, "--sizes", "9000", "--steps", "1", "--seeds", "1", "--families"])
     assert "no random network of 8550 to 9000 parameters was found in a supernet of" in capsys.readouterr().out
+
+
+def test_scores_of_stored_networks(tmp_path, data_root, capsys):
+    conv_skip_autoencoder(depth=1, width=2).save_pretrained(tmp_path / "net")
+    score.main(["--test", str(data_root), str(tmp_path / "net")])
+    first, line = capsys.readouterr().out.splitlines()
+    assert "noisy: PSNR 2" in first
+    assert line.startswith(f"{tmp_path / 'net'}: 117 parameters, PSNR ")
+    with pytest.raises(SystemExit, match="2"):
+        score.main(["--test", str(data_root), str(tmp_path / "nowhere")])
+    assert "No such file or directory" in capsys.readouterr().err

@@ -83,9 +83,9 @@ def _print_kernels(histories: Mapping[tuple[str, str], Sequence[tuple[int, int]]
     """Operations that came or whose kernels grew or shrank during the search."""
     changed = {arc: sides for arc, sides in histories.items() if len(sides) > 1 or sides[0][0] > 0}
     if changed:
-        print("\noperation           side of the kernel, since epoch")
+        print("\noperation               side of the kernel, since epoch")
     for (source, target), sides in changed.items():
-        print(f"  {f'{source} -> {target}':<18}" + ", ".join(f"{side} ({epoch})" for epoch, side in sides))
+        print(f"  {f'{source} -> {target}':<22}" + ", ".join(f"{side} ({epoch})" for epoch, side in sides))
 
 
 def _print_skips(chosen: Point, shares: Mapping[tuple[str, str], float]) -> None:
