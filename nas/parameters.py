@@ -153,21 +153,21 @@ def param_groups(
         together = whole_units(model)
         for name, members in (unit_parameters(model) if units is None else units).items():
             left = [p for p in members if id(p) not in taken]  # a rule, or a layer with the same weight, may have some
-            if any(p.ndim > 1 for p in left):
+            if any(p.ndim > 1 for p in left) or (left and all(p.ndim == 1 for p in members)):  # biases of units alone
                 rows = GroupLasso(strength.get(name, lam), ROWS)
                 whole = GroupLasso(strength.get(f"{name}.whole", lam), WHOLE)
                 add(name, left, {"penalty": SparseGroup(rows, whole) if name in together else rows, "joint": True})
-        if not groups:
-            raise ValueError(
-                f"param_groups: {type(model).__name__} has no linear or convolution layer besides its last one, "
-                "which is never penalised"
-            )
         if gates := [p for p in gate_parameters(model).values() if id(p) not in taken]:
             penalty = L1((5 * lam if gate_lam is None else gate_lam) * (prices or {}).get("gates", 1.0))
             add("gates", gates, {"lr": 5 * lr if gate_lr is None else gate_lr, "penalty": penalty, "joint": False})
         for name, nested, p in _penalised_weights(model, lam, strength):
             if id(p) not in taken:
                 add(name, [p], {"penalty": nested, "joint": False})
+    if not groups:
+        raise ValueError(
+            f"param_groups: {type(model).__name__} has no linear or convolution layer besides its last one, which is "
+            "never penalised"
+        )
     if free := [p for p in model.parameters() if id(p) not in taken]:
         add("free", free, {"penalty": Zero(), "joint": False})
     return groups

@@ -4,6 +4,7 @@ Growth overshoots: what was useful early stays although it is superfluous later.
 measurement, a few at a time, and the rest is fitted in between.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -110,6 +111,16 @@ def fitted(net: DagNet, fit: Callable[[DagNet], None]) -> DagNet:
     return inner.within(net)
 
 
+def without_groups(net: DagNet) -> DagNet:
+    """What is left of a network of this plan, compact, without any searched group: nothing smaller can be reached."""
+    net = copy.deepcopy(net)
+    for p in net.parameters():
+        p.detach().fill_(1)
+    for part in active_parts(_groups(net)):
+        part.remove()
+    return compact(net)
+
+
 def thin_out(
     net: DagNet,
     size: float,
@@ -174,9 +185,12 @@ def _least_missed_first(net: DagNet, loss_fn: LossFunction, probe: Pair, rank_by
 
 
 def _groups(net: DagNet) -> list[dict[str, Any]]:
-    """What the penalties of a search act on; empty where no unit is left."""
-    has_units = any(p.ndim > 1 for members in net.unit_parameters().values() for p in members)
-    return param_groups(net, lam=1.0, lr=1.0) if has_units else []
+    """What the penalties of a search act on; empty where nothing of it is left."""
+    searched = (
+        net.unit_parameters(), net.gate_parameters(), net.block_parameters(), net.projection_parameters(),
+        net.growing_parameters(),
+    )  # fmt: skip
+    return param_groups(net, lam=1.0, lr=1.0) if any(searched) else []
 
 
 def _remove(net: DagNet, ranked: Sequence[Part], goal: float, currency: Currency) -> None:

@@ -34,7 +34,7 @@ from nas.search import optimizers
 from nas.search.batches import Batches
 from nas.search.config import AUTO, SearchConfig
 from nas.search.data import load_data
-from nas.search.front import Slimming
+from nas.search.front import Slimming, without_groups
 from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Choice, Point, load_sparse, read_points, save_sparse
 from nas.search.retrain import retrain
@@ -252,8 +252,14 @@ class Search:
             ValueError: one is larger than all that has grown.
         """
         chosen, largest = self.run.config.front_sizes, max(map(self._cost, self._grown()))
+        smallest = total(without_groups(self.run.blank).plan, self.run.config.sizes_in)
         if chosen is None:
-            return [max(1, int(part * largest)) for part in AUTO_SIZES]
+            return [int(part * largest) for part in AUTO_SIZES if part * largest > smallest]
+        if chosen and chosen[-1] < smallest:
+            raise ValueError(
+                f"a network of {chosen[-1]:,} {self.run.config.sizes_in} was asked for, and what a search cannot "
+                f"remove has {smallest:,.0f}"
+            )
         if chosen and chosen[0] > largest:
             raise ValueError(
                 f"a network of {chosen[0]:,} {self.run.config.sizes_in} was asked for, and the largest that has grown "

@@ -151,6 +151,30 @@ def test_what_is_not_missed_goes_first(probe):
     assert F.mse_loss(small(x), net(x)) < 1e-12
 
 
+def test_the_last_block_can_go(probe):
+    """The output reads the input through a block; no unit is left."""
+    net = alive("blocks")
+    with torch.no_grad():
+        for node in (net.nodes["n1"], net.nodes["n2"]):
+            for p in (*node.edges.values(), node.bias):
+                p.zero_()
+    small = thin_out(net, 2, lambda inner: None, F.mse_loss, probe)
+    assert compact(small).plan.num_params <= 2
+
+
+def test_a_constant_unit_can_go(probe):
+    """It has a bias alone, which no convolution with zeros beyond the border can take up."""
+    net = alive("gates")
+    with torch.no_grad():
+        for gates in net.gate_parameters().values():
+            gates.zero_()
+        net.nodes["n3"].edges["n2"].zero_()
+        net.nodes["n3"].bias[1:] = 0
+        net.nodes["n3"].bias[0] = 1.0
+    assert compact(net).plan.num_params == 4 * 9 + 4 + 1
+    assert compact(thin_out(net, 4, lambda inner: None, F.mse_loss, probe)).plan.num_params == 4
+
+
 def test_a_size_that_nothing_has(probe):
     net = alive("gates")
     with pytest.raises(ValueError, match=r"what is left costs 4 \(params\), and none of it can go; 3 is too small"):

@@ -118,6 +118,12 @@ def test_sizes_in_multiply_adds(tmp_path, config):
     assert 40 <= last.flops <= 50
 
 
+def test_sizes_below_what_can_be_removed(tmp_path, config):
+    search = Search(Run(tmp_path / "run", replace(config, epochs=1, steps=2, sizes="3")))
+    with pytest.raises(ValueError, match="3 params was asked for, and what a search cannot remove has 4"):
+        list(search)
+
+
 def test_sizes_beyond_what_has_grown(tmp_path, config):
     search = Search(Run(tmp_path / "run", replace(config, epochs=1, steps=2, sizes="14k")))
     with pytest.raises(ValueError, match="a network of 14,000 params was asked for, and the largest that"):
