@@ -232,7 +232,7 @@ def test_every_verb_classifies(tmp_path, monkeypatch, capsys, config):
         return output.out, json.loads(output.out.splitlines()[-1])
 
     text, found = nas("search", "--config=mine.yaml", "--out=run")
-    assert "run: classify with tiny on class_folder, 4 classes, pixels normalised by mean 0." in text
+    assert "run: classify with tiny by adabreg on class_folder, 4 classes, pixels normalised by mean 0." in text
     assert "majority in validation: accuracy" in text
     assert 20 < found["accuracy_majority"] < 50 < found["accuracy"] <= 100
     assert "psnr" not in found

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = [
     "--data=folder", "--model_options={depth: 2, width: 4}", "--epochs=3", "--steps=40", "--batch=2", "--crop=16",
     "--density=0.25", "--entry-time=20", "--lr=0.01", "--model=conv_skip_autoencoder",
-    "--price=none", "--second-moment=entry", "--sizes=none",
+    "--price=none", "--second-moment=entry", "--sizes=none", "--tolerance=0.1",
 ]  # fmt: skip
 
 
@@ -277,7 +277,7 @@ def test_extract_in_blocks(place, search_result, inside):
     net = load(place / "run" / "compact")
     assert all(node.units % 3 == 0 for node in net.plan.nodes[:-1])
     assert inside("extract", "run", "--round-to=0")[0] == 2
-    assert inside("extract", "run")[0] == 0
+    assert inside("extract", "run", "--epoch=1")[0] == 0  # that of the retrained network, as before
 
 
 def test_a_search_too_short_to_grow_says_so(place, inside):

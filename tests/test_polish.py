@@ -63,7 +63,7 @@ def test_expand_is_the_inverse_of_compact(seed):
 
 def test_superfluous_neurons_and_skips_go():
     """Each neuron is there three times and all blocks are open, on data of a teacher of 3 neurons without skips."""
-    single, _ = doubled(1)
+    single, _ = doubled(2)
     pair = data_of(single)
     torch.manual_seed(3)
     student = dense_mlp(4, widths=[9], outputs=2)

@@ -145,7 +145,7 @@ def test_import_on_the_command_line(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(MINE)
     found = nas("search", "--import=mine.py", *OPTIONS, "--out=run", "--json", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
-    assert "inpaint with small on stripes, Inpaint(missing=0.3)" in found.stdout
+    assert "inpaint with small by adabreg on stripes, Inpaint(missing=0.3)" in found.stdout
     assert json.loads(found.stdout.splitlines()[-1])["psnr_noisy"] > 0
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (config["task"], config["task_options"]) == ("inpaint", {"missing": 0.3})

@@ -60,11 +60,9 @@ def test_skips_start_at_zero_and_enter_when_the_loss_asks(net):
     target = x[:, :3] if net.plan.patch is None else x
     groups = param_groups(net, lam=0.03, lr=0.001)
     kinds = {group["name"]: group["penalty"] for group in groups}
-    if net.plan.levels:
-        assert isinstance(kinds["projections"], GroupLasso)
-    else:
-        assert isinstance(kinds["blocks"], SparseGroup)
-    assert "blocks" in describe(groups) or "projections" in describe(groups)
+    skips = [kind for name, kind in kinds.items() if ".projections." in name or ".edges." in name]
+    assert skips and all(isinstance(kind, GroupLasso if net.plan.levels else SparseGroup) for kind in skips)
+    assert all(name in describe(groups) for name in kinds)
     sparse_start(net, 0.2, groups=groups, batch=x)
     assert find_alive(net).skips == {}
     optimizer = AdaBreg(groups)
