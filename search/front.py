@@ -152,8 +152,10 @@ def thin_out(
         A network of the plan of ``net`` that costs at most ``size``; ``net`` itself if it does.
 
     Raises:
-        ValueError: what cannot be removed costs more than ``size``.
+        ValueError: what cannot be removed costs more than ``size``, or ``share`` is out of range.
     """
+    if not 0 < share < 1:
+        raise ValueError(f"thin_out(share=...) must lie in (0, 1), got {share}")
     while (cost := total(compact(net).plan, currency)) > size:
         inner = Inner.of(net)
         ranked = _least_missed_first(inner.net, loss_fn, probe, rank_by)

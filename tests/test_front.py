@@ -175,6 +175,12 @@ def test_a_constant_unit_can_go(probe):
     assert compact(thin_out(net, 4, lambda inner: None, F.mse_loss, probe)).plan.num_params == 4
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0, float("nan")])
+def test_a_share_out_of_range(share, probe):
+    with pytest.raises(ValueError, match=r"thin_out\(share=...\) must lie in \(0, 1\), got"):
+        thin_out(alive("gates"), 100, lambda inner: None, F.mse_loss, probe, share=share)
+
+
 def test_a_size_that_nothing_has(probe):
     net = alive("gates")
     with pytest.raises(ValueError, match=r"what is left costs 4 \(params\), and none of it can go; 3 is too small"):
