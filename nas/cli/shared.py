@@ -129,6 +129,10 @@ def sentence(problem: BaseException) -> str:
     if isinstance(problem, OSError) and problem.strerror:
         return f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
     text = " ".join(str(problem).split())
+    if literal := re.fullmatch(r'Parser key "(\w+)": Expected a typing.Literal\[(.*)\]. Got value: (.*)', text):
+        key, kinds, value = literal.groups()
+        accepted = " or ".join(re.findall(r"'(\w+)'", kinds))
+        return f"{key} must be {accepted}, got {value}"
     if union := re.fullmatch(
         r'Parser key "(\w+)": Does not validate .* Subtypes: \[(.*)\] Errors: .* value: (.*)', text
     ):
