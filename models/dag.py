@@ -237,9 +237,8 @@ class DagNet(nn.Module):
         members: dict[str, list[Parameter]] = {}
         for name, node in self.named_nodes().items():
             if node.plan.searched or node.plan.tied is not None:
-                edges = [A for edge, A in node.weighted_edges() if not edge.block]
-                if node.plan.tied is not None:
-                    edges = [A for edge, A in node.weighted_edges() if not edge.block and edge.operation != DEPTHWISE]
+                left_out = (DEPTHWISE,) if node.plan.tied is not None else ()
+                edges = [A for e, A in node.weighted_edges() if not e.block and e.operation not in left_out]
                 biases = [node.bias] if isinstance(node.bias, Parameter) else []
                 members.setdefault(node.plan.tied or name, []).extend([*edges, *biases])
         return members

@@ -23,7 +23,7 @@ class Edge:
 
     Attributes:
         source: name of the earlier node.
-        kernel: side of the kernel in units of the coarser resolution; None for a matrix (a fully connected edge).
+        kernel: side of the kernel, at the resolution of its node; None for a matrix (a fully connected edge).
         operation: "full" (every row reads every unit, with a k x k kernel), "pointwise" (likewise, with a 1 x 1
             kernel), or "depthwise" (row ``put[i]`` reads unit ``take[i]`` alone). Nodes may be joined by one edge of
             each.

@@ -8,7 +8,6 @@ from typing import Literal
 from nas.models.plan import Node, Plan
 
 Currency = Literal["params", "flops"]
-CURRENCIES = ("params", "flops")
 CHEAPEST, DEAREST = 0.5, 2.0  # factors on lam
 
 

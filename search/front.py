@@ -198,13 +198,15 @@ def _groups(net: DagNet) -> list[dict[str, Any]]:
 def _remove(net: DagNet, ranked: Sequence[Part], goal: float, currency: Currency) -> None:
     """Remove parts, in this order, until the network costs ``goal``; leave out those that would lead far below it."""
     lowest = (1 - OVERSHOOT) * goal
+    cost = total(alive_plan(net), currency)
     costs: dict[Part, float] = {}
     for part in ranked:
-        if total(alive_plan(net), currency) <= goal:
+        if cost <= goal:
             return
         with part.removed():
             costs[part] = total(alive_plan(net), currency)
         if costs[part] >= lowest:
             part.remove()
-    if total(alive_plan(net), currency) > goal:  # no part is so small
+            cost = costs[part]
+    if cost > goal:  # no part is so small
         max(costs, key=lambda part: costs[part]).remove()

@@ -238,7 +238,8 @@ class Search:
         )
         for found in islice(searched, max(0, config.epochs + 1 - first)):
             net = self.found
-            point = self._measure(snapshot(net, found.epoch, found.loss), net, time.perf_counter() - began)
+            seen = found if net is self.net else snapshot(net, found.epoch, found.loss)
+            point = self._measure(seen, net, time.perf_counter() - began)
             self._record(point, net)
             self._save_checkpoint(point)
             yield point
