@@ -221,6 +221,13 @@ def test_compare(place, search_result, inside, capsys):
     assert "random network, best of 2" in "\n".join(lines)
 
 
+def test_a_refused_retraining_leaves_the_extraction(place, search_result, inside):
+    before = (place / "run" / "compact" / "certificate.json").read_bytes()
+    code, error = inside("retrain", "run", "--knee", "--batch=0")
+    assert (code, error) == (2, "nas retrain: batch must be at least 1, got 0")
+    assert (place / "run" / "compact" / "certificate.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
