@@ -1,17 +1,17 @@
 """What was found: the topology graph, exact extraction and its certificate, cost, drawings."""
 
-from nas.analysis.certificate import Certificate, certify, fingerprint
-from nas.analysis.changes import changes, describe_changes
 from nas.analysis.cost import Cost, cost
-from nas.analysis.curves import draw_growth
-from nas.analysis.draw import draw
-from nas.analysis.export import export
-from nas.analysis.extract import extract
-from nas.analysis.graph_files import read_graph, write_graph
+from nas.analysis.drawing.curves import draw_growth
+from nas.analysis.drawing.draw import draw
+from nas.analysis.drawing.graph_files import read_graph, write_graph
+from nas.analysis.export.export import export
+from nas.analysis.extraction.certificate import Certificate, certify, fingerprint
+from nas.analysis.extraction.changes import changes, describe_changes
+from nas.analysis.extraction.extract import extract
+from nas.analysis.extraction.verify import verify
 from nas.analysis.latency import latency
 from nas.analysis.structure import Structure, similarity, structure
 from nas.analysis.topology import topology
-from nas.analysis.verify import verify
 
 __all__ = [
     "Certificate",

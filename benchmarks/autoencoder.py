@@ -24,7 +24,7 @@ from nas import LinBreg, Zero, param_groups, sparse_start
 from nas.files import replacing
 from nas.models import DagNet, skip_autoencoder
 from nas.search import Batches, Denoise, Picture, evaluate, held_out, mnist, score
-from nas.search.batches import take
+from nas.search.data.batches import take
 from nas.search.loop import train
 
 SIGMA = 12.75  # of 255: 0.05 on the scale [0, 1]

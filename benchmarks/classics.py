@@ -25,8 +25,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from nas import KERNELS, L1, AdaBreg, GroupLasso, LinBreg, Zero, describe, param_groups, sparse_start
 from nas.analysis import extract
 from nas.models import CLASSICS, RightReLU
+from nas.search.data.vision import import_torchvision
 from nas.search.loop import train
-from nas.search.vision import import_torchvision
 
 GREY = "mnist_mlp", "fashion_convnet"
 

@@ -37,9 +37,9 @@ from nas.search.compare import (
     summarised,
     table,
 )
-from nas.search.images import read_folder, to_tensor
+from nas.search.data.images import read_folder, to_tensor
 from nas.search.run import CONFIG, TEST_SEED, VALIDATION_SEED
-from nas.search.tasks import score_trivial
+from nas.search.tasks.task import score_trivial
 
 EPOCH = 200  # steps; the validation pictures are looked at every 5 epochs
 

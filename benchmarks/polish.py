@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.surgery import LEAST_SQUARES, Part, Surgery, parts_of, skips_of
 from nas.models.compact import compact, expand, kept_units
 from nas.models.dag import DagNet
-from nas.search.batches import Batches
+from nas.search.data.batches import Batches
 from nas.search.loop import LossFunction
 from nas.search.retrain import retrain
 

@@ -14,8 +14,8 @@ import torch
 from nas.cli.shared import sentence
 from nas.models import load
 from nas.search import Denoise, Picture, evaluate, held_out
-from nas.search.images import read_folder, to_tensor
-from nas.search.tasks import score_trivial
+from nas.search.data.images import read_folder, to_tensor
+from nas.search.tasks.task import score_trivial
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

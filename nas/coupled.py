@@ -26,8 +26,8 @@ def coupled_units(model: nn.Module, inputs: Tensor, *, strict: bool = True) -> d
     those that residual sums tie to it, and what depthwise convolutions, normalisations, pooling, activations and
     flatten make of it. Its tensors are the filters of all layers that put it out, with their biases, and the shifts
     of the batch normalisations and depthwise convolutions behind. If they are zero, so is the channel, in training
-    and (after `settle_norms`) in evaluation, and `nas.analysis.extract` removes it exactly. Factors on the way stay
-    free (the scale of a normalisation, the kernel of a depthwise convolution): a zero filter behind a zero factor
+    and (after `settle_norms`) in evaluation, and `nas.analysis.extract` removes it exactly. Factors on the way
+    stay free (the scale of a normalisation, the kernel of a depthwise convolution): a zero filter behind a zero factor
     has no gradient and could never wake. So do the shifts of a normalisation of a concatenation, whose channels
     belong to several layers; behind it a dead channel is a constant, which layers without zero padding absorb.
     Channels that the model takes in or puts out are no units.

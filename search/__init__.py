@@ -1,18 +1,18 @@
 """What happens over time: data and tasks, the search loop and its path, runs, retraining."""
 
-from nas.search.batches import Batches, random_crops, random_samples
-from nas.search.classification import Classify
 from nas.search.config import SearchConfig, register_task
-from nas.search.data import folder, load_data, pictures, register_data
+from nas.search.data.batches import Batches, random_crops, random_samples
+from nas.search.data.labelled import cifar10, class_folder, fashion_mnist, mnist
+from nas.search.data.sources import folder, load_data, pictures, register_data
+from nas.search.data.stack import Picture, Pictures, Stack
 from nas.search.front import thin_out
-from nas.search.labelled import cifar10, class_folder, fashion_mnist, mnist
 from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Choice, Point, births, deaths, pick
-from nas.search.restoration import Deblur, Denoise, Restoration, restore
 from nas.search.retrain import retrain
 from nas.search.run import Run, Search
-from nas.search.stack import Picture, Pictures, Stack
-from nas.search.tasks import Example, Metric, Task, evaluate, held_out, predict, score
+from nas.search.tasks.classification import Classify
+from nas.search.tasks.restoration import Deblur, Denoise, Restoration, restore
+from nas.search.tasks.task import Example, Metric, Task, evaluate, held_out, predict, score
 
 __all__ = [
     "Batches",

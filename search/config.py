@@ -14,12 +14,12 @@ from nas.models.dag import DagNet
 from nas.models.price import CHEAPEST, Currency
 from nas.models.recipes import RECIPES
 from nas.registry import Registry
-from nas.search.classification import Classify
-from nas.search.data import SOURCES
+from nas.search.data.sources import SOURCES
+from nas.search.data.stack import Pictures
 from nas.search.optimizers import OPTIMIZERS, Kind
-from nas.search.restoration import Deblur, Denoise
-from nas.search.stack import Pictures
-from nas.search.tasks import Metric, Task
+from nas.search.tasks.classification import Classify
+from nas.search.tasks.restoration import Deblur, Denoise
+from nas.search.tasks.task import Metric, Task
 from nas.steering import EARLIEST
 
 AUTO: Literal["auto"] = "auto"

@@ -19,11 +19,11 @@ from nas.models.dag import DagNet
 from nas.models.price import Currency, total
 from nas.parameters import param_groups
 from nas.parts import Part, active_parts, alive_entries
-from nas.search.batches import Batches
 from nas.search.config import SearchConfig
+from nas.search.data.batches import Batches
 from nas.search.loop import LossFunction
 from nas.search.retrain import retrain
-from nas.search.tasks import Task
+from nas.search.tasks.task import Task
 
 FIT_LR, REFIT_LR = 3e-3, 5e-3
 PROBE = 4  # batches

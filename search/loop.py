@@ -13,7 +13,7 @@ from nas.bregman import AdaBreg, LinBreg
 from nas.models.alive import active_rows, find_alive, spread
 from nas.models.dag import DagNet
 from nas.penalised import Penalised
-from nas.search.batches import Batches
+from nas.search.data.batches import Batches
 from nas.steering import Watchdog, check_entry_times
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from nas.models.alive import active_rows, pick
 from nas.models.compact import compact
 from nas.models.dag import DagNet
-from nas.search.batches import Batches
+from nas.search.data.batches import Batches
 from nas.search.loop import LossFunction, train
 
 SPIKE = 5.0  # times the mean norm, to which a gradient is cut

@@ -31,15 +31,15 @@ from nas.models.price import prices, total
 from nas.penalised import Penalised
 from nas.penalties import scaled, strengths
 from nas.search import optimizers
-from nas.search.batches import Batches
 from nas.search.config import AUTO, SearchConfig
-from nas.search.data import load_data
+from nas.search.data.batches import Batches
+from nas.search.data.sources import load_data
+from nas.search.data.stack import Pictures
 from nas.search.front import Slimming, without_groups
 from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Choice, Point, load_sparse, read_points, save_sparse
 from nas.search.retrain import retrain
-from nas.search.stack import Pictures
-from nas.search.tasks import Example, Task, evaluate, held_out
+from nas.search.tasks.task import Example, Task, evaluate, held_out
 from nas.steering import EARLIEST, calibrate
 
 CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINT = "config.yaml", "metrics.jsonl", "path.json", "path", "checkpoint.pt"

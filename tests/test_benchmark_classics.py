@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.classics import main, make_net, make_optimizer, parser
-from nas.search.images import write_picture
+from nas.search.data.images import write_picture
 
 TINY = ["--model", "resnet20", "--epochs", "2", "--pictures", "12", "--validation", "4", "--batch", "6"]
 

@@ -10,7 +10,7 @@ from torch import nn
 from nas import KERNELS, L1, AdaBreg, GroupLasso, Zero, param_groups, sparse_start
 from nas.analysis import extract
 from nas.models import CLASSICS, RightReLU, resnet18, right_relu, vgg13, vgg16
-from nas.search.vision import import_torchvision
+from nas.search.data.vision import import_torchvision
 
 GREY = "mnist_mlp", "fashion_convnet"
 

@@ -14,7 +14,7 @@ from nas import L1, AdaBreg, check_start, coupled_units, describe, param_groups,
 from nas.analysis import extract
 from nas.groups import join_rows
 from nas.models import right_relu
-from nas.search.vision import import_torchvision
+from nas.search.data.vision import import_torchvision
 
 
 class BasicBlock(nn.Module):

@@ -7,9 +7,9 @@ from PIL import Image
 
 from nas.models import conv_skip_autoencoder
 from nas.search import folder, load_data, pictures
-from nas.search.data import TEST, TRAIN, VALIDATION
-from nas.search.images import NotAPictureError, read_picture, to_array, to_tensor, write_picture
-from nas.search.use import beside, denoise_pixels
+from nas.search.data.images import NotAPictureError, read_picture, to_array, to_tensor, write_picture
+from nas.search.data.sources import TEST, TRAIN, VALIDATION
+from nas.search.tasks.use import beside, denoise_pixels
 
 
 def save_picture(path, shape=(20, 30), mode=None, seed=0):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from torch import nn
 
 from nas.analysis import export
-from nas.analysis.export import FORMATS
-from nas.analysis.source import ACTIVATION_CODE, named_tensors, source_code
+from nas.analysis.export.export import FORMATS
+from nas.analysis.export.source import ACTIVATION_CODE, named_tensors, source_code
 from nas.models import DagNet, Edge, Node, Plan, Skip, compact, conv_skip_autoencoder, skip_autoencoder
 from nas.models.dag import ACTIVATIONS
 from tests.nets import full, sparse_nets

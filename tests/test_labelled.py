@@ -19,8 +19,8 @@ from nas.search import (
     load_data,
     mnist,
 )
-from nas.search.images import to_tensor
-from nas.search.stack import split
+from nas.search.data.images import to_tensor
+from nas.search.data.stack import split
 
 
 def write_mnist(folder):

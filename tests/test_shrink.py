@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from nas.analysis import describe_changes, extract
-from nas.analysis.shrink import shrink
-from nas.search.vision import import_torchvision
+from nas.analysis.extraction.shrink import shrink
+from nas.search.data.vision import import_torchvision
 
 
 class Residual(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 
 from nas.analysis import draw, read_graph, topology, write_graph
-from nas.analysis.draw import to_dot
+from nas.analysis.drawing.draw import to_dot
 from nas.analysis.topology import LEVELS
 from nas.models import DagNet, Edge, Node, Plan, Skip, conv_skip_autoencoder, find_alive, separable_autoencoder
 from nas.models.bypass import bypass

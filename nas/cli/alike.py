@@ -7,11 +7,11 @@ from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from nas.models.families import HAND_MADE
-from nas.search.batches import Batches
 from nas.search.compare import Competitor, Trained, Training, compete
 from nas.search.config import check_seed
+from nas.search.data.batches import Batches
+from nas.search.data.stack import Pictures
 from nas.search.run import Run
-from nas.search.stack import Pictures
 
 RELATIVE_RATES = (0.4, 1.0, 2.0)  # that a comparison tries, as multiples of --lr
 

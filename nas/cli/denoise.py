@@ -6,10 +6,10 @@ from jsonargparse import ArgumentParser, Namespace
 
 from nas.cli.shared import Result, add_choice, check_free, load_chosen, make_run_parser
 from nas.search.config import TASKS
-from nas.search.images import read_picture, write_picture
-from nas.search.restoration import Restoration
+from nas.search.data.images import read_picture, write_picture
 from nas.search.run import Run
-from nas.search.use import beside, denoise_pixels
+from nas.search.tasks.restoration import Restoration
+from nas.search.tasks.use import beside, denoise_pixels
 
 
 def parser() -> ArgumentParser:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from nas.analysis.export import FORMATS, export, files_of
+from nas.analysis.export.export import FORMATS, export, files_of
 from nas.cli.shared import Result, add_choice, check_free, load_chosen, make_run_parser
 from nas.models.dag import DagNet
 from nas.search.run import EXPORT, Run

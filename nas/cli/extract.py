@@ -4,9 +4,9 @@ from dataclasses import asdict
 
 from jsonargparse import ArgumentParser, Namespace
 
-from nas.analysis.changes import describe_changes
 from nas.analysis.cost import cost
-from nas.analysis.extract import extract
+from nas.analysis.extraction.changes import describe_changes
+from nas.analysis.extraction.extract import extract
 from nas.analysis.latency import Latency, latency
 from nas.cli.shared import CONSTANT, Result, add_choice, choice, differences, make_run_parser, save
 from nas.search.path import Choice

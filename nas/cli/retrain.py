@@ -8,7 +8,7 @@ from dataclasses import replace
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from nas.analysis.verify import read_record
+from nas.analysis.extraction.verify import read_record
 from nas.cli.alike import add_training, check_training, make_training, train_alike
 from nas.cli.extract import write_extract
 from nas.cli.shared import Result, add_choice, choice, load_compact, make_run_parser, save
@@ -25,11 +25,11 @@ from nas.search.compare import (
     table,
 )
 from nas.search.path import Choice
-from nas.search.restoration import Restoration
 from nas.search.retrain import retrain, rewound
 from nas.search.run import COMPACT, PICTURES, RETRAINED, Run, thinned_from_dense
-from nas.search.tasks import Metric, Scores, evaluate, score_trivial
-from nas.search.use import write_restored
+from nas.search.tasks.restoration import Restoration
+from nas.search.tasks.task import Metric, Scores, evaluate, score_trivial
+from nas.search.tasks.use import write_restored
 
 
 def parser() -> ArgumentParser:

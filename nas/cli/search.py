@@ -13,7 +13,7 @@ from nas.cli.shared import Result, make_parser, sizes
 from nas.search.config import SearchConfig
 from nas.search.path import Point
 from nas.search.run import Run, Search
-from nas.search.tasks import Metric, score_trivial
+from nas.search.tasks.task import Metric, score_trivial
 
 
 def parser() -> ArgumentParser:

@@ -8,9 +8,9 @@ import networkx as nx
 from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.cost import Cost, cost
-from nas.analysis.curves import draw_growth
-from nas.analysis.draw import draw
-from nas.analysis.graph_files import write_graph
+from nas.analysis.drawing.curves import draw_growth
+from nas.analysis.drawing.draw import draw
+from nas.analysis.drawing.graph_files import write_graph
 from nas.analysis.share import skip_shares
 from nas.analysis.structure import Structure, structure
 from nas.analysis.topology import LEVELS, topology

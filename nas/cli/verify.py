@@ -4,7 +4,7 @@ import sys
 
 from jsonargparse import ArgumentParser, Namespace
 
-from nas.analysis.verify import read_record, verify
+from nas.analysis.extraction.verify import read_record, verify
 from nas.cli.shared import Result, differences, load_compact, make_run_parser
 from nas.search.run import COMPACT, Run
 

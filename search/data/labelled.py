@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas.search.images import read_folder, to_bytes, warn_of_skipped
-from nas.search.stack import Pictures, Stack, split
+from nas.search.data.images import read_folder, to_bytes, warn_of_skipped
+from nas.search.data.stack import Pictures, Stack, split
 
 Labelled = tuple[Path, Tensor, int]  # file, bytes and class of a picture
 VALIDATION = 5_000  # the last training pictures of a data set of torchvision
@@ -38,7 +38,7 @@ def cifar10(root: Path, *, download: bool = False, channels: int = 1) -> Picture
 
 
 def _of_torchvision(name: str, root: Path, download: bool, channels: int) -> Pictures:
-    from nas.search.vision import import_torchvision
+    from nas.search.data.vision import import_torchvision
 
     kind = getattr(import_torchvision().datasets, name)
     try:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.search.stack import Picture, Stack, first_of_each_size
+from nas.search.data.stack import Picture, Stack, first_of_each_size
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # epoch -> pairs (observed, target)
 MAX_BATCH = 2**26  # pixels of one batch

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from nas.analysis.changes import FOLDED, PADDED, UNREAD, ZERO, NodeChanges, indices
+from nas.analysis.extraction.changes import FOLDED, PADDED, UNREAD, ZERO, NodeChanges, indices
 from nas.channels import Channels, evaluation_copy
 from nas.operations import Kind, Step
 

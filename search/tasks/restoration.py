@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.search.baselines import nl_means, tv, wiener
-from nas.search.batches import Batches, check_size, random_crops
-from nas.search.stack import Picture
-from nas.search.tasks import Example, Metric, Scores, Task, check_shape, predict, score
+from nas.search.data.batches import Batches, check_size, random_crops
+from nas.search.data.stack import Picture
+from nas.search.tasks.baselines import nl_means, tv, wiener
+from nas.search.tasks.task import Example, Metric, Scores, Task, check_shape, predict, score
 
 Method = Callable[[Tensor, float], Tensor]  # (observed picture, strength) -> restored picture
 PSNR, SSIM = Metric("psnr", "PSNR", "dB"), Metric("ssim", "SSIM", decimals=3)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nas.analysis.certificate import Certificate, certify, fingerprint
+from nas.analysis.extraction.certificate import Certificate, certify, fingerprint
 from nas.models.dag import DagNet
 
 

@@ -8,8 +8,8 @@ from typing import TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from nas.analysis.certificate import Certificate, Difference, certify, fingerprint
-from nas.analysis.shrink import shrink
+from nas.analysis.extraction.certificate import Certificate, Difference, certify, fingerprint
+from nas.analysis.extraction.shrink import shrink
 from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.search.run import Run
@@ -32,8 +32,8 @@ def extract(
 
     Args:
         net: a run, whose picked network is compared on its held-out pictures too; a searched supernet or any `DagNet`
-            with exact zeros; or any other module with exact zeros that `torch.fx` can trace (`nas.analysis.shrink`),
-            compared in evaluation mode.
+            with exact zeros; or any other module with exact zeros that `torch.fx` can trace
+            (`nas.analysis.extraction.shrink`), compared in evaluation mode.
         inputs: real inputs to compare on besides random ones, each without the batch axis. A module that is no
             `DagNet` needs at least one, to know its shape.
         seed: of the random inputs.

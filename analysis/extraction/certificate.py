@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.analysis.changes import NodeChanges, changes
+from nas.analysis.extraction.changes import NodeChanges, changes
 from nas.models.alive import find_alive
 from nas.models.compact import simplified
 from nas.models.dag import DagNet

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nas.search.batches import Batches
-from nas.search.stack import Picture
+from nas.search.data.batches import Batches
+from nas.search.data.stack import Picture
 
 Scores = dict[str, float]  # key of a metric -> value
 MAX_PIXELS = 2**20  # of one batch in an evaluation

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nas.registry import Registry
-from nas.search.images import read_folder, to_tensor, warn_of_skipped
-from nas.search.labelled import cifar10, class_folder, fashion_mnist, mnist
-from nas.search.stack import Picture, Pictures, split
+from nas.search.data.images import read_folder, to_tensor, warn_of_skipped
+from nas.search.data.labelled import cifar10, class_folder, fashion_mnist, mnist
+from nas.search.data.stack import Picture, Pictures, split
 
 # The photographs that ship inside scikit-image. Fixed; listed in docs/data.md.
 TRAIN = (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nas.files import replacing
 from nas.search.path import Point
-from nas.search.tasks import Metric
+from nas.search.tasks.task import Metric
 
 
 def draw_growth(points: Sequence[Point], path: Path, *, metric: Metric, picked: int | None = None) -> None:

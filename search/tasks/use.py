@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from nas.models.dag import DagNet
-from nas.search.images import split_alpha, to_array, write_picture
-from nas.search.restoration import restore
-from nas.search.tasks import Example
+from nas.search.data.images import split_alpha, to_array, write_picture
+from nas.search.tasks.restoration import restore
+from nas.search.tasks.task import Example
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,6 +1,6 @@
 """Networks that leave the house: plain PyTorch, torch.export and ONNX, each run and compared before it counts.
 
-All formats come from one translation, the Python source of `nas.analysis.source`: the others are traced from it.
+All formats come from one translation, the Python source of `nas.analysis.export.source`: the others are traced from it.
 """
 
 import copy
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim
 
-from nas.analysis.source import named_tensors, source_code
+from nas.analysis.export.source import named_tensors, source_code
 from nas.models.dag import DagNet
 
 Network = Callable[[Tensor], Tensor]

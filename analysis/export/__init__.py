@@ -1,0 +1,1 @@
+"""Networks for machines without this package."""

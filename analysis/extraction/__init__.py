@@ -1,0 +1,1 @@
+"""The compact network, and the evidence that it computes the same function."""

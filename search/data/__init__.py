@@ -1,0 +1,1 @@
+"""Where pictures come from: sources, files, stacks of small pictures, random batches."""

@@ -1,0 +1,1 @@
+"""What is to be learnt: restoring pictures, telling classes apart; and how results are scored."""
