@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0: done. 1: a certificate does not hold, or some of many pictures failed. 2: something the user can mend, said in one sentence.
+        0: done. 1: a certificate does not hold, or some of many pictures failed. 2: something the user can mend, said
+        in one sentence.
         130: interrupted with Ctrl-C.
     """
     torch.set_flush_denormal(True)  # moments of silent units decay into denormal numbers, on which a step is slow

@@ -34,7 +34,7 @@ ANIMATED = {"GIF", "PNG", "WEBP", "AVIF"}
 WRITTEN = {  # format of Pillow: the modes that it holds
     "PNG": {"L", "LA", "RGB", "RGBA", "I;16"}, "JPEG": {"L", "RGB", "CMYK"}, "WEBP": {"RGB", "RGBA"},
     "AVIF": {"RGB", "RGBA"}, "GIF": {"L", "RGB", "RGBA"}, "JPEG2000": {"L", "LA", "RGB", "RGBA", "I;16"},
-    "BMP": {"L", "RGB", "RGBA"}, "TGA": {"L", "LA", "RGB", "RGBA"}, "PPM": {"L", "RGB", "I;16"},
+    "BMP": {"L", "RGB"}, "TGA": {"L", "LA", "RGB", "RGBA"}, "PPM": {"L", "RGB", "I;16"},
     "SGI": {"L", "RGB", "RGBA"}, "PCX": {"L", "RGB"}, "QOI": {"RGB", "RGBA"},
 }  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -42,7 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "AVIF": {"quality": 95, "subsampling": "4:4:4"},
 }  # fmt: skip
 KEPT = {  # what else they hold
-    "PNG": {"icc", "exif", "xmp", "dpi", "texts", "comment"}, 
+    "PNG": {"icc", "exif", "xmp", "dpi", "texts", "comment"},
     "JPEG": {"icc", "exif", "xmp", "dpi", "comment"}, "WEBP": {"icc", "exif", "xmp"},
     "AVIF": {"icc", "exif", "xmp"}, "BMP": {"dpi"}, "GIF": {"comment"}, "JPEG2000": {"comment"},
 }  # fmt: skip

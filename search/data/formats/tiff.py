@@ -71,19 +71,31 @@ def _pictures(file: TiffFile, name: str) -> list[TiffPageSeries]:
     if any(_photometric(page) in RAW for page in pages):
         raise UnusableError(f"{name} is the raw file of a camera; develop it first, into a TIFF file")
     for page in file.pages:
-        ends = (start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=False))
-        if max(ends, default=0) > file.filehandle.size:
-            raise ValueError("it ends before its data")
+        _check_whole(page, file.filehandle.size)
     series = [each for each in file.series if not each.keyframe.is_reduced] or list(file.series[:1])
+    if any(each.keyframe.imagewidth * each.keyframe.imagelength == 0 for each in series):
+        raise ValueError("it holds no pixels")
     kinds = {(_photometric(each.keyframe), str(each.dtype), each.keyframe.samplesperpixel) for each in series}
     if len(kinds) > 1:
         raise UnusableError(f"the picture {name} holds frames of different kinds; split it first")
     kind = _photometric(series[0].keyframe)
     if kind not in SPACES and kind != "YCBCR":
         raise UnusableError(f"the picture {name} has the colours {kind}; turn it into RGB first")
-    if series[0].dtype is None or series[0].dtype.kind not in "buif":
+    if series[0].dtype is not None and series[0].dtype.kind not in "buif":
         raise UnusableError(f"the picture {name} has values of type {series[0].dtype}; real numbers are accepted")
     return series
+
+
+def _check_whole(page: Any, size: int) -> None:
+    """Raise ValueError if the data of a page do not fit into a file of ``size`` bytes."""
+    ends = (start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=False))
+    frame = page.keyframe
+    bits = frame.imagewidth * frame.imagelength * frame.samplesperpixel * int(frame.bitspersample)
+    packed = int(frame.compression) != 1 or _photometric(frame) == "YCBCR"
+    if max(ends, default=0) > size or (not packed and bits // 8 > size):
+        raise ValueError("it ends before its data")
+    if frame.imagewidth * frame.imagelength > pillow.MAX_PIXELS:
+        raise ValueError(f"{frame.imagewidth} x {frame.imagelength} pixels")
 
 
 def _photometric(page: TiffPage) -> str:
@@ -163,10 +175,11 @@ def _frames(array: np.ndarray, axes: str) -> Iterator[np.ndarray]:
 
 def _coloured(indices: np.ndarray, palette: Any) -> np.ndarray:
     """RGB of a ``palette`` (3, colours) of 16 bits; of 8 where these are enough."""
-    short = (palette // 257).astype("uint8") if (palette % 257 == 0).all() else palette
-    if not (palette >= 256).any():  # some programs write 8 bits
-        short = palette.astype("uint8")
-    coloured: np.ndarray = short.T[indices[..., 0]]
+    if not (palette % 257).any() or not (palette % 256).any():  # 255 stands there as 65535, or as 65280
+        palette = (palette // 256).astype("uint8")
+    elif not (palette >= 256).any():  # or as itself
+        palette = palette.astype("uint8")
+    coloured: np.ndarray = palette.T[indices[..., 0]]
     return coloured
 
 
