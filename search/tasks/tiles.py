@@ -48,7 +48,8 @@ def tiles(height: int, width: int, plan: Plan, side: int | None = None) -> Itera
         raise ValueError(f"the side of a tile must be an integer of at least 1 pixel, got {side}")
     unit = grain(plan)
     margin = -(-reach(plan) // unit) * unit
-    side = max(unit, (_automatic(plan, margin) if side is None else side) // unit * unit)
+    side = _automatic(height, width, plan, margin) if side is None else side
+    side = max(unit, side // unit * unit)
     for row in _intervals(height, side, margin, unit):
         for column in _intervals(width, side, margin, unit):
             yield Tile(*zip(row, column, strict=True))
@@ -75,9 +76,12 @@ def bytes_per_pixel(plan: Plan) -> float:
     return 4.0 * (sum(sizes) + 3 * max(sizes)) / (plan.patch or 1) ** 2
 
 
-def _automatic(plan: Plan, margin: int) -> int:
-    """The side of a tile that fills `MEMORY` with its margins; at least as large as both."""
-    return max(math.isqrt(int(MEMORY / bytes_per_pixel(plan))) - 2 * margin, 2 * margin, 1)
+def _automatic(height: int, width: int, plan: Plan, margin: int) -> int:
+    """That of the whole picture, or of a tile that fills `MEMORY` with its margins; at least as large as both."""
+    pixels = int(MEMORY / bytes_per_pixel(plan))
+    if height * width <= pixels:
+        return max(height, width) + grain(plan)
+    return max(math.isqrt(pixels) - 2 * margin, 2 * margin, 1)
 
 
 def _intervals(length: int, side: int, margin: int, unit: int) -> Iterator[tuple[slice, slice, slice]]:

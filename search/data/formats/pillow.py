@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -277,7 +276,9 @@ def write(sheet: Sheet, stream: IO[bytes], suffix: str) -> list[str]:
         kept |= {"duration": list(sheet.extras.durations)} if sheet.extras.durations else {}
     try:
         images[0].save(stream, format, **OPTIONS.get(format, {}), **kept)
-    except (OSError, ValueError, TypeError, struct.error) as problem:
+    except MemoryError:
+        raise
+    except Exception as problem:  # whatever encoders raise, such as for more pixels than their format counts
         if isinstance(problem, OSError) and problem.errno is not None:
             raise
         raise ValueError(f"a file {suffix} cannot hold it ({' '.join(str(problem).split())})") from None
