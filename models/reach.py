@@ -20,8 +20,8 @@ def reach(plan: Plan) -> int:
 
     The square starts and ends at multiples of `grain`. Followed backwards from the output, an edge with a k x k kernel
     at a resolution with cells of s pixels adds (k // 2) * s, rounded up to whole cells of the node that it reads. The
-    longest way counts. For weights that are not zero this is exact: the last patch within reach has influence, the next
-    one has none.
+    longest way counts. Where no weights are zero and edges join all units this is exact: the last pixel within reach
+    has influence, the next one never has.
     Fully connected networks see one patch at a time and reach 0 pixels far.
 
     Raises:
