@@ -76,7 +76,7 @@ def _expand(path: Path) -> Iterator[Path]:
     """The files that a pattern stands for, where there is no file of this name.
 
     Raises:
-        ValueError: none.
+        ValueError: nothing matches.
     """
     if path.exists() or not glob.has_magic(str(path)):
         yield path
