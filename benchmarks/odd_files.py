@@ -37,6 +37,7 @@ class Odd:
         note: what is said besides.
         given: the values that are black and white.
         keeps: what the file holds besides, by the names of `extras_of`.
+        deep: what is written has to be as deep as 16 bits.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Odd:
     note: str = ""
     given: tuple[float, float] | None = None
     keeps: tuple[str, ...] = ()
+    deep: bool = False
 
 
 def ramp(channels: int = 1, frames: int = 1, levels: int = 256, shape: tuple[int, int] = (HEIGHT, WIDTH)) -> Pixels:
@@ -100,16 +102,31 @@ def in_bytes(write: Callable[[Path], None], suffix: str) -> bytes:
 
 
 def deep_png(pixels: Pixels) -> bytes:
-    """A colour PNG of 16 bits, which no package here writes."""
+    """A PNG of 16 bits with several channels, which no package here writes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    height, width, _ = pixels.shape
+    height, width, channels = pixels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def deep_pixels(png: bytes) -> Pixels:
+    """The pixels (height, width, channels) of a PNG of 16 bits whose rows are unfiltered or differences to the last."""
+    chunks, place = b"", 8
+    while place < len(png):
+        (size,) = struct.unpack_from(">I", png, place)
+        chunks += png[place + 8 : place + 8 + size] if png[place + 4 : place + 8] == b"IDAT" else b""
+        place += 12 + size
+    width, height, _, kind = struct.unpack_from(">IIBB", png, 16)
+    rows = np.frombuffer(zlib.decompress(chunks), np.uint8).reshape(height, -1)
+    result = rows[:, 1:].copy()
+    for k in range(1, height):
+        result[k] += result[k - 1] * (rows[k, 0] // 2)
+    return result.view(">u2").reshape(height, width, {2: 3, 4: 2, 6: 4}[kind]).astype(np.uint16)
 
 
 def exif_with(orientation: int, *, bad: bool = False) -> bytes:
@@ -326,7 +343,12 @@ def _described_files() -> list[Odd]:
     deep = ramp(3, levels=65536).astype(np.uint16)
     as_8 = (deep // 256) / 255
     note = "colours of 16 bits are read with 8"
-    files.append(Odd("deep-colour.png", partial(of_bytes, data=deep_png(deep[0])), as_8, note=note, tolerance=0.005))
+    opaque = np.where(deep[..., :1] > 30000, 65535, 9).astype(np.uint16)
+    for name, pixels in (("colour", deep), ("colour-alpha", np.concatenate([deep, opaque], -1)),
+                         ("grey-alpha", np.concatenate([deep[..., :1], opaque], -1))):  # fmt: skip
+        light = pixels[..., : 1 if name == "grey-alpha" else 3] / 65535
+        alpha = None if name == "colour" else opaque[..., 0] / 65535
+        files.append(Odd(f"deep-{name}.png", partial(of_bytes, data=deep_png(pixels[0])), light, alpha, deep=True))
     header = f"P6 {WIDTH} {HEIGHT} 65535\n".encode()
     data = header + deep.astype(">u2").tobytes()
     files.append(Odd("deep-colour.ppm", partial(of_bytes, data=data), as_8, note=note, tolerance=0.005))
@@ -388,6 +410,11 @@ def shown_by(path: Path, white: float | None = None, black: float = 0.0) -> tupl
                 lights.append(1 - light if page.photometric == 0 else light)
                 alphas += [] if opaque is None else [opaque[..., 0]]
         return lights, alphas
+    data = path.read_bytes()
+    if path.suffix == ".png" and data[24] == 16 and data[25] != 0:
+        deep = deep_pixels(data) / 65535
+        colours = 3 if deep.shape[-1] > 2 else 1
+        return [deep[..., :colours]], [deep[..., -1]] if deep.shape[-1] in (2, 4) else []
     with Image.open(path) as image:
         for frame in ImageSequence.Iterator(image):
             if frame.mode == "P":

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from nas.cli.shared import Result, add_choice, check_free, load_chosen, make_run_parser, sentence
 from nas.models.dag import DagNet
 from nas.search.config import TASKS
-from nas.search.data.formats.files import encoded, read_sheet, write_sheet
+from nas.search.data.formats.files import check_sheet, encoded, read_sheet, write_sheet
 from nas.search.data.formats.values import parse_range
 from nas.search.data.images import write_picture
 from nas.search.run import Run
@@ -95,8 +95,12 @@ def _clean_one(use: _Use, picture: Path, out: Path) -> Result:
         if picture != STANDARD and path.resolve() == picture.resolve():
             raise ValueError(f"{path} is the picture to be cleaned; choose another -o")
         check_free(path, use.force)
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {out.parent} for {out}")
     source = sys.stdin.buffer.read() if picture == STANDARD else picture
     before = read_sheet(source, "standard input" if picture == STANDARD else None, use.given)
+    if out != STANDARD:
+        check_sheet(before, out)
     after = denoise_sheet(use.net, before, use.tile)
     if out == STANDARD:
         data, lost = encoded(after, before.suffix)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas.models.dag import DagNet
-from nas.search.data.formats.files import read_sheet, write_sheet
-from nas.search.data.formats.pillow import known_suffixes
+from nas.search.data.formats.files import check_sheet, read_sheet, write_sheet
 from nas.search.data.formats.sheet import NotAPictureError
+from nas.search.data.formats.writing import known_suffixes
 from nas.search.tasks.tiles import tiles
 from nas.search.tasks.use import denoise_sheet
 
@@ -128,6 +128,7 @@ def _denoise_file(net: DagNet, job: Job, tile: int | None, given: tuple[float, f
         sheet = read_sheet(job.source, given=given)
     except OSError as problem:
         raise _ReadError(f"{job.source}: {problem.strerror}") from None
+    check_sheet(sheet, job.target)
     cleaned = denoise_sheet(net, sheet, tile)
     job.target.parent.mkdir(parents=True, exist_ok=True)
     return *sheet.notes, *write_sheet(cleaned, job.target)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from nas.files import replacing
-from nas.search.data.formats import pillow, tiff
+from nas.search.data.formats import reading, reading_tiff, writing, writing_tiff
 from nas.search.data.formats.sheet import Sheet
 
 
@@ -29,8 +29,17 @@ def read_sheet(source: Path | bytes, name: str | None = None, given: tuple[float
     with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as stream:
         magic = stream.read(4)
         stream.seek(0)
-        read = tiff.read if magic in tiff.MAGIC else pillow.read
+        read = reading_tiff.read if magic in reading_tiff.MAGIC else reading.read
         return read(stream, name, given)
+
+
+def check_sheet(sheet: Sheet, path: Path) -> None:
+    """Raise ValueError if the suffix of ``path`` names no format that can be written and can hold such a picture."""
+    if path.suffix.lower() not in writing_tiff.SUFFIXES:
+        try:
+            writing.check(sheet, path.suffix)
+        except ValueError as problem:
+            raise ValueError(f"cannot write {path}: {problem}") from None
 
 
 def write_sheet(sheet: Sheet, path: Path) -> list[str]:
@@ -66,6 +75,6 @@ def encoded(sheet: Sheet, suffix: str) -> tuple[bytes, list[str]]:
 
 
 def _encode(sheet: Sheet, stream: IO[bytes], suffix: str) -> list[str]:
-    if suffix.lower() in tiff.SUFFIXES:
-        return tiff.write(sheet, stream)
-    return pillow.write(sheet, stream, suffix)
+    if suffix.lower() in writing_tiff.SUFFIXES:
+        return writing_tiff.write(sheet, stream)
+    return writing.write(sheet, stream, suffix)

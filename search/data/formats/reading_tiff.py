@@ -1,4 +1,4 @@
-"""TIFF files through tifffile: stacks, all types of numbers, and what microscopes and scanners write besides."""
+"""Reading TIFF files through tifffile: stacks, all types of numbers, what microscopes and scanners write besides."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
-from nas.search.data.formats import pillow
+from nas.search.data.formats import reading
 from nas.search.data.formats.sheet import CMYK, GREY, PLANES, RGB, Extras, Sheet, damaged, turn_upright
 from nas.search.data.formats.values import UnusableError, find_values
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
 
 MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
-SUFFIXES = (".tif", ".tiff")
 SPACES = {"MINISBLACK": GREY, "MINISWHITE": GREY, "PALETTE": RGB, "RGB": RGB, "SEPARATED": CMYK}
 RAW = ("CFA", "LINEAR_RAW")
 ALPHAS = (1, 2)  # kinds of an extra sample: premultiplied, or not
@@ -29,7 +28,7 @@ NEEDED = "imagecodecs"  # the package that tifffile asks for where it cannot dec
 
 
 def read(stream: IO[bytes], name: str, given: tuple[float, float] | None = None) -> Sheet:
-    """What a TIFF file holds; arguments and errors as of `pillow.read`."""
+    """What a TIFF file holds; arguments and errors as of `reading.read`."""
     import tifffile
 
     with _quiet():
@@ -47,7 +46,7 @@ def read(stream: IO[bytes], name: str, given: tuple[float, float] | None = None)
                 raise
             raise damaged(name, problem) from None
     stream.seek(0)
-    return pillow.read(stream, name, given, inverted=_photometric(page) == "MINISWHITE" and page.bitspersample == 16)
+    return reading.read(stream, name, given, inverted=_photometric(page) == "MINISWHITE" and page.bitspersample == 16)
 
 
 @contextmanager
@@ -94,7 +93,7 @@ def _check_whole(page: Any, size: int) -> None:
     packed = int(frame.compression) != 1 or _photometric(frame) == "YCBCR"
     if max(ends, default=0) > size or (not packed and bits // 8 > size):
         raise ValueError("it ends before its data")
-    if frame.imagewidth * frame.imagelength > pillow.MAX_PIXELS:
+    if frame.imagewidth * frame.imagelength > reading.MAX_PIXELS:
         raise ValueError(f"{frame.imagewidth} x {frame.imagelength} pixels")
 
 
@@ -205,57 +204,3 @@ def _extras(page: TiffPage, orientation: int) -> Extras:
         dpi=(across * scale, down * scale) if has_resolution and scale else None,
         tiff=own | {"premultiplied": 1 in page.extrasamples},
     )
-
-
-def write(sheet: Sheet, stream: IO[bytes]) -> list[str]:
-    """Write a TIFF file; returns what it could not hold, in words.
-
-    Raises:
-        OSError: the stream cannot be written.
-    """
-    import tifffile
-
-    size = sum(frame.nbytes for frame in sheet.frames)
-    options = _options(sheet)
-    first = _only_first(sheet, options)
-    with tifffile.TiffWriter(stream, bigtiff=size > 2**32 - 2**25) as writer:
-        for k, frame in enumerate(sheet.frames):
-            pixels = frame[..., 0] if frame.shape[2] == 1 else frame
-            writer.write(pixels, **(options | first if k == 0 else options), metadata=None)
-    names = {"exif": "EXIF data", "texts": "texts", "comment": "comment", "durations": "times of the frames"}
-    lost = [spoken for field, spoken in names.items() if getattr(sheet.extras, field)]
-    return [f"a TIFF file does not keep its {' and '.join(lost)}"] if lost else []
-
-
-def _options(sheet: Sheet) -> dict[str, Any]:
-    """What tifffile is told of every frame."""
-    own, dpi = sheet.extras.tiff, sheet.extras.dpi
-    options: dict[str, Any] = {
-        "photometric": {RGB: "rgb", CMYK: "separated"}.get(sheet.space, "minisblack"),
-        "compression": "zlib" if own.get("compressed", True) else None,
-    }
-    if sheet.space in (GREY, PLANES) and sheet.values.black > sheet.values.white:
-        options["photometric"] = "miniswhite"
-    channels, usual = sheet.frames[0].shape[2], {GREY: 1, RGB: 3, CMYK: 4, PLANES: 1}[sheet.space]
-    if channels > usual:
-        options["planarconfig"] = "contig"
-        alpha = [("assocalpha" if own.get("premultiplied") else "unassalpha")] if sheet.alpha else []
-        options["extrasamples"] = ["unspecified"] * (channels - usual - len(alpha)) + alpha
-    if "resolution" in own:
-        options |= {"resolution": own["resolution"], "resolutionunit": own["resolutionunit"]}
-    elif dpi is not None:
-        options |= {"resolution": dpi, "resolutionunit": 2}
-    white = max(sheet.values.black, sheet.values.white)
-    if sheet.frames[0].dtype.name == "uint16" and min(sheet.values.black, sheet.values.white) == 0 and white < 65535:
-        options["extratags"] = [(MAX_SAMPLE_VALUE, 3, 1, int(white), True)]
-    return options
-
-
-def _only_first(sheet: Sheet, options: dict[str, Any]) -> dict[str, Any]:
-    """What it is told of the first frame only."""
-    own, xmp = sheet.extras.tiff, sheet.extras.xmp
-    tags = [*options.get("extratags", ()), *own.get("extratags", ()), *([(XMP, 1, len(xmp), xmp, True)] if xmp else ())]
-    return {
-        "description": own.get("description"), "software": own.get("software", False), "iccprofile": sheet.extras.icc,
-        "extratags": tags,
-    }  # fmt: skip
