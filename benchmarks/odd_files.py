@@ -42,7 +42,7 @@ class Odd:
 
     name: str
     write: Callable[[Path], None]
-    light: Pixels | None = None
+    light: Pixels | list[Pixels] | None = None
     alpha: Pixels | None = None
     white: float | None = None
     black: float = 0.0
@@ -183,6 +183,8 @@ def _pillow_files() -> list[Odd]:
         add(f"{name}.avif", pixels, options={"quality": 95, "subsampling": "4:4:4"}, tolerance=0.1, **expected)
     add("lzw.tif", grey, options={"compression": "tiff_lzw"})
     add("lzw-colour.tif", colour, options={"compression": "tiff_lzw"})
+    words = {"compression": "tiff_lzw", "description": "words", "dpi": (200, 100), "icc_profile": b"a profile" * 20}
+    add("lzw-described.tif", grey, options=words, keeps=("description", "resolution", "icc"))
     add("jpeg.tif", colour, options={"compression": "jpeg", "quality": 95}, tolerance=0.2)
     add("transparent-grey.png", grey, alpha=(grey[..., 0] != 0) * 1.0, options={"transparency": 0})
     add("transparent.png", colour, alpha=np.any(colour != colour[0, 0, 0], -1) * 1.0,
@@ -217,7 +219,7 @@ def _tiff_files() -> list[Odd]:
         pixels = in_range(4096, type_)
         add(f"small-{type_}", pixels, pixels / 4095, white=4095, note="taken for 12 bits of")
     add("8-in-16", in_range(256, "uint16"), ramp() / 255, white=255, note="taken for 8 bits of 16")
-    add("20-bits", in_range(2**20, "uint32"), sentence="values from 0 to 1.04858e.06.*--range=")
+    add("20-bits", in_range(2**20, "uint32"), sentence="values from 0 to 1048575, outside.*--range=0:1048575")
     add("20-bits-given", in_range(2**20, "uint32"), ramp(levels=2**20) / (2**20 - 1), white=2**20 - 1,
         given=(0, 2**20 - 1))  # fmt: skip
     add("64-bits", in_range(2**10, "uint64") * 2**54, sentence=r"integers beyond 2\*\*53")
@@ -287,7 +289,7 @@ def _arranged(stack: Pixels, deep: Pixels, colour: Pixels) -> list[Odd]:
 
     def write_sizes(path: Path) -> None:
         with tifffile.TiffWriter(path) as writer:
-            for part in (deep[0, ..., 0], deep[0, :5, :, 0]):
+            for part in (deep[0, ..., 0], deep[0, :5, :, 0], deep[0, ..., 0] // 2):
                 writer.write(part, metadata=None)
 
     light = stack / 65535
@@ -301,7 +303,7 @@ def _arranged(stack: Pixels, deep: Pixels, colour: Pixels) -> list[Odd]:
         Odd("planes-apart.tif", partial(write, pixels=planes, photometric="rgb", planarconfig="separate"),
             colour / 65535),
         Odd("pyramid.tif", write_pyramid, deep / 65535, note="reduced copies"),
-        Odd("sizes.tif", write_sizes, None, note=""),
+        Odd("sizes.tif", write_sizes, [deep[0] / 65535, deep[0, :5] / 65535, deep[0] // 2 / 65535]),
         Odd("palette-own.tif", partial(write, pixels=indices, photometric="palette", colormap=palette),
             (palette.T[indices] / 65535)[None], note="palette becomes true colour"),
     ]  # fmt: skip

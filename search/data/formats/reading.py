@@ -107,6 +107,8 @@ def _pixels(
     images, durations = _frames(picture, count)
     mode, note = _common_mode(images, name)
     arrays = [np.asarray(image if image.mode == mode else image.convert(mode)) for image in images]
+    if picture.format == "PPM" and mode == "I":  # 16 bits
+        arrays = [array.astype(np.uint16) for array in arrays]
     return arrays, mode, durations, [note, depth]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
 from nas.search.data.formats import reading
@@ -36,9 +37,10 @@ def read(stream: IO[bytes], name: str, given: tuple[float, float] | None = None)
             with tifffile.TiffFile(stream) as file:
                 series = _pictures(file, name)
                 page = series[0].keyframe
-                arrays = _decode(series, page, name)
-                if arrays is not None:
-                    return _sheet(file, series, arrays, name, given)
+                frames = _decode(file, series, name)
+                if frames is not None:
+                    return _sheet(file, series, frames, name, given)
+                extras = _extras(page)
         except (UnusableError, MemoryError):
             raise
         except Exception as problem:  # whatever damaged bytes make a decoder raise
@@ -46,7 +48,8 @@ def read(stream: IO[bytes], name: str, given: tuple[float, float] | None = None)
                 raise
             raise damaged(name, problem) from None
     stream.seek(0)
-    return reading.read(stream, name, given, inverted=_photometric(page) == "MINISWHITE" and page.bitspersample == 16)
+    inverted = _photometric(page) == "MINISWHITE" and page.bitspersample == 16
+    return replace(reading.read(stream, name, given, inverted), extras=extras)
 
 
 @contextmanager
@@ -101,16 +104,20 @@ def _photometric(page: TiffPage) -> str:
     return str(getattr(page.photometric, "name", page.photometric))
 
 
-def _decode(series: list[TiffPageSeries], page: TiffPage, name: str) -> list[np.ndarray] | None:
-    """The pixels of each series; None where Pillow is to read them.
+def _decode(file: TiffFile, series: list[TiffPageSeries], name: str) -> list[np.ndarray] | None:
+    """The frames, (height, width, channels) each, as they are stored; None where Pillow is to read them.
 
     Raises:
         UnusableError: nobody here can.
     """
+    page = series[0].keyframe
     if _photometric(page) == "YCBCR":
         return None
+    parts: list[Any] = list(series)
+    if len(series) > 1:  # a series holds what is alike: of several the order is that of the pages
+        parts = [each for each in file.pages if each.keyframe is None or not each.keyframe.is_reduced]
     try:
-        return [each.asarray() for each in series]
+        return [frame for part in parts for frame in _frames(part.asarray(), part.axes)]
     except (ValueError, KeyError, NotImplementedError) as problem:
         if NEEDED not in str(problem):
             raise
@@ -123,17 +130,12 @@ def _decode(series: list[TiffPageSeries], page: TiffPage, name: str) -> list[np.
 
 
 def _sheet(
-    file: TiffFile, series: list[TiffPageSeries], arrays: list[np.ndarray], name: str, given: tuple[float, float] | None
+    file: TiffFile, series: list[TiffPageSeries], frames: list[np.ndarray], name: str, given: tuple[float, float] | None
 ) -> Sheet:
     page = series[0].keyframe
     kind, tags = _photometric(page), page.tags
     space, alpha = _channels(page)
-    orientation = tags.valueof(ORIENTATION, 1)
-    frames = [
-        turn_upright(frame, orientation)
-        for array, each in zip(arrays, series, strict=True)
-        for frame in _frames(array, each.axes)
-    ]
+    frames = [turn_upright(frame, tags.valueof(ORIENTATION, 1)) for frame in frames]
     notes = ["reduced copies in it are left out"] if len(series) < len(file.series) or series[0].is_pyramidal else []
     bits = page.bitspersample if page.bitspersample not in (8, 16, 32, 64) and frames[0].dtype.kind == "u" else None
     if page.bitspersample == 1:
@@ -146,10 +148,10 @@ def _sheet(
     if isinstance(highest, int) and highest in (2**10 - 1, 2**12 - 1, 2**14 - 1) and frames[0].dtype.name == "uint16":
         bits = highest.bit_length()
     if EXIF in tags:
-        notes.append("a TIFF file does not keep its EXIF data")
+        notes.append("its EXIF data are left out")
     coloured = [frame[..., : frame.shape[2] - alpha] for frame in frames]
     values, assumed = find_values(coloured, name, bits=bits, inverted=kind == "MINISWHITE", given=given)
-    return Sheet(name, ".tif", tuple(frames), space, alpha, values, _extras(page, orientation), (*notes, *assumed))
+    return Sheet(name, ".tif", tuple(frames), space, alpha, values, _extras(page), (*notes, *assumed))
 
 
 def _channels(page: TiffPage) -> tuple[str, bool]:
@@ -182,8 +184,8 @@ def _coloured(indices: np.ndarray, palette: Any) -> np.ndarray:
     return coloured
 
 
-def _extras(page: TiffPage, orientation: int) -> Extras:
-    tags = page.tags
+def _extras(page: TiffPage) -> Extras:
+    tags, orientation = page.tags, page.tags.valueof(ORIENTATION, 1)
     across, down = page.resolution if orientation <= 4 else page.resolution[::-1]
     has_resolution, unit = 282 in tags and 283 in tags and across > 0 and down > 0, int(page.resolutionunit)
     scale = {2: 1.0, 3: 2.54}.get(unit)

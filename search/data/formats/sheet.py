@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -86,5 +87,7 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 def damaged(name: str, problem: Exception) -> ValueError:
     """The sentence about a file that a decoder gave up on."""
-    text = " ".join(str(problem).split()) or type(problem).__name__
+    broken = isinstance(problem, LookupError | TypeError | AttributeError | AssertionError | struct.error)
+    text = "" if broken else " ".join(str(problem).split())
+    text = text or "what stands in it makes no sense"
     return ValueError(f"the picture {name} is truncated, damaged or too large ({text})")

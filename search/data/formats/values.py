@@ -109,8 +109,8 @@ def _known(low: float, high: float, dtype: np.dtype, bits: int | None, name: str
         raise UnusableError(f"the picture {name} holds integers beyond 2**53, which floats do not tell apart")
     accepted = "those of 16 bits" if np.issubdtype(dtype, np.integer) else "[0, 1]"
     raise UnusableError(
-        f"the picture {name} has values from {low:g} to {high:g}, outside of {accepted}; "
-        f"say which are black and white, such as --range={low:g}:{high:g}"
+        f"the picture {name} has values from {low:.10g} to {high:.10g}, outside of {accepted}; "
+        f"say which are black and white, such as --range={low:.10g}:{high:.10g}"
     )
 
 
