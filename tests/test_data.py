@@ -122,6 +122,31 @@ def test_floats_stay_floats_and_16_bits_become_8_where_needed(tmp_path):
         read_picture(tmp_path / "large.tif")
 
 
+def test_to_learn_from_values_reach_from_black_to_white(tmp_path):
+    import tifffile
+
+    ramp = np.linspace(0, 1, 63).reshape(9, 7)
+    tifffile.imwrite(tmp_path / "12.tif", np.rint(ramp * 4095).astype(np.uint16))
+    tifffile.imwrite(tmp_path / "white.tif", np.rint(255 - ramp * 255).astype(np.uint8), photometric="miniswhite")
+    for name in ("12.tif", "white.tif"):
+        assert np.abs(to_tensor(read_picture(tmp_path / name), 1)[0].numpy() - ramp).max() <= 0.5 / 255 + 1e-6
+
+
+def test_frames_and_channels_that_cannot_be_learnt_from_are_said(tmp_path):
+    frames = [Image.fromarray(np.full((9, 7), value, np.uint8)) for value in (0, 100, 200)]
+    frames[0].save(tmp_path / "film.png", save_all=True, append_images=frames[1:])
+    with pytest.warns(UserWarning, match="film.png holds 3 pictures; the first is used"):
+        assert not read_picture(tmp_path / "film.png").any()
+    Image.fromarray(np.zeros((9, 7), np.uint8)).save(tmp_path / "a.tif")
+    import tifffile
+
+    tifffile.imwrite(
+        tmp_path / "five.tif", np.zeros((9, 7, 5), np.uint8), planarconfig="contig", photometric="minisblack"
+    )
+    with pytest.raises(ValueError, match="five.tif holds 5 channels; grey and colour can be learnt from"):
+        read_picture(tmp_path / "five.tif")
+
+
 def test_a_file_that_ends_in_its_header_is_named(tmp_path):
     file = save_picture(tmp_path / "a.png")
     file.write_bytes(file.read_bytes()[:20])

@@ -24,6 +24,7 @@ SPACES = {
     "I": (GREY, False), "F": (GREY, False), "I;16": (GREY, False), "I;16B": (GREY, False), "I;16L": (GREY, False),
     "I;16N": (GREY, False),
 }  # fmt: skip
+DEEP = {"I;16", "I;16B", "I;16L", "I;16N", "I", "F"}
 CHANGED = {  # mode of Pillow: mode that it is read as, and what is said
     "1": ("L", "its 1 bit a pixel becomes 8"), "La": ("LA", ""), "RGBa": ("RGBA", ""), "RGBX": ("RGB", ""),
     "YCbCr": ("RGB", "its colours become RGB"), "HSV": ("RGB", "its colours become RGB"),
@@ -135,9 +136,8 @@ def _common_mode(images: list[Image], name: str) -> tuple[str, str]:
     note = next((CHANGED[mode][1] for mode in sorted(modes) if mode in CHANGED), "")
     read_as = {CHANGED[mode][0] if mode in CHANGED else mode for mode in modes}
     mode = wide or (read_as.pop() if len(read_as) == 1 else "RGB")
-    if modes & {"I;16", "I;16B", "I;16L", "I;16N", "I", "F"}:
-        mode, extra = sorted(modes)[0], "its transparent colour is left out" if wide else ""
-        note = note or extra
+    if modes & DEEP:
+        mode, note = min(modes), "its transparent colour is left out" if wide else note
     if mode not in SPACES:
         raise UnusableError(f"the picture {name} has the colours {mode}; turn it into RGB first")
     return mode, note
@@ -153,8 +153,7 @@ def _native(pixels: np.ndarray) -> np.ndarray:
 
 def _depth_not_read(picture: ImageFile, stream: IO[bytes]) -> str:
     """What is said where Pillow reads fewer bits than there are."""
-    deep = picture.mode not in ("I", "F") and not picture.mode.startswith("I;16")
-    bits = 8
+    deep, bits = picture.mode not in DEEP, 8
     if deep and picture.format == "JPEG2000":
         bits = _bits_of_jpeg2000(stream)
     elif deep and picture.format == "AVIF":
