@@ -110,6 +110,7 @@ def test_what_fails_does_not_stop_the_others(call, place):
 
 def test_several_files_and_patterns(call):
     assert call("in/a.png", "in/b.tif", "-o", "out", "--json")[1]["files"] == ["out/a.png", "out/b.tif"]
+    assert call("in/a.png", "in/a.png", "-o", "once", "--json")[1]["files"] == ["once/a.png"]
     assert call("in/*.png", "-o", "other", "--json")[1]["files"] == ["other/a.png"]
     assert call("in/**/*.png", "-o", "third", "--json")[1]["files"] == ["third/a.png", "third/c.png"]
 
@@ -174,6 +175,18 @@ def test_a_full_disk_stops_and_leaves_what_is_finished(call, place, monkeypatch,
     assert sorted(file.name for file in (place / "out").rglob("*") if file.is_file()) == ["a.png", "b.tif"]
     monkeypatch.setattr(Image.Image, "save", save)
     assert call("in", "-o", "out", "--json")[1]["files"] == ["out/sub/c.png"]
+
+
+def test_a_full_disk_under_tifffile_is_said(call, place, monkeypatch):
+    import tifffile
+
+    def fail(*words, **options):
+        raise OSError("210 requested and 0 written")  # of numpy, without a number
+
+    monkeypatch.setattr(tifffile.TiffWriter, "write", fail)
+    sentence = "nas denoise: x.tif: it was not written whole; is the disk full?"
+    assert call("in/b.tif", "-o", "x.tif")[::2] == (2, sentence)
+    assert not list(place.glob("*x*"))
 
 
 @pytest.mark.parametrize(

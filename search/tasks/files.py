@@ -57,6 +57,7 @@ def find_jobs(sources: Sequence[Path], out: Path) -> list[Job]:
             jobs.append(Job(source, out / source.name))
         else:
             raise ValueError(f"there is no file or folder {source}")
+    jobs = list(dict.fromkeys(jobs))  # what was named twice is cleaned once
     _check_targets(jobs)
     return jobs
 

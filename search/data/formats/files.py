@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from pathlib import Path
 from typing import IO
@@ -60,8 +61,9 @@ def write_sheet(sheet: Sheet, path: Path) -> list[str]:
                 notes.extend(_encode(sheet, stream, path.suffix))
         except ValueError as problem:
             raise ValueError(f"cannot write {path}: {problem}") from None
-        except OSError as problem:
-            raise type(problem)(problem.errno, problem.strerror, str(path)) from None
+        except OSError as problem:  # numpy, which tifffile writes with, does not say what the system said
+            code, text = problem.errno or errno.EIO, problem.strerror or "it was not written whole; is the disk full?"
+            raise OSError(code, text, str(path)) from None
 
     replacing(path, write)
     return notes
