@@ -38,11 +38,11 @@ def read_picture(path: Path) -> np.ndarray:
     return pixels if pixels.flags.writeable else pixels.copy()
 
 
-def plain(sheet: Sheet, frame: int = 0) -> np.ndarray:
-    """A frame as `read_picture` returns it; inks become red, green and blue, of other channels the first is shown."""
+def plain(sheet: Sheet) -> np.ndarray:
+    """The first frame as `read_picture` returns it; inks become red, green and blue, of other channels the first is shown."""
     import numpy as np
 
-    pixels, values = sheet.frames[frame], sheet.values
+    pixels, values = sheet.frames[0], sheet.values
     if sheet.space == PLANES:
         return values.to_unit(pixels[..., 0])
     full = {"uint8": 255.0, "uint16": 65535.0}.get(pixels.dtype.name)

@@ -176,7 +176,7 @@ def _head(stream: IO[bytes], size: int = 4096) -> bytes:
 
 def _bits_of_jpeg2000(stream: IO[bytes]) -> int:
     head = _head(stream)
-    start = head.find(b"\xff\x4f\xff\x51")  # start of the code stream and its sizes; bits are 40 bytes further
+    start = head.find(b"\xff\x4f\xff\x51")  # code stream and sizes begin; bits stand 42 bytes further
     return (head[start + 42] & 0x7F) + 1 if 0 <= start < len(head) - 42 else 8
 
 
