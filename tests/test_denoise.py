@@ -157,6 +157,10 @@ def test_a_range_is_given(call, place):
     assert (code, said.endswith("such as --range=-965:-756")) == (2, True)
     assert call("hu.tif", "-o", "x.tif", "--range=-1000:-745")[0] == 0
     assert tifffile.imread(place / "x.tif").dtype == np.int16
+    notes = ["its values of type int16 become integers of 16 bits", "its values beyond -900 and -800 are cut off"]
+    assert call("hu.tif", "-o", "z.png", "--range=-900:-800", "--json")[1]["notes"] == notes
+    tifffile.imwrite(place / "words.tif", GREY, description="words")
+    assert call("words.tif", "-o", "y.png", "--json")[1]["notes"] == ["a file .png does not keep its TIFF tags"]
     assert np.abs(tifffile.imread(place / "x.tif") - (DARKER.astype(int) - 1000)).max() <= 1
 
 

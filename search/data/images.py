@@ -39,7 +39,7 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def plain(sheet: Sheet) -> np.ndarray:
-    """The first frame as `read_picture` returns it; inks become red, green and blue, of other channels the first is shown."""
+    """The first frame as `read_picture` returns it; inks become RGB, and of channels that are no colours the first."""
     import numpy as np
 
     pixels, values = sheet.frames[0], sheet.values

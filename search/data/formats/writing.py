@@ -116,8 +116,7 @@ def _write_deep(sheet: Sheet, stream: IO[bytes], suffix: str) -> list[str]:
 
     small, like = replace(sheet, frames=(np.zeros((1, 1, sheet.frames[0].shape[2]), np.uint8),)), io.BytesIO()
     notes = write(small, like, suffix)
-    if sheet.frames[0].dtype.name != "uint16":
-        notes.insert(0, f"its values of type {sheet.frames[0].dtype.name} become integers of 16 bits")
+    notes += _changes(sheet, 16)
     write_deep(_integers(sheet.frames[0], sheet, 16), like.getvalue(), stream)
     return notes
 
@@ -126,11 +125,11 @@ def _images(sheet: Sheet, format: str, suffix: str) -> tuple[list[Image], list[s
     """The frames in a mode that the format holds, and what that changes."""
     from PIL import Image
 
-    modes, notes, dtype = WRITTEN[format], [], sheet.frames[0].dtype
-    deep = dtype.name != "uint8" and sheet.space == GREY and not sheet.alpha and "I;16" in modes
-    if dtype.name not in (("uint8", "uint16") if deep else ("uint8",)):
-        notes.append(f"its values of type {dtype.name} become integers of {16 if deep else 8} bits")
-    frames = [_integers(frame, sheet, 16 if deep else 8) for frame in sheet.frames]
+    modes = WRITTEN[format]
+    deep = _bits(sheet) > 8 and sheet.space == GREY and not sheet.alpha and "I;16" in modes
+    bits = 16 if deep else 8
+    notes = _changes(sheet, bits)
+    frames = [_integers(frame, sheet, bits) for frame in sheet.frames]
     if sheet.space == GREY:
         frames = [frame[..., 0] if not sheet.alpha else frame for frame in frames]
     images = [
@@ -149,14 +148,30 @@ def _images(sheet: Sheet, format: str, suffix: str) -> tuple[list[Image], list[s
     return images, notes
 
 
+def _changes(sheet: Sheet, bits: int) -> list[str]:
+    """What `_integers` changes."""
+    dtype, values, notes = sheet.frames[0].dtype, sheet.values, []
+    if dtype.name != f"uint{bits}":
+        notes.append(f"its values of type {dtype.name} become integers of {bits} bits")
+    ends = sorted((values.black, values.white))
+    if [values.lowest, values.highest] != ends and not _fits(sheet, bits):
+        notes.append(f"its values beyond {ends[0]:.10g} and {ends[1]:.10g} are cut off")
+    return notes
+
+
+def _fits(sheet: Sheet, bits: int) -> bool:
+    """Whether the numbers can stay as they are."""
+    return sheet.frames[0].dtype.name == f"uint{bits}" and sheet.values.black == 0
+
+
 def _integers(frame: np.ndarray, sheet: Sheet, bits: int) -> np.ndarray:
     """A frame as integers of 8 or 16 bits: as they are where they fit, else from black 0 to white."""
     import numpy as np
 
-    dtype, values = np.dtype(f"uint{bits}"), sheet.values
-    if frame.dtype == dtype and values.black == 0:
+    if _fits(sheet, bits):
         return frame
-    colours = values.to_unit(frame[..., : sheet.colours]).clip(0, 1)
+    dtype = np.dtype(f"uint{bits}")
+    colours = sheet.values.to_unit(frame[..., : sheet.colours]).clip(0, 1)
     full = np.rint(colours * np.float32(2**bits - 1)).astype(dtype)
     if not sheet.alpha:
         return full
@@ -186,4 +201,8 @@ def _options(extras: Extras, format: str, mode: str, space: str) -> tuple[dict[s
         for key, text in texts.items():
             chunks.add_itxt(key, text if isinstance(text, str) else text.decode("utf-8", "replace"))
         options["pnginfo"] = chunks
-    return options, [SPOKEN[name] for name in SPOKEN if name in lost]
+    spoken = [SPOKEN[name] for name in SPOKEN if name in lost]
+    return options, [
+        *spoken,
+        *(["TIFF tags"] if extras.tiff.get("description") or extras.tiff.get("extratags") else []),
+    ]
