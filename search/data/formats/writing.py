@@ -201,8 +201,6 @@ def _options(extras: Extras, format: str, mode: str, space: str) -> tuple[dict[s
         for key, text in texts.items():
             chunks.add_itxt(key, text if isinstance(text, str) else text.decode("utf-8", "replace"))
         options["pnginfo"] = chunks
-    spoken = [SPOKEN[name] for name in SPOKEN if name in lost]
-    return options, [
-        *spoken,
-        *(["TIFF tags"] if extras.tiff.get("description") or extras.tiff.get("extratags") else []),
-    ]
+    words = extras.tiff.get("description", b"")
+    has_tags = bool(extras.tiff.get("extratags")) or (words and not words.startswith(b'{"shape"'))  # tifffile's own
+    return options, [*(SPOKEN[name] for name in SPOKEN if name in lost), *(["TIFF tags"] if has_tags else [])]
