@@ -178,6 +178,11 @@ class SearchConfig:
         data = {**asdict(self), "data_root": None if self.data_root is None else str(self.data_root)}
         return yaml.safe_dump(data, sort_keys=False)
 
+    @property
+    def identity(self) -> str:
+        """All that determines the run: the same wherever its data lie."""
+        return replace(self, data_root=None).to_yaml()
+
     @classmethod
     def from_yaml(cls, text: str) -> "SearchConfig":
         """The inverse of `to_yaml`.

@@ -1,7 +1,10 @@
 """What several verbs need: parsers, the networks of a run, their sizes, sentences."""
 
 import re
+import signal
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from nas.files import replacing_folder, write_json
 from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.models.store import load
+from nas.search.checkpoints import Stopped
 from nas.search.config import parse_size
 from nas.search.path import Choice, Point
 from nas.search.run import COMPACT, RETRAINED, SNAPSHOTS, Run
@@ -44,6 +48,63 @@ def choice(options: Namespace) -> Choice:
     """What the options of `add_choice` say."""
     limits = {name: options[name] and parse_size(options[name]) for name in ("max_params", "max_flops")}
     return Choice(epoch=options.epoch, min_score=options.min_score, knee=options.knee, **limits)
+
+
+def add_checkpoints(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint_every", type=str, default="60s", help="time between two checkpoints, such as 90s, 5m or 1h"
+    )
+
+
+def seconds(text: str) -> float:
+    """A span of time, such as 90, 90s, 5m or 1h.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not found or not float(found[1]):
+        raise ValueError(f"a time must be a positive number such as 90s, 5m or 1h, got {text!r}")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+class Signalled(Exception):
+    """What was stopped by a signal, after it wrote a checkpoint.
+
+    Attributes:
+        code: to exit with: 130 after Ctrl-C, 143 after SIGTERM or SIGHUP.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@contextmanager
+def stopping(stop: Callable[[], None], how_to_go_on: str) -> Iterator[None]:
+    """On Ctrl-C, SIGTERM and SIGHUP let what runs inside stop at its next step; on a second one at once.
+
+    Raises:
+        Signalled: it has stopped.
+    """
+    received: list[int] = []
+
+    def handle(number: int, _: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        stop()
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, handle) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        yield
+    except Stopped:
+        code = 130 if received[0] == signal.SIGINT else 143
+        raise Signalled(f"stopped after writing a checkpoint; go on with {how_to_go_on}", code) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def check_free(file: Path, force: bool) -> None:
