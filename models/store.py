@@ -27,6 +27,8 @@ def load(folder: Path | str) -> DagNet:
         plan.check(ACTIVATIONS)
         if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != plan.shapes:
             raise ValueError("config.json and model.safetensors are of different networks")  # before memory is taken
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise ValueError("its weights are not finite")
         net = DagNet(plan).to(_dtype(list(tensors.values())))
         net.load_state_dict(tensors)
     except (ValueError, TypeError, AttributeError, KeyError, SafetensorError, RuntimeError) as problem:

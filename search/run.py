@@ -138,9 +138,11 @@ class Run:
     def task(self, data: Pictures) -> Task:
         return self.config.make_task(data)
 
-    def batches(self, data: Pictures, seed: int) -> Batches:
+    def batches(self, data: Pictures, seed: int, *, batch: int | None = None, crop: int | None = None) -> Batches:
+        """Training data; by default of the sizes of the search."""
         config = self.config
-        return self.task(data).batches(data.train, crop=config.crop, batch=config.batch, steps=config.steps, seed=seed)
+        batch, crop = config.batch if batch is None else batch, config.crop if crop is None else crop
+        return self.task(data).batches(data.train, crop=crop, batch=batch, steps=config.steps, seed=seed)
 
     def validation(self, data: Pictures) -> list[Example]:
         return held_out(data.validation, self.task(data), seed=VALIDATION_SEED)
@@ -427,15 +429,14 @@ class Search:
         self._write_path()
 
 
-def thinned_from_dense(run: Run, size: int, seed: int) -> DagNet:
+def thinned_from_dense(run: Run, size: int, task: Task, batches: Batches, seed: int) -> DagNet:
     """What the front does without any growth: the dense supernet, trained for as long as the search, thinned out.
 
     Raises:
         ValueError: the supernet is smaller than ``size``.
         FloatingPointError: training diverged.
     """
-    config, data = run.config, run.data()
-    batches, task = run.batches(data, config.seed + seed), run.task(data)
+    config = run.config
     torch.manual_seed(seed)
     net = DagNet(run.blank.plan)
     retrain(net, batches, task.loss, epochs=config.epochs, steps=config.steps)

@@ -1,5 +1,6 @@
 """What several verbs need: parsers, the networks of a run, their sizes, sentences."""
 
+import json
 import re
 import signal
 import warnings
@@ -10,7 +11,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from nas.analysis.extraction.certificate import Certificate
+from nas.analysis.extraction.certificate import Certificate, fingerprint
+from nas.analysis.extraction.verify import Record, read_record
 from nas.files import replacing_folder, write_json
 from nas.models.compact import compact
 from nas.models.dag import DagNet
@@ -21,6 +23,7 @@ from nas.search.path import Choice, Point
 from nas.search.run import COMPACT, RETRAINED, SNAPSHOTS, Run
 
 Result = dict[str, Any]  # what --json prints
+RESULT = "result.json"
 CONSTANT = "the network is constant: no path from input to output"
 
 
@@ -113,8 +116,8 @@ def check_free(file: Path, force: bool) -> None:
         raise ValueError(f"{file} exists; choose another -o, or --force to replace it")
 
 
-def load_compact(run: Run) -> DagNet:
-    """The extracted network of a run.
+def stored_compact(run: Run) -> tuple[DagNet, Record]:
+    """The extracted network of a run and what its certificate says, whether they belong together or not.
 
     Raises:
         ValueError: there is none, or it is damaged.
@@ -122,7 +125,22 @@ def load_compact(run: Run) -> DagNet:
     folder = run.folder / COMPACT
     if not folder.is_dir():
         raise ValueError(f"there is no network in {folder}; make it with nas extract {run.folder}")
-    return load(folder)
+    return load(folder), read_record(folder / "certificate.json")
+
+
+def load_compact(run: Run) -> DagNet:
+    """The extracted network of a run.
+
+    Raises:
+        ValueError: there is none, it is damaged, or not the one that its certificate is of.
+    """
+    net, record = stored_compact(run)
+    if fingerprint(net) != record.hashes["compact"]:
+        raise ValueError(
+            f"the network in {run.folder / COMPACT} is not the one that its certificate is of; see nas verify "
+            f"{run.folder}, and make it anew with nas extract"
+        )
+    return net
 
 
 def load_chosen(run: Run, options: Namespace) -> tuple[Path, DagNet]:
@@ -145,11 +163,31 @@ def load_last(run: Run) -> tuple[Path, DagNet]:
     """
     extracted, folder = load_compact(run), run.folder / RETRAINED
     if folder.is_dir():
-        retrained = load(folder)
-        if retrained.plan == extracted.plan:
-            return folder, retrained
+        if load(folder).plan == extracted.plan:
+            return folder, load_retrained(run)[0]
         warnings.warn(f"{folder} is of an earlier extraction and not used", stacklevel=1)
     return run.folder / COMPACT, extracted
+
+
+def load_retrained(run: Run) -> tuple[DagNet, Result]:
+    """The retrained network of a run and its result.json.
+
+    Raises:
+        ValueError: it is damaged, or not the one that was written.
+        OSError: there is none.
+    """
+    folder = run.folder / RETRAINED
+    net = load(folder)
+    try:
+        result: Result = json.loads((folder / RESULT).read_bytes())
+        sha256 = result["sha256"]
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
+        raise ValueError(f"{folder / RESULT} is damaged, or of an earlier version: {problem}") from None
+    if fingerprint(net) != sha256:
+        raise ValueError(
+            f"the network in {folder} is not the one that its {RESULT} is of; make it anew with nas retrain"
+        )
+    return net, result
 
 
 def save(net: DagNet, folder: Path, name: str, result: Result) -> None:
