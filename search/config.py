@@ -183,6 +183,11 @@ class SearchConfig:
         """All that determines the run: the same wherever its data lie."""
         return replace(self, data_root=None).to_yaml()
 
+    def grows_like(self, other: "SearchConfig") -> bool:
+        """Whether the two differ at most in what is done after the growth: the front."""
+        front = {name: getattr(other, name) for name in ("sizes", "fit", "refit", "tolerance")}
+        return replace(self, **front).identity == other.identity
+
     @classmethod
     def from_yaml(cls, text: str) -> "SearchConfig":
         """The inverse of `to_yaml`.

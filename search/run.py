@@ -332,7 +332,7 @@ class Search:
         if chosen and chosen[0] > largest:
             raise ValueError(
                 f"a network of {chosen[0]:,} {self.run.config.sizes_in} was asked for, and the largest that has grown "
-                f"has {largest:,.0f}; search longer or with a shorter entry_time"
+                f"has {largest:,.0f}; search longer or with a shorter entry_time, or resume it with smaller sizes"
             )
         return chosen
 
@@ -419,13 +419,17 @@ class Search:
     def _restore(self, state: State) -> None:
         """Go on from there; path and metrics are written as they were then."""
         run, folder = self.run, self.run.folder
-        if state["config"] != run.config.identity:
-            raise ValueError(f"{folder} was begun with {_difference(state['config'], run.config.identity)}")
+        config, begun = run.config, SearchConfig.from_yaml(state["config"])
+        points = points_of(json.loads(state["points"]))
+        in_growth = len(points) <= begun.epochs + 1 and state["slimming"] is None
+        if config.identity != begun.identity and not (in_growth and config.grows_like(begun)):
+            raise ValueError(f"{folder} was begun with {_difference(begun.identity, config.identity)}")
         if state["data"] != self.data:
             raise ValueError(f"the data of {folder} ({run.config.data}) are not those that the search began with")
         self._growth.load_state_dict(state["growth"])
-        self.points, self.metrics = points_of(json.loads(state["points"])), json.loads(state["metrics"])
+        self.points, self.metrics = points, json.loads(state["metrics"])
         self._began, self._slimming_state = time.perf_counter() - state["seconds"], state["slimming"]
+        write_text(folder / CONFIG, config.to_yaml())
         self._write_path()
 
 

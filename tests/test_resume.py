@@ -1,18 +1,26 @@
 """A search that is stopped or killed anywhere goes on bit for bit; damaged checkpoints; one process at a time."""
 
+import errno
 import json
+import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nas.files import alone
+from nas.cli import main
+from nas.files import alone, is_tidy
 from nas.search import Run, Search, SearchConfig
 from nas.search.checkpoints import Checkpoints, Stopped
+from nas.search.loop import Loop
 from nas.search.run import NEXT_CONFIG
 
 
@@ -87,7 +95,7 @@ def killed_at(call, save):
     return keep
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(data=st.data())
 def test_a_killed_search_goes_on_bit_for_bit(whole, config, tmp_path_factory, data):
     """Killed three times at random steps of growth, fits and refits, with checkpoints at random intervals."""
@@ -281,3 +289,136 @@ def test_what_diverged_is_not_kept(config, tmp_path):
         list(engine)
     state = engine.checkpoints.newest()
     assert all(tensor.isfinite().all() for tensor in state["growth"]["loop"]["net"].values())
+
+
+def test_the_front_may_be_chosen_anew_until_it_is_begun(config, tmp_path):
+    run = Run(tmp_path / "run", replace(config, sizes="14k"))
+    with pytest.raises(ValueError, match="the largest that has grown has .* or resume it with smaller sizes"):
+        list(Search(run))
+    smaller = Run(run.folder, config)
+    next(iter(Search(smaller, resume=True)))
+    assert Run.open(run.folder) == smaller
+    assert len(smaller.points()) == 5
+    with pytest.raises(ValueError, match="was begun with sizes 300,200, not 14k"):
+        Search(run, resume=True)
+
+
+@pytest.fixture(scope="module")
+def extracted(config, tmp_path_factory):
+    run = Run(tmp_path_factory.mktemp("extracted") / "run", replace(config, epochs=2, sizes="none"))
+    list(Search(run))
+    assert main(["extract", str(run.folder), "--no-latency"]) == 0
+    return run.folder
+
+
+RETRAIN = ["--epochs=4", "--batch=2", "--checkpoint-every=1h"]
+
+
+def copy_of(folder, place):
+    shutil.copytree(folder, place / "run")
+    return str(place / "run")
+
+
+def retrained(folder):
+    files = {
+        str(file.relative_to(folder)): file.read_bytes()
+        for name in ("retrained", "pictures")
+        for file in (Path(folder) / name).iterdir()
+    }
+    assert not (Path(folder) / "retraining").exists()
+    result = json.loads(files.pop("retrained/result.json"))
+    return files, [{**result, "compared": [{**each, "seconds": 0} for each in result["compared"]]}]
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--compare", "--families", "chain1", "--random=0", "--seeds=1"]], ids=["", "compare"]
+)
+@pytest.mark.parametrize("again", ["resume", "retrain"])
+def test_a_killed_retraining_goes_on_bit_for_bit(extracted, tmp_path, words, again):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    whole, broken = (copy_of(extracted, tmp_path / name) for name in "ab")
+    assert main(["retrain", whole, *RETRAIN, *words]) == 0
+    for call in (5, 9):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(Checkpoints, "keep", killed_at(call, 2))
+            main(["retrain", broken, *RETRAIN, *words])
+    assert (Path(broken) / "retraining").is_dir()
+    assert main(["resume", broken] if again == "resume" else ["retrain", broken, *RETRAIN, *words]) == 0
+    assert retrained(whole) == retrained(broken)
+
+
+def test_a_stopped_retraining_is_not_lost(extracted, tmp_path, capsys):
+    folder = copy_of(extracted, tmp_path)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpoints, "keep", killed_at(3, 1))
+        main(["retrain", folder, *RETRAIN])
+    assert main(["retrain", folder, *RETRAIN, "--lr=0.001"]) == 2
+    assert "with other options, network or data was stopped; go on with it by nas resume" in capsys.readouterr().err
+    assert main(["retrain", folder, *RETRAIN, "--lr=0.001", "--force"]) == 0
+    assert main(["resume", folder]) == 0  # of the search, which is complete
+
+
+def test_a_retraining_never_makes_it_worse(extracted, tmp_path, capsys):
+    """The start is a candidate; a better network of an earlier call is kept."""
+    folder = copy_of(extracted, tmp_path)
+    assert main(["retrain", folder, "--epochs=8", "--json"]) == 0
+    good = json.loads(capsys.readouterr().out.splitlines()[-1])
+    files = retrained(folder)
+    assert main(["retrain", folder, "--epochs=1", "--lr=1000"]) == 2
+    assert "training diverged; use a smaller lr; nothing was written" in capsys.readouterr().err
+    assert retrained(folder) == files
+    assert main(["retrain", folder, "--epochs=1", "--lr=1", "--json"]) == 0
+    out = capsys.readouterr().out
+    bad = json.loads(out.splitlines()[-1])
+    assert "--force replaces it" in out and bad["kept"]
+    assert good["validation"] > bad["validation"]
+    assert bad["psnr"] == bad["psnr_before"]
+    assert retrained(folder) == files
+    assert main(["retrain", folder, "--epochs=1", "--lr=1", "--force"]) == 0
+    assert retrained(folder) != files
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_signals_write_a_checkpoint(config, tmp_path, name, capsys):
+    """The handler is called within a step, and the step is done to its end."""
+    number, sent = getattr(signal, name), []
+
+    def send(self, x, y):
+        if self.epoch == 2 and not sent:
+            sent.append(os.kill(os.getpid(), number))
+        return step(self, x, y)
+
+    step = Loop._step
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    words = ["search", f"--config={tmp_path / 'config.yaml'}", f"--out={tmp_path / 'run'}", "--resume"]
+    before = signal.getsignal(number)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "_step", send)
+        assert main(words) == (130 if name == "SIGINT" else 143)
+    assert signal.getsignal(number) == before
+    assert "stopped after writing a checkpoint; go on with nas resume" in capsys.readouterr().err
+    state = Checkpoints(tmp_path / "run" / "checkpoints").newest()
+    assert (state["growth"]["loop"]["epoch"], len(state["growth"]["loop"]["losses"])) == (2, 1)
+    assert main(words) == 0
+
+
+def test_a_full_disk_is_one_sentence(config, tmp_path, capsys, monkeypatch):
+    write, calls = Path.write_bytes, 0
+
+    def fails(path, data):
+        nonlocal calls
+        calls += 1
+        if calls == 9:
+            write(path, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write(path, data)
+
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    words = ["search", f"--config={tmp_path / 'config.yaml'}", f"--out={tmp_path / 'run'}", "--resume"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", fails)
+        assert main(words) == 2
+    assert re.search(r"nas search: .*run/\S+: No space left on device", capsys.readouterr().err)
+    assert main(words) == 0
+    assert is_tidy(tmp_path / "run")

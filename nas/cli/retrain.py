@@ -129,9 +129,9 @@ class _Retrain:
                     net, compared = self._beside_others()
                 else:
                     self._train(net)
-        except FloatingPointError:
+        except FloatingPointError as problem:
             self.checkpoints.clear()
-            raise
+            raise FloatingPointError(f"{problem}; nothing was written") from None
         validation = evaluate(net, self.training.validation, task)[self.training.headline]
         after, classical = evaluate(net, test, task), task.baselines(self.data.train, self.training.validation, test)
         key = self.training.headline
