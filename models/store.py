@@ -31,7 +31,7 @@ def load(folder: Path | str) -> DagNet:
             raise ValueError("its weights are not finite")
         net = DagNet(plan).to(_dtype(list(tensors.values())))
         net.load_state_dict(tensors)
-    except (ValueError, TypeError, AttributeError, KeyError, SafetensorError, RuntimeError) as problem:
+    except (ValueError, TypeError, AttributeError, KeyError, SafetensorError, RuntimeError, RecursionError) as problem:
         raise ValueError(f"the network in {folder} is damaged: {' '.join(str(problem).split())}") from None
     return net
 

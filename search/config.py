@@ -203,7 +203,7 @@ class SearchConfig:
             if missing := {option.name for option in fields(cls)} - set(yaml.safe_load(text) or ()):
                 raise ValueError(f"it lacks {min(missing)}")
             return cls(**parser.parse_string(text).as_dict())
-        except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as problem:
+        except (ArgumentError, TypeError, ValueError, RecursionError, yaml.YAMLError) as problem:
             raise ValueError(f"not the configuration of a search: {' '.join(str(problem).split())}") from None
 
     @property
