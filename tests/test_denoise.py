@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarks.odd_files import STEP
+from nas.analysis.extraction.certificate import fingerprint
 from nas.cli import main
 from nas.models import conv_skip_autoencoder, mlp
 from nas.search import SearchConfig
@@ -30,12 +31,20 @@ def darkening(**options):
     return net
 
 
+def put_network(place, net):
+    """Make it the compact network of the run."""
+    net.save_pretrained(place / "run" / "compact")
+    hashes = dict.fromkeys(("supernet", "compact"), fingerprint(net))
+    record = {"epoch": 1, "certificate": {"hashes": hashes}}
+    (place / "run" / "compact" / "certificate.json").write_text(json.dumps(record))
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A run whose network darkens, and a folder with three pictures, one of them deeper, and two other files."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(SearchConfig().to_yaml())
-    darkening().save_pretrained(tmp_path / "run" / "compact")
+    put_network(tmp_path, darkening())
     (tmp_path / "in" / "sub").mkdir(parents=True)
     for name in ("a.png", "b.tif", "sub/c.png"):
         Image.fromarray(GREY).save(tmp_path / "in" / name)
@@ -222,13 +231,13 @@ def test_bad_words_are_one_sentence_and_leave_nothing(call, place, words, senten
 
 
 def test_a_network_that_returns_no_picture(call, place):
-    mlp(outputs=3, patch=7).save_pretrained(place / "run" / "compact")
+    put_network(place, mlp(outputs=3, patch=7))
     for words in (("in/a.png", "-o", "x.png"), ("in", "-o", "out")):
         code, _, said = call(*words)
         assert (code, said.endswith("it cannot restore a picture")) == (2, True)
 
 
 def test_a_colour_network_sees_grey_three_times(call, place):
-    darkening(channels=3).save_pretrained(place / "run" / "compact")
+    put_network(place, darkening(channels=3))
     assert call("in/a.png", "-o", "x.png")[0] == 0
     assert np.abs(pixels("x.png") - DARKER.astype(int)).max() <= 1

@@ -2,14 +2,23 @@
 
 from jsonargparse import ArgumentParser, Namespace
 
+from nas.cli import retrain
 from nas.cli.search import run_to_the_end
-from nas.cli.shared import Result, make_run_parser
+from nas.cli.shared import Result, add_checkpoints, make_run_parser, seconds
 from nas.search.run import Run, Search
 
 
 def parser() -> ArgumentParser:
-    return make_run_parser("Go on with a search that was interrupted; the same as if it had not been, bit for bit.")
+    parser = make_run_parser(
+        "Go on with a search, or a retraining, that was interrupted; the same as if it had not been, bit for bit."
+    )
+    add_checkpoints(parser)
+    return parser
 
 
 def perform(options: Namespace) -> Result:
-    return run_to_the_end(Search(Run.open(options.run), resume=True))
+    run, every = Run.open(options.run), seconds(options.checkpoint_every)
+    if (stopped := retrain.stopped_options(run)) is not None:
+        now = {"run": str(options.run), "checkpoint_every": options.checkpoint_every}
+        return retrain.perform(retrain.parser().parse_object({**stopped, **now}))
+    return run_to_the_end(Search(run, resume=True, checkpoint_every=every))
