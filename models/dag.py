@@ -7,6 +7,7 @@ connected one.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from nas.files import replacing, write_json
-from nas.models.alive_only import Liveness, LiveNode, add_skips
 from nas.models.plan import DEPTHWISE, INPUT, OUTPUT, Edge, Node, Plan, Skip
+
+if TYPE_CHECKING:
+    from nas.models.alive_only import Liveness, LiveNode
 
 
 def right_relu(x: Tensor) -> Tensor:
@@ -79,7 +82,7 @@ class DagNode(nn.Module):
         """The edges with their weights."""
         return ((edge, self.edges[edge.key]) for edge in self.plan.edges)
 
-    def forward(self, states: Mapping[str, Tensor], live: LiveNode | None = None) -> Tensor:
+    def forward(self, states: Mapping[str, Tensor], live: "LiveNode | None" = None) -> Tensor:
         if live is not None:
             return self._where_alive(states, live)
         x = self.computed(states)
@@ -90,15 +93,17 @@ class DagNode(nn.Module):
             x, ours = (self._placed(x, term, f"skip{k}", ours) if k < len(self.plan.skips) else x + term), True
         return x
 
-    def _where_alive(self, states: Mapping[str, Tensor], live: LiveNode) -> Tensor:
+    def _where_alive(self, states: Mapping[str, Tensor], live: "LiveNode") -> Tensor:
         """The same, computed where it is not zero (`nas.models.alive_only`)."""
-        sources = [resample(states[source], self.levels[source]) for source in live.rows.sources]
-        weights = [weight for _, weight in self.weighted_edges()]
-        x = live.rows(sources, weights, self.bias if self.plan.bias else None)
-        if self.plan.skips:
-            x = add_skips(x, self.gates, [states[skip.source] for skip in self.plan.skips], self.unit_axis)
-        for source, rows in live.projections.items():
-            x = x + rows([resample(states[source], self.levels[source])], [self._matrix(source)], None)
+        x = live.rows(
+            [resample(states[source], self.levels[source]) for source in live.rows.sources],
+            [weight for _, weight in self.weighted_edges()],
+            self.bias if self.plan.bias else None,
+            [states[skip.source] for skip in self.plan.skips],
+            self.gates if self.plan.skips else None,
+        )
+        for source, part in live.projections.items():
+            x = x + part([resample(states[source], self.levels[source])], [self._matrix(source)])
         return x
 
     def computed(self, states: Mapping[str, Tensor]) -> Tensor:
@@ -115,7 +120,7 @@ class DagNode(nn.Module):
 
     def _matrix(self, source: str) -> Tensor:
         """The weight of a projection."""
-        matrix = self.projections[source]
+        matrix: Tensor = self.projections[source]
         return matrix if self.unit_axis == -1 else matrix[:, :, None, None]
 
     def _sum_edges(self, states: Mapping[str, Tensor]) -> Tensor:
