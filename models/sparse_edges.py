@@ -55,8 +55,10 @@ class SparseEdge:
         if _is_empty(self.units):
             return torch.zeros_like(weight)
         if self.depthwise:
-            return _spread(_outer(_picked(g, self.units), read, weight, groups=read.shape[-1]), self.units, weight, 0)
-        return _spread(_outer(g, read, weight), self.units, weight, 1)
+            return _spread(
+                _outer(_picked(g, self.units), read, weight, groups=read.shape[-1]), self.units, weight.shape, 0
+            )
+        return _spread(_outer(g, read, weight), self.units, weight.shape, 1)
 
     def to_source(self, g: Tensor, own: Tensor, weight: Tensor) -> Tensor:
         """A[R, :]^T g[R], given ``own`` = g[R] (..., r): on all units, since the rows of those that sleep need it."""
@@ -135,13 +137,14 @@ class _Rows(torch.autograd.Function):
         if part.activation in SLOPE_ONE:
             slope = SLOPE_ONE[part.activation](z, 0, out=torch.empty_like(z))  # a float mask: as a bool it is slow
             z = z.clamp(min=0)
-        x = z.new_zeros(*z.shape[:-1], part.units)
-        opened = [] if gates is None else gates.tolist()
-        for gate, brought in zip(opened, skipped, strict=True):
-            x = x.add(brought, alpha=gate) if gate else x
-        ctx.part, ctx.gates, ctx.shapes = part, opened, [x.shape for x in sources]
+        ctx.part, ctx.gates, ctx.shapes = part, [] if gates is None else gates.tolist(), [x.shape for x in sources]
         ctx.save_for_backward(slope, *weights, *read, *skipped)
-        return _add(x, part.rows, z).movedim(-1, part.unit_axis)
+        x: Tensor | None = None
+        for gate, brought in zip(ctx.gates, skipped, strict=True):
+            if gate:
+                x = gate * brought if x is None else x.add_(brought, alpha=gate)
+        x = _spread(z, part.rows, (*z.shape[:-1], part.units)) if x is None else _add(x, part.rows, z)
+        return x.movedim(-1, part.unit_axis)
 
     @staticmethod
     @once_differentiable
@@ -160,14 +163,15 @@ class _Rows(torch.autograd.Function):
             if part.activation == "right_relu":
                 g = own if part.rows is None else g.index_add(-1, part.rows, own - before)
             else:  # relu has slope 0 at 0
-                g = _spread(own, part.rows, g)
+                g = _spread(own, part.rows, g.shape)
         to_bias = g.flatten(0, -2).sum(0) if next(needs) else None
         next(needs)
         members = list(zip(part.edges, weights, read, strict=True))
         to_weights = [edge.to_weight(g, x, A) if next(needs) else None for edge, A, x in members]
         to_sources: list[Tensor | None] = []
         for k, shape in enumerate(ctx.shapes):
-            terms = [edge.to_source(g, own, A) for edge, A, _ in members if edge.source == k and edge.rim is not None]
+            readers = [(edge, A) for edge, A, _ in members if edge.source == k and edge.rim is not None]
+            terms = [edge.to_source(g, own, A) for edge, A in readers] if next(needs) else []
             total = sum(terms[1:], terms[0]) if terms else g.new_zeros(()).expand(shape)
             to_sources.append(total.movedim(-1, part.unit_axis))
         return None, to_bias, to_gates, *to_weights, *to_sources, *to_skipped
@@ -196,9 +200,9 @@ def _add(x: Tensor, indices: Tensor | None, part: Tensor, axis: int = -1) -> Ten
     return x.add_(part) if indices is None else x.index_add_(axis, indices, part)
 
 
-def _spread(part: Tensor, indices: Tensor | None, whole: Tensor, axis: int = -1) -> Tensor:
-    """Zeros in the shape of ``whole``, with ``part`` at the indices."""
-    return part if indices is None else _add(torch.zeros_like(whole), indices, part, axis)
+def _spread(part: Tensor, indices: Tensor | None, shape: Sequence[int], axis: int = -1) -> Tensor:
+    """Zeros in this shape, with ``part`` at the indices."""
+    return part if indices is None else _add(part.new_zeros(shape), indices, part, axis)
 
 
 def _product(weight: Tensor, x: Tensor, groups: int = 1) -> Tensor:
