@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from nas.bregman import AdaBreg, LinBreg
 from nas.models.alive import active_rows, find_alive, spread
+from nas.models.alive_only import alive_only
 from nas.models.dag import DagNet
 from nas.penalised import Penalised
 from nas.search.data.batches import Batches
@@ -71,6 +72,8 @@ def search(
 ) -> Iterator[Snapshot]:
     """Train in place and yield one snapshot per epoch, without end; the caller stops, prints, saves.
 
+    Only what is alive is computed (`nas.models.alive_only`).
+
     Args:
         net: a sparsely started supernet.
         batches: function of the epoch that iterates over pairs (x, y) on the device of ``net``.
@@ -91,9 +94,10 @@ def search(
             loss_fn(net(x), y).backward()
         check_entry_times(optimizer, math.inf)
     watchdog = Watchdog(optimizer)
-    for epoch, loss in train(net, batches, optimizer, loss_fn, scheduler=scheduler, first_epoch=first_epoch):
-        watchdog.step(loss)
-        yield snapshot(net, epoch, loss)
+    with alive_only(net):
+        for epoch, loss in train(net, batches, optimizer, loss_fn, scheduler=scheduler, first_epoch=first_epoch):
+            watchdog.step(loss)
+            yield snapshot(net, epoch, loss)
 
 
 def train(
