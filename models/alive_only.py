@@ -25,9 +25,11 @@ def alive_only(net: DagNet) -> Iterator[None]:
     changes the weights, the next call of the network sees it.
 
     A network whose edges join some of the units of two nodes, as those of compact ones do, is computed densely, since
-    little in it is zero; and so is any within `torch.compile`. Gradients of gradients are not available.
+    little in it is zero; so is any on another device than a CPU, which would wait for the indices, and within
+    `torch.compile`. Gradients of gradients are not available.
     """
-    before, net.liveness = net.liveness, Liveness(net) if _joins_all(net) else None
+    on_cpu = all(p.device.type == "cpu" for p in net.parameters())
+    before, net.liveness = net.liveness, Liveness(net) if on_cpu and _joins_all(net) else None
     try:
         yield
     finally:
@@ -57,15 +59,14 @@ class Liveness:
     @torch.no_grad()
     def __call__(self) -> Mapping[str, LiveNode]:
         awake = torch.cat([part for node in self.net.named_nodes().values() for part in _largest(node)]).ne(0)
-        if self._awake is None or awake.device != self._awake.device or not torch.equal(awake, self._awake):
+        if self._awake is None or not torch.equal(awake, self._awake):
             nodes = self._find()
             parts = [part for node in nodes.values() for part in (node.rows, *node.projections.values())]
             self._awake, self._nodes = awake, nodes if any(part.saves for part in parts) else {}
         return self._nodes
 
     def _find(self) -> dict[str, LiveNode]:
-        device = next(self.net.parameters()).device
-        emits = {INPUT: torch.ones(self.net.plan.units[INPUT], dtype=torch.bool, device=device)}
+        emits = {INPUT: torch.ones(self.net.plan.units[INPUT], dtype=torch.bool)}
         nodes = {}
         for name, node in self.net.named_nodes().items():
             rows = node.bias.ne(0)
