@@ -15,6 +15,8 @@ from torch.nn.grad import conv2d_weight
 
 SLOPE_ONE = {"right_relu": torch.ge, "relu": torch.gt}  # where they have slope 1: at z >= 0, at z > 0; elsewhere 0
 
+LARGE = 3  # side of depthwise kernels above which their gradient is computed as a convolution
+
 
 @dataclass(frozen=True)
 class SparseEdge:
@@ -55,9 +57,7 @@ class SparseEdge:
         if _is_empty(self.units):
             return torch.zeros_like(weight)
         if self.depthwise:
-            return _spread(
-                _outer(_picked(g, self.units), read, weight, groups=read.shape[-1]), self.units, weight.shape, 0
-            )
+            return _spread(_channelwise_outer(_picked(g, self.units), read, weight), self.units, weight.shape, 0)
         return _spread(_outer(g, read, weight), self.units, weight.shape, 1)
 
     def to_source(self, g: Tensor, own: Tensor, weight: Tensor) -> Tensor:
@@ -94,8 +94,10 @@ class SparseRows:
 
     @property
     def saves(self) -> bool:
-        """Whether anything of it need not be computed."""
-        return self.rows is not None or any(edge.units is not None or edge.rim != 0 for edge in self.edges)
+        """Whether torch would take longer: parts need not be computed, or it is slow at depthwise kernels, and at the
+        slope of an activation on pictures."""
+        parts = any(edge.units is not None or edge.rim != 0 or edge.depthwise for edge in self.edges)
+        return parts or self.rows is not None or (self.activation in SLOPE_ONE and self.unit_axis == 1)
 
     def __call__(
         self,
@@ -213,14 +215,28 @@ def _product(weight: Tensor, x: Tensor, groups: int = 1) -> Tensor:
     return y.movedim(1, -1).reshape(*x.shape[:-1], len(weight))
 
 
-def _outer(g: Tensor, x: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
+def _outer(g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """g x^T: the gradient at (some of) ``weight``, between the units of ``x`` and ``g``."""
     if weight.ndim == 2:
         return g.flatten(0, -2).T @ x.flatten(0, -2)
-    shape = (g.shape[-1], x.shape[-1] // groups, *weight.shape[2:])
-    padding = weight.shape[-1] // 2
-    gradient: Tensor = conv2d_weight(_laid_out(x, weight), shape, _laid_out(g, weight), padding=padding, groups=groups)
+    shape = (g.shape[-1], x.shape[-1], *weight.shape[2:])
+    gradient: Tensor = conv2d_weight(_laid_out(x, weight), shape, _laid_out(g, weight), padding=weight.shape[-1] // 2)
     return gradient
+
+
+def _channelwise_outer(g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The same at depthwise kernels. With large ones torch takes long, so that this is a convolution of x with g: each
+    channel of each picture, b h w c -> h w (b c), with a kernel of its own."""
+    batch, height, width, units = x.shape
+    side = weight.shape[-1]
+    if side <= LARGE:
+        shape, pictures = (units, 1, side, side), x.movedim(-1, 1)
+        gradient: Tensor = conv2d_weight(pictures, shape, g.movedim(-1, 1), padding=side // 2, groups=units)
+        return gradient
+    pictures = x.permute(1, 2, 0, 3).reshape(1, height, width, batch * units).movedim(-1, 1)
+    kernels = g.movedim(-1, 1).reshape(batch * units, 1, height, width)
+    products = F.conv2d(pictures, kernels, padding=side // 2, groups=batch * units)
+    return products.reshape(batch, units, 1, side, side).sum(0)
 
 
 def _laid_out(x: Tensor, weight: Tensor) -> Tensor:
