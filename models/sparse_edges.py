@@ -49,7 +49,7 @@ class SparseEdge:
         """A[R, C] x[C] (..., r), of what was `read` of ``x`` (..., units)."""
         own = _picked(self._core(weight), self.rows, 0)
         if self.depthwise:
-            return _product(own, read if self.rows is self.units else _picked(x, self.rows), groups=len(own))
+            return _product(own, read if self.rows is self.units else _picked(x, self.rows), groups=own.shape[0])
         return _product(_picked(own, self.units, 1), read)
 
     def to_weight(self, g: Tensor, read: Tensor, weight: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class SparseEdge:
         """A[R, :]^T g[R], given ``own`` = g[R] (..., r): on all units, since the rows of those that sleep need it."""
         core = self._core(weight)
         if self.depthwise:
-            return _product(core.flip(2, 3), g, groups=len(core))
+            return _product(core.flip(2, 3), g, groups=core.shape[0])
         adjoint = _picked(core, self.rows, 0).transpose(0, 1)
         return _product(adjoint if adjoint.ndim == 2 else adjoint.flip(2, 3), own)
 
@@ -134,7 +134,7 @@ class _Rows(torch.autograd.Function):
         if bias is not None:
             terms.append(_picked(bias, part.rows, 0))
         total = sum(terms[1:], terms[0]) if terms else sources[0].new_zeros(())
-        z = total.expand(*sources[0].shape[:-1], part.units if part.rows is None else len(part.rows))
+        z = total.expand(*sources[0].shape[:-1], part.units if part.rows is None else part.rows.shape[0])
         slope = None
         if part.activation in SLOPE_ONE:
             slope = SLOPE_ONE[part.activation](z, 0, out=torch.empty_like(z))  # a float mask: as a bool it is slow
@@ -185,7 +185,7 @@ def _some(pieces: Iterator[Tensor], count: int) -> list[Tensor]:
 
 
 def _is_empty(indices: Tensor | None) -> bool:
-    return indices is not None and not len(indices)
+    return indices is not None and indices.shape[0] == 0
 
 
 def _picked(x: Tensor, indices: Tensor | None, axis: int = -1) -> Tensor:
@@ -193,7 +193,7 @@ def _picked(x: Tensor, indices: Tensor | None, axis: int = -1) -> Tensor:
     if indices is None:
         return x
     if axis == -1:  # of a matrix it takes half the time
-        return x.flatten(0, -2).index_select(-1, indices).reshape(*x.shape[:-1], len(indices))
+        return x.flatten(0, -2).index_select(-1, indices).reshape(*x.shape[:-1], indices.shape[0])
     return x.index_select(axis, indices)
 
 
@@ -210,9 +210,9 @@ def _spread(part: Tensor, indices: Tensor | None, shape: Sequence[int], axis: in
 def _product(weight: Tensor, x: Tensor, groups: int = 1) -> Tensor:
     """A x."""
     if weight.ndim == 2:
-        return F.linear(x.flatten(0, -2), weight).reshape(*x.shape[:-1], len(weight))
+        return F.linear(x.flatten(0, -2), weight).reshape(*x.shape[:-1], weight.shape[0])
     y = F.conv2d(_laid_out(x, weight), weight, padding=weight.shape[-1] // 2, groups=groups)
-    return y.movedim(1, -1).reshape(*x.shape[:-1], len(weight))
+    return y.movedim(1, -1).reshape(*x.shape[:-1], weight.shape[0])
 
 
 def _outer(g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
