@@ -58,7 +58,7 @@ class Liveness:
 
     @torch.no_grad()
     def __call__(self) -> Mapping[str, LiveNode]:
-        awake = torch.cat([part for node in self.net.named_nodes().values() for part in _largest(node)]).ne(0)
+        awake = torch.cat([part for node in self.net.named_nodes().values() for part in _extremes(node)]).ne(0)
         if self._awake is None or not torch.equal(awake, self._awake):
             nodes = self._find()
             parts = [part for node in nodes.values() for part in (node.rows, *node.projections.values())]
@@ -96,14 +96,13 @@ def _joins_all(net: DagNet) -> bool:
     return all(part is None for part in some)
 
 
-def _largest(node: DagNode) -> Iterator[Tensor]:
-    """The largest magnitude in each row and each place of a growing kernel; the biases and gates."""
-    for edge, weight in node.weighted_edges():
-        magnitudes = weight.abs()
-        yield magnitudes.flatten(1).amax(1)
-        if edge.core is not None:
-            yield magnitudes.amax((0, 1)).flatten()
-    yield from (matrix.abs().amax(1) for matrix in node.projections.values())
+def _extremes(node: DagNode) -> Iterator[Tensor]:
+    """The largest and the smallest weight in each row and at each place of a growing kernel; the biases and gates."""
+    weights = [*(weight for _, weight in node.weighted_edges()), *node.projections.values()]
+    for rows in (weight.flatten(1) for weight in weights):
+        yield from (rows.amax(1), rows.amin(1))
+    for weight in (weight for edge, weight in node.weighted_edges() if edge.core is not None):
+        yield from (weight.amax((0, 1)).flatten(), weight.amin((0, 1)).flatten())
     yield from (node.bias, node.gates)
 
 
