@@ -58,7 +58,7 @@ class Liveness:
 
     @torch.no_grad()
     def __call__(self) -> Mapping[str, LiveNode]:
-        awake = torch.cat([part for node in self.net.named_nodes().values() for part in _extremes(node)]).ne(0)
+        awake = torch.cat([part for node in self.net.named_nodes().values() for part in _magnitudes(node)]).ne(0)
         if self._awake is None or not torch.equal(awake, self._awake):
             nodes = self._find()
             parts = [part for node in nodes.values() for part in (node.rows, *node.projections.values())]
@@ -71,7 +71,7 @@ class Liveness:
         for name, node in self.net.named_nodes().items():
             rows = node.bias.ne(0)
             for edge, weight in node.weighted_edges():
-                own = _nonzero_rows(weight)
+                own = _largest_of_rows(weight).ne(0)
                 rows = rows | (own & emits[edge.source] if edge.operation == DEPTHWISE else own)
             whole = _sparse_rows(node, list(node.weighted_edges()), rows, emits, node.plan.activation)
             emits[name], projections = rows, {}
@@ -79,7 +79,7 @@ class Liveness:
                 if gate:
                     emits[name] = emits[name] | emits[skip.source]
             for source, matrix in node.projections.items():
-                own = _nonzero_rows(matrix)
+                own = _largest_of_rows(matrix).ne(0)
                 projections[source] = _sparse_rows(node, [(Edge(source), matrix)], own, emits, "identity")
                 emits[name] = emits[name] | own
             nodes[name] = LiveNode(whole, projections)
@@ -96,19 +96,23 @@ def _joins_all(net: DagNet) -> bool:
     return all(part is None for part in some)
 
 
-def _extremes(node: DagNode) -> Iterator[Tensor]:
-    """The largest and the smallest weight in each row and at each place of a growing kernel; the biases and gates."""
-    weights = [*(weight for _, weight in node.weighted_edges()), *node.projections.values()]
-    for rows in (weight.flatten(1) for weight in weights):
-        yield from (rows.amax(1), rows.amin(1))
-    for weight in (weight for edge, weight in node.weighted_edges() if edge.core is not None):
-        yield from (weight.amax((0, 1)).flatten(), weight.amin((0, 1)).flatten())
-    yield from (node.bias, node.gates)
+def _magnitudes(node: DagNode) -> Iterator[Tensor]:
+    """Numbers of which it matters whether they are zero: the largest of each row and each place of a growing kernel,
+    the gates, and of each bias and its rows together, so that a bias which joins an alive row changes nothing."""
+    joint = node.bias.abs()
+    for edge, weight in node.weighted_edges():
+        rows = _largest_of_rows(weight)
+        joint = joint if edge.operation == DEPTHWISE else joint.maximum(rows)
+        yield rows
+        if edge.core is not None:
+            yield weight.amax((0, 1)).maximum(-weight.amin((0, 1))).flatten()
+    yield from map(_largest_of_rows, node.projections.values())
+    yield from (joint, node.gates)
 
 
-def _nonzero_rows(weight: Tensor) -> Tensor:
-    """A mask."""
-    return weight.ne(0).flatten(1).any(1)
+def _largest_of_rows(weight: Tensor) -> Tensor:
+    rows = weight.flatten(1)
+    return rows.amax(1).maximum(-rows.amin(1))  # without a copy of the weights
 
 
 def _sparse_rows(
