@@ -1,10 +1,11 @@
 """Training steps of supernets on what is alive beside dense ones: forward and backward, and with the optimiser's step.
 
 Also how the time grows with the units that are alive, and a step of the package bregman-learning on the dense network,
-if it is installed (pip install 'bregman-nas[bench]')."""
+if it is installed (pip install 'bregman-nas[bench]'). CPU time on one core, so that other programs count little."""
 
 import copy
 import math
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -29,7 +30,7 @@ from nas.models import (
 DENSITIES = (0.1, 0.2, 0.3, 0.6, 1.0)
 SUPERNETS: dict[str, tuple[Callable[[], DagNet], tuple[int, ...]]] = {
     "MNIST, 6 x 784 neurons": (skip_autoencoder, (128, 1, 28, 28)),
-    "3 x 2048 neurons": (lambda: mlp(1024, widths=(2048, 2048), patch=None), (128, 1024)),
+    "2 x 2048 neurons": (lambda: mlp(1024, widths=(2048, 2048), patch=None), (128, 1024)),
     "separable, 64 channels, 8 blocks": (lambda: separable_autoencoder(width=64, depth=8), (16, 1, 48, 48)),
     "separable, of make demo": (separable_autoencoder, (8, 1, 48, 48)),
     "mixed": (mixed_autoencoder, (8, 1, 48, 48)),
@@ -41,6 +42,7 @@ SUPERNETS: dict[str, tuple[Callable[[], DagNet], tuple[int, ...]]] = {
 
 def main() -> None:
     torch.set_flush_denormal(True)
+    torch.set_num_threads(1)
     print(f"{'dense / alive only':<36}{'alive':>8}{'dense':>12}{'alive only':>12}{'ratio':>8}{'with step':>12}")
     for name, (make, shape) in SUPERNETS.items():
         for density in DENSITIES:
@@ -62,7 +64,7 @@ def main() -> None:
 
 
 def _race(make: Callable[[], DagNet], x: Tensor, density: float, rounds: int) -> dict[str, float]:
-    """Median seconds of forward and backward, dense and on what is alive, and of the optimiser's step."""
+    """Median CPU seconds of forward and backward, dense and on what is alive, and of the optimiser's step."""
     torch.manual_seed(0)
     net = make()
     sparse_start(net, density)
@@ -78,7 +80,7 @@ def _race(make: Callable[[], DagNet], x: Tensor, density: float, rounds: int) ->
             "alive only": lambda: _gradients(net, x),
             "step": optimizer.step,
         }
-        return medians(steps | rivals, rounds)
+        return medians(steps | rivals, rounds, time.process_time)
 
 
 def _gradients(net: DagNet, x: Tensor) -> None:
