@@ -63,7 +63,7 @@ class SparseEdge:
         return _spread(_outer(g, read, weight, grid), self.units, weight.shape)
 
     def to_source(self, g: Tensor, own: Tensor, weight: Tensor, grid: torch.Size) -> Tensor:
-        """A[R, :]^T g[R], given ``own`` = g[R] (positions, r): on all units, as the rows of those that sleep need it."""
+        """A[R, :]^T g[R], given ``own`` = g[R] (positions, r): on all units, for the rows of those that sleep."""
         core = self._core(weight)
         if self.depthwise:
             return _product(core.flip(2, 3), g, grid, groups=core.shape[0])
