@@ -29,6 +29,7 @@ check: .venv/.dev  ## formatting, lint, types
 
 bench: .venv/.dev  ## speed, side by side, as ratios
 	$(BIN)/python -m benchmarks.optimizers
+	$(BIN)/python -m benchmarks.alive
 	$(BIN)/python -m benchmarks.inference
 
 .venv/.core: pyproject.toml constraints.txt

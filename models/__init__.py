@@ -1,6 +1,7 @@
 """Networks that can be searched: the DAG supernetwork, its recipes, and the compact network inside one."""
 
 from nas.models.alive import Alive, find_alive
+from nas.models.alive_only import alive_only
 from nas.models.classics import (
     CLASSICS,
     RightReLU,
@@ -40,6 +41,7 @@ __all__ = [
     "Plan",
     "RightReLU",
     "Skip",
+    "alive_only",
     "compact",
     "conv_skip_autoencoder",
     "dense_conv",

@@ -27,6 +27,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from nas import param_groups, sparse_start
 from nas.bregman import Bregman
 from nas.files import LOCK, alone, is_tidy, remove, write_text
+from nas.models.alive_only import alive_only
 from nas.models.compact import alive_plan, compact
 from nas.models.dag import DagNet
 from nas.models.price import prices, total
@@ -291,7 +292,8 @@ class Search:
             self.optimizer.step()
 
         assert isinstance(self.optimizer, Bregman)
-        calibrate(self.net, self.optimizer, train_step, steps=TRIAL_STEPS, fraction=TRIAL_FRACTION)
+        with alive_only(self.net):
+            calibrate(self.net, self.optimizer, train_step, steps=TRIAL_STEPS, fraction=TRIAL_FRACTION)
         too_early = EARLIEST * self.run.config.learning_rate / self.lam
         if too_early > 1:
             for group in self.optimizer.param_groups:
