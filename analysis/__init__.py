@@ -10,6 +10,7 @@ from nas.analysis.extraction.changes import changes, describe_changes
 from nas.analysis.extraction.extract import extract
 from nas.analysis.extraction.verify import verify
 from nas.analysis.latency import latency
+from nas.analysis.share import skip_shares
 from nas.analysis.structure import Structure, similarity, structure
 from nas.analysis.topology import topology
 
@@ -29,6 +30,7 @@ __all__ = [
     "latency",
     "read_graph",
     "similarity",
+    "skip_shares",
     "structure",
     "topology",
     "verify",

@@ -37,14 +37,17 @@ def perform(options: Namespace) -> Result:
     net = run.supernet(chosen.snapshot.epoch)
     history = points[: chosen.snapshot.epoch + 1]
     born, died = births(history), deaths(history)
-    files = _draw(run, topology(net, options.level, births=born, deaths=died), points, chosen)
+    graph = topology(net, options.level, births=born, deaths=died)
+    shares = skip_shares(net, [example.observed for example in run.validation(run.data())])
+    if options.level == "node":
+        nx.set_edge_attributes(graph, shares, "share")
+    files = _draw(run, graph, points, chosen)
 
     last, metric = points[-1].snapshot.epoch, run.config.headline
     state = "" if last >= run.config.epochs else f" (the search stopped after epoch {last} of {run.config.epochs})"
     print(f"{run.folder}: epoch {chosen.snapshot.epoch}{state}, validation {metric.text(chosen.headline)}\n")
     _print_nodes(net.plan.units, chosen, born, died)
     _print_kernels(kernel_history(history))
-    shares = skip_shares(net, [example.observed for example in run.validation(run.data())])
     _print_skips(chosen, shares)
     whole, small, full = structure(topology(net)), cost(compact(net)), cost(net)
     _print_structure(whole)
