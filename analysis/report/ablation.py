@@ -36,7 +36,9 @@ class Loss:
 
 
 @torch.no_grad()
-def ablate(net: DagNet, loss_fn: LossFunction, probe: tuple[Tensor, Tensor], most: int = MOST) -> tuple[list[Loss], int]:
+def ablate(
+    net: DagNet, loss_fn: LossFunction, probe: tuple[Tensor, Tensor], most: int = MOST
+) -> tuple[list[Loss], int]:
     """Set each part to zero for a while and measure.
 
     Args:

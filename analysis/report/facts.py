@@ -52,8 +52,8 @@ def _words(found: dict[str, Any]) -> list[str]:
         else "The certificate does NOT hold: the compact network differs from the searched one."
     )
     compared = (
-        f"Compared on {found['num_random']} random inputs and {found['num_given']} held-out pictures, the outputs differ "
-        f"by at most {number('max_abs_float32')} in single precision and {number('max_abs_float64')} in double "
+        f"Compared on {found['num_random']} random inputs and {found['num_given']} held-out pictures, the outputs "
+        f"differ by at most {number('max_abs_float32')} in single precision and {number('max_abs_float64')} in double "
         f"precision; they are as large as {number('max_output')}."
     )
     nodes = [each["max_abs_float32"] for each in found["nodes"].values()]
@@ -99,5 +99,5 @@ def surroundings() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    machine = f"{platform.system()} {platform.machine()}, cores: {os.cpu_count()}, threads: {torch.get_num_threads()}"
     return {**found, "machine": machine}

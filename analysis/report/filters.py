@@ -31,9 +31,7 @@ def filter_pictures(net: DagNet) -> list[dict[str, Any]]:
                 title = f"{edge.source} to {name}: {n} {what}, {height} x {width}{more}"
                 page = tiles(kernels[:MOST].detach().float())
                 scale = max(2, 42 // height) if height < 28 else 2
-                found.append(
-                    {"title": title, "uri": png_uri(to_uint8(page)), "width": scale * page.shape[1]}
-                )
+                found.append({"title": title, "uri": png_uri(to_uint8(page)), "width": scale * page.shape[1]})
     if not found:
         raise ValueError("The first layer has no weights that would make a picture.")
     return found[:MOST_EDGES]

@@ -48,8 +48,8 @@ def tested(run: Run) -> dict[str, Any]:
     """What nas retrain measured on the held-out pictures: the network, others of its size, classical methods.
 
     Returns:
-        "networks" with title, params, score and spread (None without seeds) and "lines", scores by title, such as of
-        classical methods.
+        "networks" with title, params, score and spread (None without seeds); scores by title of what is there without
+        a network, "trivial", and of classical methods, "lines"; and the score of the network now and "before".
 
     Raises:
         ValueError: there is no result yet, or it is damaged.
@@ -68,11 +68,17 @@ def tested(run: Run) -> dict[str, Any]:
             for name, score in result.items()
             if name.startswith(f"{key}_") and name != before
         }
-        lines = {**trivial, **{name: float(score) for name, score in result["baselines"].items()}}
+        lines = {name: float(score) for name, score in result["baselines"].items()}
         finite = all(math.isfinite(each["score"]) for each in networks)
         if not finite:
             raise ValueError("its scores are not finite")
-        return {"networks": networks, "lines": lines, "before": float(result[before]), "score": float(result[key])}
+        return {
+            "networks": networks,
+            "trivial": trivial,
+            "lines": lines,
+            "before": float(result[before]),
+            "score": float(result[key]),
+        }
     except (KeyError, TypeError, ValueError) as problem:
         raise ValueError(f"{run.folder / RETRAINED}/result.json is damaged: {problem}") from None
 

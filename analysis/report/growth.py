@@ -22,7 +22,7 @@ from nas.search.run import METRICS, Run
 
 MOST_FRAMES = 200
 MOST_MEASURED = 40  # networks whose shares of the signal are measured
-CROP = 64  # side of the pictures that they are measured on
+CROP = 96  # side of the pictures that they are measured on
 Gates = dict[tuple[str, str], tuple[float, float | None]]  # gate and share of the signal, by (source, target)
 
 
@@ -32,7 +32,7 @@ class Frame:
 
     Attributes:
         point: of the path.
-        units: number of alive units of every node, "in" and "out" included.
+        units: number of alive units of every node, "in" and "out" included; what skips alone bring is not counted.
         operations: what the edges between two nodes do, such as "1x1 + 5x5 depthwise", by (source, target).
         skips: their gates and shares; of trunks too, but for points that were not measured before the first that was.
         events: what came and went since the frame before, in words.
@@ -78,11 +78,9 @@ def whole_graph(plan: Plan) -> nx.DiGraph:
 
 
 def shown_points(points: Sequence[Point], last_of_search: int) -> list[Point]:
-    """All points of a path that is not too long, else evenly spaced ones; the end of the search and the front always."""
-    every = math.ceil(len(points) / MOST_FRAMES)
-    return [
-        point for k, point in enumerate(points) if k % every == 0 or point.snapshot.epoch >= min(last_of_search, k)
-    ] if every > 1 else list(points)
+    """All points of a short path, else evenly spaced ones; the end of the search and the front always."""
+    every = max(1, math.ceil(len(points) / MOST_FRAMES))
+    return [point for k, point in enumerate(points) if k % every == 0 or point.snapshot.epoch >= last_of_search]
 
 
 def frames(run: Run, points: Sequence[Point], inputs: Sequence[Tensor]) -> list[Frame]:
@@ -100,9 +98,9 @@ def frames(run: Run, points: Sequence[Point], inputs: Sequence[Tensor]) -> list[
         if _has_skips(plan) and (k % every == 0 or point.snapshot.epoch > run.config.epochs):
             gates = _measured(run.supernet(point.snapshot.epoch), inputs)
         units, operations = _units(plan, point.snapshot), _operations(plan, point.snapshot)
-        shown = {arc: each for arc, each in gates.items() if arc[0] in units and arc in _trunks(plan)}
+        shown = {arc: each for arc, each in gates.items() if arc in _trunks(plan) and units[arc[0]]}
         shown |= {arc: (gate, gates.get(arc, (0.0, None))[1]) for arc, gate in point.snapshot.skips.items()}
-        frame = Frame(point, units, operations, {arc: each for arc, each in shown.items() if units[arc[1]]}, ())
+        frame = Frame(point, units, operations, shown, ())
         found.append(Frame(**{**vars(frame), "events": _events(found[-1], frame) if found else ()}))
     return found
 

@@ -36,8 +36,9 @@ def tiles(filters: Tensor, columns: int = 16) -> Tensor:
     if channels == 3:
         colours = 0.5 + scaled / 2
     else:
-        ends = torch.where(scaled[:, :1] > 0, *(torch.tensor(end)[:, None, None] for end in (BLUE, VERMILION)))
-        colours = torch.tensor(PAPER)[:, None, None].lerp(ends, scaled[:, :1].abs())
+        blue, paper, vermilion = (torch.tensor(each)[:, None, None] for each in (BLUE, PAPER, VERMILION))
+        weight = scaled[:, :1]
+        colours = paper + weight.clamp_min(0) * (blue - paper) - weight.clamp_max(0) * (vermilion - paper)
     columns = min(columns, n)
     rows = -(-n // columns)
     page = torch.zeros(rows, columns, 4, h + 1, w + 1)

@@ -24,7 +24,6 @@ from nas.search.run import Run
 from nas.search.tasks.restoration import Restoration
 from nas.search.tasks.task import Example
 
-
 TEMPLATE = "page.html"
 PROBED = 64  # held-out examples, at most, on which parts are measured
 MOST_DRAWN = 8  # networks of a comparison
@@ -54,6 +53,7 @@ def report(runs: Sequence[Run]) -> str:
         loader=PackageLoader("nas.analysis.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     page = one_run(runs[0]) if len(runs) == 1 else several_runs(runs)
     return environment.get_template(TEMPLATE).render(page=page, style=STYLE)
 
@@ -64,7 +64,11 @@ def one_run(run: Run) -> Section:
         "title": run.folder.resolve().name,
         "kind": "run",
         "metric": vars(run.config.headline),
-        "made": {"command": facts.command(run.config), "config": run.config.to_yaml(), **{"with": facts.surroundings()}},
+        "made": {
+            "command": facts.command(run.config),
+            "config": run.config.to_yaml(),
+            **{"with": facts.surroundings()},
+        },
     }
     try:
         points = run.points()
@@ -223,7 +227,9 @@ def _ablation(run: Run, chosen: Point, data: Pictures) -> Section:
     side = f" of {CROP} x {CROP} pixels" if isinstance(task, Restoration) else ""
     return {
         "nodes": by_node(losses),
-        "arcs": [{"name": each.name, "kind": each.kind, "growth": 100 * each.growth, "saved": each.saved} for each in others],
+        "arcs": [
+            {"name": each.name, "kind": each.kind, "growth": 100 * each.growth, "saved": each.saved} for each in others
+        ],
         "measured": len(losses),
         "parts": parts,
         "probe": f"{len(probe[0])} validation pictures{side}",
