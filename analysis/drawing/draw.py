@@ -7,11 +7,23 @@ of the signal, blue if they add and vermilion and dashed if they subtract.
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import networkx as nx
 
-from nas.analysis.drawing.layout import BOX_HEIGHT, BOX_WIDTH, FONT, Arc, Box, branches, has_weights, layout, skip_words
+from nas.analysis.drawing.layout import (
+    BOX_HEIGHT,
+    BOX_WIDTH,
+    FONT,
+    MARGIN,
+    Arc,
+    Box,
+    Layout,
+    branches,
+    has_weights,
+    layout,
+    skip_words,
+)
 from nas.analysis.drawing.svg import ALIVE, GHOST, INK, NEGATIVE, PAPER, POSITIVE, WEIGHT, to_svg
 from nas.files import replacing, write_text
 
@@ -51,7 +63,7 @@ def draw(graph: nx.DiGraph, path: Path | str, *, engine: str = BUILTIN) -> None:
     elif path.suffix == ".svg":
         write_text(path, to_svg(layout(graph)))
     else:
-        replacing(path, lambda temporary: _paint_nodes(graph, temporary))
+        replacing(path, lambda temporary: paint(layout(graph), temporary))
 
 
 def to_dot(graph: nx.DiGraph) -> str:
@@ -107,19 +119,27 @@ def _by_dot(graph: nx.DiGraph, path: Path) -> None:
     path.write_bytes(graphviz.Source(to_dot(graph)).pipe(format=path.suffix[1:]))
 
 
-def _paint_nodes(graph: nx.DiGraph, path: Path) -> None:
-    """The layout by matplotlib, for formats that are no text."""
+def paint(drawing: Layout, target: Path | IO[bytes], *, caption: str = "", scale: float = 2.0) -> None:
+    """A layout by matplotlib, for formats that are no text.
+
+    Args:
+        drawing: the layout.
+        target: file to write; its suffix names the format. Or an open one, which becomes a PNG.
+        caption: a line below the drawing.
+        scale: pixels per unit of the layout.
+    """
     from matplotlib.figure import Figure
 
-    drawing = layout(graph)
-    figure = Figure(figsize=(drawing.width / POINTS, drawing.height / POINTS), facecolor=PAPER)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, drawing.width), ylim=(drawing.height, 0))
+    height = drawing.height + (2 * FONT if caption else 0)
+    figure = Figure(figsize=(drawing.width / POINTS, height / POINTS), facecolor=PAPER)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, drawing.width), ylim=(height, 0))
     axes.set_axis_off()
     for arc in drawing.arcs:
         _paint_arc(axes, arc)
     for box in drawing.boxes:
         _paint_box(axes, box)
-    figure.savefig(path, dpi=2 * POINTS)
+    axes.text(MARGIN, drawing.height + FONT, caption, fontsize=FONT, color=INK)
+    figure.savefig(target, dpi=scale * POINTS)
 
 
 def _paint_arc(axes: Any, arc: Arc) -> None:

@@ -11,6 +11,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
+from nas.analysis.drawing.layout import has_weights
 from nas.analysis.share import skip_shares
 from nas.analysis.topology import topology
 from nas.models.alive import find_alive
@@ -72,7 +73,7 @@ def whole_graph(plan: Plan) -> nx.DiGraph:
         p.detach().fill_(1.0)
     graph = topology(net)
     for *_, arc in graph.edges(data=True):
-        if arc["gate"] != 0 and arc["norm"] == 0:
+        if arc["gate"] != 0 and (arc["norm"] == 0 or has_weights(arc)):  # and no block, whose gate is its norm
             arc |= {"gate": -0.88, "share": 0.88}
     return graph
 
