@@ -214,6 +214,35 @@ def test_the_command(place, copied, capsys, monkeypatch, tmp_path):
         assert problem in error and error.count("\n") == 1
 
 
+def test_a_live_report_changes_nothing_and_ends_complete(place, tmp_path, monkeypatch):
+    written = []
+
+    def write(runs, path, *, refresh=None):
+        write_report(runs, path, refresh=refresh)
+        written.append(path.read_text())
+
+    monkeypatch.setattr("nas.cli.search.write_report", write)
+    monkeypatch.setattr("nas.cli.search.PATIENCE", 0)
+    run = tmp_path / "run"
+    assert main(["search", *OPTIONS, f"--data-root={place / 'data'}", f"--out={run}", "--live"]) == 0
+    assert len(written) == 7  # four epochs, two networks of the front, and the end
+    assert all('http-equiv="refresh"' in page for page in written[:-1])
+    assert "The search goes on" in written[0] and "Shown when the search has ended." in written[0]
+    assert 'http-equiv="refresh"' not in written[-1] and "Shown when" not in written[-1]
+    plain, live = (
+        [{**json.loads(line), "seconds": 0} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (place / EVIL, run)
+    )
+    assert plain == live
+
+
+def test_the_film(place, copied):
+    assert main(["show", str(copied), "--film"]) == 0
+    with Image.open(copied / "growth.gif") as film:
+        assert film.n_frames == 6  # the start, four epochs, and the recommended network
+        assert film.info["duration"] == 250
+
+
 def test_the_exact_command():
     assert command(SearchConfig()) == "nas search"
     config = SearchConfig(sigma=15.0, model_options={"depth": 3}, seed=4)

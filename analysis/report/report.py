@@ -30,7 +30,7 @@ MOST_DRAWN = 8  # networks of a comparison
 Section = dict[str, Any]
 
 
-def write_report(runs: Sequence[Run], path: Path) -> None:
+def write_report(runs: Sequence[Run], path: Path, *, refresh: int | None = None) -> None:
     """Write one self-contained HTML file: what a search did and found, or several searches beside each other.
 
     What a run doesn't have yet, or what is damaged, is said on the page in its place.
@@ -38,14 +38,16 @@ def write_report(runs: Sequence[Run], path: Path) -> None:
     Args:
         runs: one or more.
         path: file to write.
+        refresh: of a run that goes on: the page loads itself anew every so many seconds, and has no sections that take
+            long to make.
 
     Raises:
         OSError: the file cannot be written.
     """
-    write_text(path, report(runs))
+    write_text(path, report(runs, refresh))
 
 
-def report(runs: Sequence[Run]) -> str:
+def report(runs: Sequence[Run], refresh: int | None = None) -> str:
     """The page of `write_report`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -54,12 +56,18 @@ def report(runs: Sequence[Run]) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    page = one_run(runs[0]) if len(runs) == 1 else several_runs(runs)
-    return environment.get_template(TEMPLATE).render(page=page, style=STYLE)
+    with torch.random.fork_rng(devices=[]):  # a search that goes on draws as if nobody had looked
+        page = one_run(runs[0], live=refresh is not None) if len(runs) == 1 else several_runs(runs)
+    return environment.get_template(TEMPLATE).render(page=page, style=STYLE, refresh=refresh)
 
 
-def one_run(run: Run) -> Section:
-    """What the page of a run shows, as plain data; sections that cannot be made hold a sentence, "missing"."""
+def one_run(run: Run, *, live: bool = False) -> Section:
+    """What the page of a run shows, as plain data; sections that cannot be made hold a sentence, "missing".
+
+    Args:
+        run: any run.
+        live: leave out what takes long.
+    """
     page: Section = {
         "title": run.folder.resolve().name,
         "kind": "run",
@@ -84,7 +92,7 @@ def one_run(run: Run) -> Section:
     shown = {
         "metric": vars(run.config.headline),
         "totals": run.blank.plan.units,
-        "picked": chosen.snapshot.epoch,
+        "picked": points[-1].snapshot.epoch if live else chosen.snapshot.epoch,
         "frames": growth.pop("frames", []),
         "curves": _section(lambda: curves(run, searched)),
         "front": front.get("rows", []),
@@ -97,9 +105,9 @@ def one_run(run: Run) -> Section:
         "growth": growth,
         "front": front,
         "test": test,
-        "pictures": _section(lambda: held_out_pictures(run, _needed(data))),
+        "pictures": _section(lambda: held_out_pictures(run, _needed(data)), later=live),
         "filters": _section(lambda: {"pictures": filter_pictures(_compact(run, chosen))}),
-        "ablation": _section(lambda: _ablation(run, chosen, _needed(data))),
+        "ablation": _section(lambda: _ablation(run, chosen, _needed(data)), later=live),
         "certificate": _section(lambda: facts.certificate(run)),
         "costs": _section(lambda: {"rows": facts.costs(run.blank, _compact(run, chosen))}),
         "data": shown,
@@ -135,8 +143,10 @@ def several_runs(runs: Sequence[Run]) -> Section:
     }
 
 
-def _section(make: Callable[[], Section]) -> Section:
+def _section(make: Callable[[], Section], *, later: bool = False) -> Section:
     """A section, or why there is none."""
+    if later:
+        return {"missing": "Shown when the search has ended."}
     try:
         return make()
     except (ValueError, OSError) as problem:
