@@ -44,7 +44,7 @@ def certificate(run: Run) -> dict[str, Any]:
 
 def _words(found: dict[str, Any]) -> list[str]:
     def number(name: str) -> str:
-        return "not finite" if found[name] is None else "0" if found[name] == 0 else f"{found[name]:.1e}"
+        return "not finite" if found[name] is None else f"{found[name]:.2g}"
 
     verdict = (
         "The certificate holds: the compact network computes the same function as the searched one."

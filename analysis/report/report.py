@@ -27,6 +27,7 @@ from nas.search.tasks.task import Example
 TEMPLATE = "page.html"
 PROBED = 64  # held-out examples, at most, on which parts are measured
 MOST_DRAWN = 8  # networks of a comparison
+MOST_NAMED = 4  # runs in its title
 Section = dict[str, Any]
 
 
@@ -126,7 +127,7 @@ def several_runs(runs: Sequence[Run]) -> Section:
     readable = {name: run for name, run in named.items() if name in chosen}
     metrics = {run.config.headline for run in readable.values()}
     return {
-        "title": ", ".join(named),
+        "title": ", ".join(named) if len(named) <= MOST_NAMED else f"{len(named)} runs",
         "kind": "comparison",
         "names": list(named),
         "unreadable": missing,
@@ -215,7 +216,9 @@ def _compact(run: Run, chosen: Point) -> Any:
 def _data(run: Run) -> Pictures | str:
     """The data of a run, or why they cannot be read."""
     try:
-        return run.data()
+        data = run.data()
+        run.validation(data)  # that they suit the task
+        return data
     except (ValueError, OSError) as problem:
         return f"The data of this run cannot be read here: {problem}"
 
