@@ -1,5 +1,6 @@
 """nas report: one file that says what was found, and what is not there yet."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -221,8 +222,8 @@ def test_a_live_report_changes_nothing_and_ends_complete(place, tmp_path, monkey
         write_report(runs, path, refresh=refresh)
         written.append(path.read_text())
 
-    monkeypatch.setattr("nas.cli.search.write_report", write)
-    monkeypatch.setattr("nas.cli.search.PATIENCE", 0)
+    monkeypatch.setattr("nas.cli.watch.write_report", write)
+    monkeypatch.setattr("nas.cli.watch.PATIENCE", 0)
     run = tmp_path / "run"
     assert main(["search", *OPTIONS, f"--data-root={place / 'data'}", f"--out={run}", "--live"]) == 0
     assert len(written) == 7  # four epochs, two networks of the front, and the end
@@ -234,6 +235,27 @@ def test_a_live_report_changes_nothing_and_ends_complete(place, tmp_path, monkey
         for folder in (place / EVIL, run)
     )
     assert plain == live
+
+
+def test_a_logger_that_is_not_installed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["search", *OPTIONS, f"--out={tmp_path / 'run'}", "--logger=tensorboard"]) == 2
+    assert "tensorboard is not installed: pip install tensorboard" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_tensorboard(place, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    command = ["search", *OPTIONS, f"--data-root={place / 'data'}", f"--out={run}", "--logger=tensorboard"]
+    for more in ([], ["--force"]):
+        assert main([*command, *more]) == 0
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("psnr")] == [1, 2, 3, 4, 5, 6]
+    psnr = [point.headline for point in Run.open(run).points()][1:]
+    assert [event.value for event in events.Scalars("psnr")] == pytest.approx(psnr)
 
 
 def test_the_film(place, copied):

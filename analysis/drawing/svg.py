@@ -42,9 +42,10 @@ def to_svg(drawing: Layout, *, standalone: bool = True) -> str:
     width, height = drawing.width, drawing.height
     head = '<?xml version="1.0" encoding="utf-8"?>\n' if standalone else ""
     size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
+    narrowest = "" if standalone else f' style="min-width: min(20rem, {width:.0f}px)"'  # in a page that is narrower
     names = ", ".join(box.name for box in drawing.boxes)
     parts = [
-        f'{head}<svg xmlns="http://www.w3.org/2000/svg" class="net" role="img" {size} '
+        f'{head}<svg xmlns="http://www.w3.org/2000/svg" class="net" role="img" {size}{narrowest} '
         f'aria-label="{escape(f"network of the nodes {names}")}">',
         f"<style>{STYLE}.net {{ background: var(--paper); }}</style>" if standalone else "",
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '

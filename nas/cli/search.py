@@ -1,7 +1,6 @@
 """``nas search``; and how a search runs to its end, which `nas.cli.resume` shares."""
 
 import sys
-import time
 import warnings
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,15 +9,12 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from nas.analysis.report.report import write_report
-from nas.cli.shared import REPORT, Result, make_parser, sizes
+from nas.cli.shared import Result, make_parser, sizes
+from nas.cli.watch import Watch, add_watching, check_watching, watching
 from nas.search.config import SearchConfig
 from nas.search.path import Point
 from nas.search.run import Run, Search
 from nas.search.tasks.task import Metric, score_trivial
-
-REFRESH = 5  # seconds
-PATIENCE = 10
 
 
 def parser() -> ArgumentParser:
@@ -26,7 +22,7 @@ def parser() -> ArgumentParser:
     parser.add_class_arguments(SearchConfig)
     parser.add_argument("--out", type=Path, help="run folder to make (default: runs/TASK-DATA)")
     parser.add_argument("--force", action="store_true", help="replace the run that is in the folder")
-    add_live(parser)
+    add_watching(parser)
     parser.add_argument("--download", action="store_true", help="fetch a data set that is missing")
     return parser
 
@@ -36,23 +32,19 @@ def perform(options: Namespace) -> Result:
     if config.data_root is not None:  # later verbs may be called from another folder
         config = replace(config, data_root=config.data_root.resolve())
     run = Run(options.out or Path("runs") / f"{config.task}-{config.data}", config)
-    return run_to_the_end(Search(run, force=options.force, download=options.download), live=options.live)
+    check_watching(options)
+    engine = Search(run, force=options.force, download=options.download)
+    with watching(engine.run, options, fresh=True) as watch:
+        return run_to_the_end(engine, watch)
 
 
-def add_live(parser: ArgumentParser) -> None:
-    """The option ``--live``."""
-    parser.add_argument(
-        "--live", action="store_true", help=f"keep {REPORT} in the run folder current; open it in a browser and watch"
-    )
-
-
-def run_to_the_end(engine: Search, *, live: bool = False) -> Result:
-    """Search with a progress bar, and say what was picked; ``live``: with a report that is kept current."""
+def run_to_the_end(engine: Search, watch: Watch) -> Result:
+    """Search with a progress bar, and say what was picked."""
     run, metric = engine.run, engine.task.metrics[0]
     name, before = score_trivial(engine.validation, engine.task)
     _announce(engine)
     print(f"at the start {_alive(engine.points[0], run)}; {name} in validation: {metric.text(before[metric.key])}")
-    _iterate(engine, _Live(run) if live else None)
+    _iterate(engine, watch)
     chosen = run.choose()
     picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
     print(f"picked {_when(chosen.snapshot.epoch, run.config.epochs)}: {picked}")
@@ -81,24 +73,7 @@ def _announce(engine: Search) -> None:
         )
 
 
-class _Live:
-    """A report of a run that goes on. It is written anew when that will not take a tenth of the time since it was."""
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.cost, self.written = run, 0.0, 0.0
-
-    def update(self) -> None:
-        began = time.perf_counter()
-        if began - self.written >= PATIENCE * self.cost:
-            write_report([self.run], self.run.folder / REPORT, refresh=REFRESH)
-            self.written = time.perf_counter()
-            self.cost = self.written - began
-
-    def finish(self) -> None:
-        write_report([self.run], self.run.folder / REPORT)
-
-
-def _iterate(engine: Search, live: _Live | None) -> None:
+def _iterate(engine: Search, watch: Watch) -> None:
     config, metric = engine.run.config, engine.task.metrics[0]
     done = min(len(engine.points) - 1, config.epochs)
     bar = tqdm(total=config.epochs, initial=done, unit="epoch", desc="search")
@@ -108,10 +83,7 @@ def _iterate(engine: Search, live: _Live | None) -> None:
             for point in engine:
                 if point.snapshot.epoch <= config.epochs:
                     _show_epoch(bar, point, metric)
-                if live is not None:
-                    live.update()
-        if live is not None:
-            live.finish()
+                watch()
     except KeyboardInterrupt:
         _say_how_to_go_on(engine.run)
         raise
