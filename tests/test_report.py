@@ -168,9 +168,14 @@ def test_a_comparison(place, copied, tmp_path):
         assert words in page.words, words
     (title,) = json.loads(page.data)["fronts"]
     assert title == "PSNR in dB"
+    for file in (copied / "path").iterdir():
+        file.unlink()
+    assert "is damaged" in made(place / EVIL, copied, tmp_path=tmp_path).words
+    assert "is damaged" in made(copied, tmp_path=tmp_path).words
     (copied / "path.json").unlink()
     page = made(place / EVIL, copied, tmp_path=tmp_path)
     assert "run: there is no search path that can be shown" in page.words
+    assert "Fewer than two of the runs can be read." in page.words
 
 
 def test_runs_of_different_tasks_and_supernets(place, tmp_path):

@@ -67,8 +67,10 @@ def agreement(runs: Mapping[str, Run], chosen: Mapping[str, Point]) -> dict[str,
     """How often each skip and operation was chosen, and how alike the networks are.
 
     Raises:
-        ValueError: the runs have different supernets.
+        ValueError: the runs have different supernets, or there are not two of them.
     """
+    if len(runs) < 2:
+        raise ValueError("Fewer than two of the runs can be read.")
     if len({run.blank.plan for run in runs.values()}) > 1:
         raise ValueError("The runs have different supernets, so that their topologies cannot be laid over each other.")
     skips: Counter[str] = Counter()

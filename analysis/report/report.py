@@ -1,6 +1,7 @@
 """``nas report``: one file that opens anywhere, without a network."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def several_runs(runs: Sequence[Run]) -> Section:
         "one_metric": len(metrics) <= 1,
         "agreement": _section(lambda: comparison.agreement(readable, chosen)),
         "drawings": [
-            {"name": name, "svg": _drawing(run, points[name], chosen[name])}
+            {"name": name, **_section(partial(_drawing, run, points[name], chosen[name]))}
             for name, run in list(readable.items())[:MOST_DRAWN]
         ],
         "made": {"with": facts.surroundings()},
@@ -203,10 +204,11 @@ def _growth(run: Run, points: Sequence[Point], validation: Sequence[Example]) ->
     }
 
 
-def _drawing(run: Run, points: Sequence[Point], chosen: Point) -> str:
+def _drawing(run: Run, points: Sequence[Point], chosen: Point) -> Section:
     """The chosen network of a run."""
     born = births(points[: chosen.snapshot.epoch + 1])
-    return to_svg(layout(topology(run.supernet(chosen.snapshot.epoch), births=born)), standalone=False)
+    graph = topology(run.supernet(chosen.snapshot.epoch), births=born)
+    return {"svg": to_svg(layout(graph), standalone=False)}
 
 
 def _compact(run: Run, chosen: Point) -> Any:
