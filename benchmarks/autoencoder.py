@@ -25,7 +25,7 @@ from nas.files import replacing
 from nas.models import DagNet, skip_autoencoder
 from nas.search import Batches, Denoise, Picture, evaluate, held_out, mnist, score
 from nas.search.data.batches import take
-from nas.search.loop import train
+from nas.search.loop import Loop
 
 SIGMA = 12.75  # of 255: 0.05 on the scale [0, 1]
 PAPER = {"n1": 294, "n2": 171, "n3": 74, "n4": 109, "n5": 120, "out": 488}  # rows after 100 epochs
@@ -68,7 +68,7 @@ def run(
     history = [widths(net)]
     print("epoch  " + "".join(f"{name:>6}" for name in history[0]) + "      loss   SSIM  seconds")
     began = time.perf_counter()
-    for epoch, loss in islice(train(net, batches, optimizer, task.loss, scheduler=scheduler), epochs):
+    for epoch, loss in islice(Loop(net, batches, optimizer, task.loss, scheduler=scheduler), epochs):
         history.append(widths(net))
         row = "".join(f"{width:6d}" for width in history[-1].values())
         ssim, seconds = evaluate(net, test, task)["ssim"], time.perf_counter() - began

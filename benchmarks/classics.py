@@ -26,7 +26,7 @@ from nas import KERNELS, L1, AdaBreg, GroupLasso, LinBreg, Zero, describe, param
 from nas.analysis import extract
 from nas.models import CLASSICS, RightReLU
 from nas.search.data.vision import import_torchvision
-from nas.search.loop import train
+from nas.search.loop import Loop
 
 GREY = "mnist_mlp", "fashion_convnet"
 
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     scheduler = CosineAnnealingLR(optimizer, options.epochs * steps)
     report(options, epoch=0, density=density(net))
     began = time.perf_counter()
-    for epoch, loss in train(forward, batches, optimizer, F.cross_entropy, scheduler=scheduler):
+    for epoch, loss in Loop(forward, batches, optimizer, F.cross_entropy, scheduler=scheduler):
         seconds = time.perf_counter() - began
         forward.eval()
         found = {"validation": accuracy(forward, validation), "density": density(net), "seconds": round(seconds, 1)}

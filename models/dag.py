@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from nas.files import replacing, write_json
+from nas.files import write_bytes, write_json
 from nas.models.plan import DEPTHWISE, INPUT, OUTPUT, Edge, Node, Plan, Skip
 
 
@@ -292,5 +292,5 @@ class DagNet(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        replacing(folder / "model.safetensors", lambda temporary: save_file(tensors, temporary))
+        write_bytes(folder / "model.safetensors", save(tensors))
         write_json(folder / "config.json", self.plan.to_dict())

@@ -27,9 +27,11 @@ def load(folder: Path | str) -> DagNet:
         plan.check(ACTIVATIONS)
         if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != plan.shapes:
             raise ValueError("config.json and model.safetensors are of different networks")  # before memory is taken
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise ValueError("its weights are not finite")
         net = DagNet(plan).to(_dtype(list(tensors.values())))
         net.load_state_dict(tensors)
-    except (ValueError, TypeError, AttributeError, KeyError, SafetensorError, RuntimeError) as problem:
+    except (ValueError, TypeError, AttributeError, KeyError, SafetensorError, RuntimeError, RecursionError) as problem:
         raise ValueError(f"the network in {folder} is damaged: {' '.join(str(problem).split())}") from None
     return net
 

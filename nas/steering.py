@@ -246,6 +246,8 @@ class Watchdog:
         chance: the loss of guessing, such as ``math.log(num_classes)``; none by default.
     """
 
+    _SEEN = ("_still", "_guessing", "_first", "_last")
+
     def __init__(self, optimizer: Penalised, *, patience: int = 3, chance: float | None = None) -> None:
         if patience < 1:
             raise ValueError(f"Watchdog(patience=...) must be at least 1, got {patience}")
@@ -270,6 +272,15 @@ class Watchdog:
             raise DeadTraining(f"training is dead: no gradient, and {active} active groups for ever; {advice}")
         if self._guessing >= self.patience:
             raise DeadTraining(f"training is dead: the loss {loss:.4g} is that of guessing; {advice}")
+
+    def state_dict(self) -> dict[str, int]:
+        """What it has seen."""
+        return {name: getattr(self, name) for name in self._SEEN}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from there."""
+        for name in self._SEEN:
+            setattr(self, name, state[name])
 
     def _parameters(self) -> Iterator[Tensor]:
         for group in self.optimizer.param_groups:

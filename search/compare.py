@@ -24,6 +24,7 @@ RANDOM = "random network"
 LOOKED_AT = 8  # pictures on which an output that is constant is noticed
 
 OnEpoch = Callable[[str, float], None]  # (what is trained, its mean loss), after every epoch
+Memory = dict[str, tuple[dict[str, Any], Scores] | None]  # what was trained -> its weights and scores, if it trains
 
 
 @dataclass(frozen=True)
@@ -188,13 +189,19 @@ class Trained:
         return cls(data["title"], data["params"], data["rate"], validation, test, data["seconds"])
 
 
-def compete(competitor: Competitor, training: Training, on_epoch: OnEpoch = lambda what, loss: None) -> Trained:
+def compete(
+    competitor: Competitor,
+    training: Training,
+    on_epoch: OnEpoch = lambda what, loss: None,
+    memory: Memory | None = None,
+) -> Trained:
     """Train a network at every rate with the first seed, then with the other seeds at the rate that was best.
 
     Args:
         competitor: what is trained.
         training: how; the same for everybody.
         on_epoch: called after every epoch.
+        memory: what earlier trainings led to; those are not repeated, and new ones are added.
 
     Raises:
         ValueError: an option of the training is out of range, or the network does not suit the task.
@@ -202,10 +209,17 @@ def compete(competitor: Competitor, training: Training, on_epoch: OnEpoch = lamb
     began, (first, *others) = time.perf_counter(), training.seeds
     start = competitor.network(first)
     params = sum(p.numel() for p in start.parameters())
+    memory = {} if memory is None else memory
 
     def trained(net: DagNet, rate: float, seed: int) -> tuple[DagNet, Scores] | None:
-        what = f"{competitor.title}, rate {rate:g}, seed {seed}"
-        return _trained(copy.deepcopy(net), rate, seed, training, lambda loss: on_epoch(what, loss))
+        what, net = f"{competitor.title}, rate {rate:g}, seed {seed}", copy.deepcopy(net)
+        if what not in memory:
+            result = _trained(net, rate, seed, training, lambda loss: on_epoch(what, loss))
+            memory[what] = None if result is None else (net.state_dict(), result[1])
+        if (known := memory[what]) is None:
+            return None
+        net.load_state_dict(known[0])
+        return net, known[1]
 
     tried = {rate: trained(start, rate, first) for rate in training.rates}
     alive = {rate: result for rate, result in tried.items() if result is not None}

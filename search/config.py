@@ -178,6 +178,16 @@ class SearchConfig:
         data = {**asdict(self), "data_root": None if self.data_root is None else str(self.data_root)}
         return yaml.safe_dump(data, sort_keys=False)
 
+    @property
+    def identity(self) -> str:
+        """All that determines the run: the same wherever its data lie."""
+        return replace(self, data_root=None).to_yaml()
+
+    def grows_like(self, other: "SearchConfig") -> bool:
+        """Whether the two differ at most in what is done after the growth: the front."""
+        front = {name: getattr(other, name) for name in ("sizes", "fit", "refit", "tolerance")}
+        return replace(self, **front).identity == other.identity
+
     @classmethod
     def from_yaml(cls, text: str) -> "SearchConfig":
         """The inverse of `to_yaml`.
@@ -193,7 +203,7 @@ class SearchConfig:
             if missing := {option.name for option in fields(cls)} - set(yaml.safe_load(text) or ()):
                 raise ValueError(f"it lacks {min(missing)}")
             return cls(**parser.parse_string(text).as_dict())
-        except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as problem:
+        except (ArgumentError, TypeError, ValueError, RecursionError, yaml.YAMLError) as problem:
             raise ValueError(f"not the configuration of a search: {' '.join(str(problem).split())}") from None
 
     @property

@@ -5,7 +5,7 @@ measurement, a few at a time, and the rest is fitted in between.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count, islice
@@ -21,8 +21,8 @@ from nas.parameters import param_groups
 from nas.parts import Part, active_parts, alive_entries
 from nas.search.config import SearchConfig
 from nas.search.data.batches import Batches
-from nas.search.loop import LossFunction
-from nas.search.retrain import retrain
+from nas.search.loop import LossFunction, OnStep
+from nas.search.retrain import Retraining, retrain
 from nas.search.tasks.task import Task
 
 FIT_LR, REFIT_LR = 3e-3, 5e-3
@@ -56,50 +56,97 @@ class Inner:
         return expand(self.net, self.units, net)
 
 
-@dataclass(frozen=True)
 class Slimming:
-    """How a run makes a smaller network of a larger one.
+    """How a run makes a smaller network of a larger one: fitted, thinned out, refitted.
 
-    Attributes:
+    It can stop after any step and go on from its `state_dict`, bit for bit; of a fit that was stopped nothing is kept.
+
+    Args:
+        net: of the searched plan; left as it is.
+        size: what the result may cost at most (`SearchConfig.sizes`).
         config: of the run: fit, refit, steps, price.
         task: gives the loss.
         batches: training data; the epochs are numbered from ``first_epoch``.
         first_epoch: such that the data differ from those of the search and of other networks.
         on_fit: called after each fit with the number of parameters.
+        on_step: called between two steps of training.
     """
 
-    config: SearchConfig
-    task: Task
-    batches: Batches
-    first_epoch: int
-    on_fit: Callable[[int], None] = lambda params: None
+    def __init__(
+        self,
+        net: DagNet,
+        size: int,
+        config: SearchConfig,
+        task: Task,
+        batches: Batches,
+        first_epoch: int,
+        *,
+        on_fit: Callable[[int], None] = lambda params: None,
+        on_step: OnStep = lambda: None,
+    ) -> None:
+        self.net, self.size, self.config, self.task = net, size, config, task
+        self.batches, self.first_epoch = batches, first_epoch
+        self.on_fit, self.on_step = on_fit, on_step
+        self._fits = 0
+        self._refitting: Retraining | None = None
+        self._refit_state: Mapping[str, Any] | None = None
 
-    def to_size(self, net: DagNet, size: int) -> DagNet:
-        """A network of the plan of ``net`` that costs at most ``size`` (`SearchConfig.sizes`): fitted, thinned out,
-        refitted.
+    def run(self) -> DagNet:
+        """A network of the same plan that costs at most ``size``.
 
         Raises:
             ValueError: as `thin_out`.
         """
-        pairs = chain.from_iterable(map(self.batches, count(self.first_epoch)))
+        if not self._fits:
+            self._advance(fitted(self.net, self._fit))
+        for net in thinning(
+            self.net, self.size, self._fit, self.task.loss, self._probe(),
+            currency=self.config.sizes_in, rank_by=self.config.currency,
+        ):  # fmt: skip
+            self._advance(net)
+        return fitted(self.net, self._refit)
 
-        def train(net: DagNet, epochs: int, steps: int, lr: float) -> None:
-            retrain(net, lambda epoch: islice(pairs, steps), self.task.loss, epochs=epochs, steps=steps, lr=lr)
+    def _advance(self, net: DagNet) -> None:
+        self.net, self._fits = net, self._fits + 1
+        self.on_step()
 
-        def fit(net: DagNet) -> None:
-            train(net, 1, self.config.fit, FIT_LR)
-            self.on_fit(net.plan.num_params)
+    def _fit(self, net: DagNet) -> None:
+        steps = self.config.fit
+        batches = partial(self._pairs, self._fits * steps, steps)
+        retrain(net, batches, self.task.loss, epochs=1, steps=steps, lr=FIT_LR, on_step=self.on_step)
+        self.on_fit(net.plan.num_params)
 
-        net = fitted(net, fit)
-        net = thin_out(
-            net, size, fit, self.task.loss, self._probe(), currency=self.config.sizes_in, rank_by=self.config.currency
-        )
-        return fitted(net, lambda inner: train(inner, self.config.refit, self.config.steps, REFIT_LR))
+    def _refit(self, net: DagNet) -> None:
+        steps = self.config.steps
+        self._refitting = Retraining(
+            net, partial(self._pairs, self._fits * self.config.fit, steps), self.task.loss,
+            epochs=self.config.refit, steps=steps, lr=REFIT_LR, on_step=self.on_step,
+        )  # fmt: skip
+        if self._refit_state is not None:
+            self._refitting.load_state_dict(self._refit_state)
+        self._refitting.run()
+
+    def _pairs(self, begun: int, steps: int, epoch: int) -> Iterator[Pair]:
+        """The data of an epoch of so many steps, where ``begun`` steps of data were used before the first."""
+        skipped, within = divmod(begun + (epoch - 1) * steps, self.config.steps)
+        pairs = chain.from_iterable(map(self.batches, count(self.first_epoch + skipped)))
+        return islice(pairs, within, within + steps)
 
     def _probe(self) -> Pair:
         """A few batches on which it is measured what is missed."""
         x, y = (torch.cat(each) for each in zip(*islice(self.batches(0), PROBE), strict=True))
         return x, y
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands: after the last fit, or within the refit."""
+        refit = None if self._refitting is None else self._refitting.state_dict()
+        return {"net": self.net.state_dict(), "fits": self._fits, "refit": refit}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.net = copy.deepcopy(self.net)
+        self.net.load_state_dict(state["net"])
+        self._fits, self._refit_state = state["fits"], state["refit"]
 
 
 def fitted(net: DagNet, fit: Callable[[DagNet], None]) -> DagNet:
@@ -154,6 +201,22 @@ def thin_out(
     Raises:
         ValueError: what cannot be removed costs more than ``size``, or ``share`` is out of range.
     """
+    steps = thinning(net, size, fit, loss_fn, probe, currency=currency, rank_by=rank_by, share=share)
+    return [net, *steps][-1]
+
+
+def thinning(
+    net: DagNet,
+    size: float,
+    fit: Callable[[DagNet], None],
+    loss_fn: LossFunction,
+    probe: Pair,
+    *,
+    currency: Currency = "params",
+    rank_by: Currency | None = "params",
+    share: float = SHARE,
+) -> Iterator[DagNet]:
+    """The networks on the way of `thin_out`, one after each fit."""
     if not 0 < share < 1:
         raise ValueError(f"thin_out(share=...) must lie in (0, 1), got {share}")
     while (cost := total(compact(net).plan, currency)) > size:
@@ -165,7 +228,7 @@ def thin_out(
             )
         _remove(inner.net, ranked, max(size, (1 - share) * cost), currency)
         net = fitted(inner.within(net), fit)
-    return net
+        yield net
 
 
 @torch.no_grad()

@@ -1,9 +1,10 @@
 """Search: train a supernet and yield what is alive in it after every epoch."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from nas.search.data.batches import Batches
 from nas.steering import Watchdog, check_entry_times
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+OnStep = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,131 @@ def snapshot(net: DagNet, epoch: int, loss: float | None = None) -> Snapshot:
     return Snapshot(epoch, loss, indices, skips, alive.kernels)
 
 
+class Loop:
+    """Trains a network in place and yields the epoch and its mean loss, without end.
+
+    It can stop after any step and go on from its `state_dict`, bit for bit.
+
+    Args:
+        net: any network.
+        batches: function of the epoch that iterates over pairs (x, y) on the device of ``net``.
+        optimizer: of its parameters.
+        loss_fn: mean loss of ``(prediction, y)``.
+        scheduler: stepped after every batch.
+        on_step: called between two steps of an epoch; the state is complete then.
+
+    Raises:
+        FloatingPointError: the loss of an epoch is not finite.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        batches: Batches,
+        optimizer: torch.optim.Optimizer,
+        loss_fn: LossFunction,
+        *,
+        scheduler: LRScheduler | None = None,
+        on_step: OnStep = lambda: None,
+    ) -> None:
+        self.net, self.batches, self.optimizer, self.loss_fn = net, batches, optimizer, loss_fn
+        self.scheduler, self.on_step = scheduler, on_step
+        self.epoch, self._losses, self._num_samples = 1, list[Tensor](), 0  # under way; of its steps so far
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        return self
+
+    def __next__(self) -> tuple[int, float]:
+        for x, y in islice(self.batches(self.epoch), len(self._losses), None):
+            if self._losses:
+                self.on_step()
+            self._step(x, y)
+        epoch, mean = self.epoch, self._mean_loss()
+        self.epoch, self._losses, self._num_samples = epoch + 1, [], 0
+        return epoch, mean
+
+    def _mean_loss(self) -> float:
+        """Over the steps of the epoch so far."""
+        mean = torch.stack(self._losses).sum().item() / self._num_samples if self._losses else 0.0
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"the loss of epoch {self.epoch} is {mean}: training diverged; use a smaller lr")
+        return mean
+
+    def _step(self, x: Tensor, y: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss = self.loss_fn(self.net(x), y)
+        loss.backward()
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self._losses.append(loss.detach() * len(x))
+        self._num_samples += len(x)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training stands; with the network, the optimiser and torch's random numbers.
+
+        Raises:
+            FloatingPointError: the losses of the epoch so far are not finite; nothing should go on from there.
+        """
+        self._mean_loss()
+        return {
+            "epoch": self.epoch,
+            "losses": torch.stack(self._losses) if self._losses else torch.zeros(0),
+            "num_samples": self._num_samples,
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["random"])
+        self.epoch, self._num_samples = state["epoch"], state["num_samples"]
+        self._losses = list(state["losses"])
+
+
+class Growth:
+    """What `search` returns: an iterator over the snapshots after every epoch, with a ``state_dict``."""
+
+    def __init__(self, loop: Loop, optimizer: Penalised) -> None:
+        self.loop, self.watchdog = loop, Watchdog(optimizer)
+
+    def check(self) -> None:
+        """Raise ValueError if everything would wake at once, or nothing ever (`nas.steering.check_entry_times`)."""
+        optimizer = self.loop.optimizer
+        if not isinstance(optimizer, AdaBreg | LinBreg) or optimizer.state:
+            return
+        if isinstance(optimizer, LinBreg):
+            x, y = next(iter(self.loop.batches(self.loop.epoch)))
+            self.loop.loss_fn(self.loop.net(x), y).backward()
+        check_entry_times(optimizer, math.inf)
+        optimizer.zero_grad()
+
+    def __iter__(self) -> "Growth":
+        return self
+
+    def __next__(self) -> Snapshot:
+        self.check()
+        epoch, loss = next(self.loop)
+        self.watchdog.step(loss)
+        assert isinstance(self.loop.net, DagNet)
+        return snapshot(self.loop.net, epoch, loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the search stands, after any step: with network, optimiser and scheduler."""
+        return {"loop": self.loop.state_dict(), "watchdog": self.watchdog.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there, bit for bit."""
+        self.loop.load_state_dict(state["loop"])
+        self.watchdog.load_state_dict(state["watchdog"])
+
+
 def search(
     net: DagNet,
     batches: Batches,
@@ -67,8 +194,8 @@ def search(
     loss_fn: LossFunction,
     *,
     scheduler: LRScheduler | None = None,
-    first_epoch: int = 1,
-) -> Iterator[Snapshot]:
+    on_step: OnStep = lambda: None,
+) -> Growth:
     """Train in place and yield one snapshot per epoch, without end; the caller stops, prints, saves.
 
     Args:
@@ -77,7 +204,7 @@ def search(
         optimizer: an optimiser of this package for ``nas.param_groups(net, ...)``.
         loss_fn: mean loss of ``(prediction, y)``.
         scheduler: stepped after every batch.
-        first_epoch: number of the first epoch, for a search that is continued.
+        on_step: called between two steps of an epoch, where the state of what is returned is complete.
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
@@ -85,39 +212,4 @@ def search(
             no gradient reaches what is asleep under LinBreg.
         DeadTraining: for three epochs no gradient was left and nothing woke (`nas.steering.Watchdog`).
     """
-    if isinstance(optimizer, AdaBreg | LinBreg) and not optimizer.state:
-        if isinstance(optimizer, LinBreg):
-            x, y = next(iter(batches(first_epoch)))
-            loss_fn(net(x), y).backward()
-        check_entry_times(optimizer, math.inf)
-    watchdog = Watchdog(optimizer)
-    for epoch, loss in train(net, batches, optimizer, loss_fn, scheduler=scheduler, first_epoch=first_epoch):
-        watchdog.step(loss)
-        yield snapshot(net, epoch, loss)
-
-
-def train(
-    net: nn.Module,
-    batches: Batches,
-    optimizer: torch.optim.Optimizer,
-    loss_fn: LossFunction,
-    *,
-    scheduler: LRScheduler | None = None,
-    first_epoch: int = 1,
-) -> Iterator[tuple[int, float]]:
-    """Train any network in place; yield the epoch and its mean loss, without end. Arguments as in `search`."""
-    for epoch in count(first_epoch):
-        losses, num_samples = [], 0
-        for x, y in batches(epoch):
-            optimizer.zero_grad()
-            loss = loss_fn(net(x), y)
-            loss.backward()
-            optimizer.step()
-            if scheduler is not None:
-                scheduler.step()
-            losses.append(loss.detach() * len(x))
-            num_samples += len(x)
-        mean = torch.stack(losses).sum().item() / num_samples
-        if not math.isfinite(mean):
-            raise FloatingPointError(f"the loss of epoch {epoch} is {mean}: training diverged; use a smaller lr")
-        yield epoch, mean
+    return Growth(Loop(net, batches, optimizer, loss_fn, scheduler=scheduler, on_step=on_step), optimizer)

@@ -1,5 +1,6 @@
 """The search path: one small file per epoch, from which the searched network of any epoch can be restored."""
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from nas.files import replacing
+from nas.files import write_bytes, write_json
 from nas.search.loop import Snapshot
 
 ROWS_SUFFIX = ".rows"
@@ -28,6 +29,7 @@ class Point:
         params: parameters of the compact network.
         flops: its multiply-adds per pixel (per vector where there are no pixels).
         seconds: since the search began.
+        sha256: of the file with the weights (`save_sparse`).
     """
 
     snapshot: Snapshot
@@ -35,6 +37,7 @@ class Point:
     params: int
     flops: float
     seconds: float
+    sha256: str = ""
 
     @property
     def headline(self) -> float:
@@ -57,6 +60,8 @@ class Point:
         numbers = [stored["epoch"], *scores.values(), data["params"], data["flops"], data["seconds"]]
         if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
             raise ValueError(f"{numbers} are not finite numbers")
+        if not isinstance(data["sha256"], str):
+            raise ValueError(f"{data['sha256']} is no hash")
         arcs = {
             name: {(source, target): value for source, target, value in stored[name]} for name in ("skips", "kernels")
         }
@@ -182,24 +187,33 @@ def kernel_history(points: Iterable[Point]) -> dict[tuple[str, str], list[tuple[
     return histories
 
 
-def save_sparse(net: nn.Module, file: Path) -> None:
-    """Write the non-zero rows (slices along the first axis) of every tensor of ``net``; lossless."""
+def save_sparse(net: nn.Module, file: Path) -> str:
+    """Write the non-zero rows (slices along the first axis) of every tensor of ``net``; lossless.
+
+    Returns:
+        The SHA-256 of the file.
+    """
     tensors = {}
     for name, tensor in net.state_dict().items():
         rows = tensor.ne(0).reshape(len(tensor), max(1, tensor[:1].numel())).any(dim=1).nonzero()[:, 0]
         tensors[name], tensors[name + ROWS_SUFFIX] = tensor[rows].contiguous(), rows
-    replacing(file, lambda temporary: save_file(tensors, temporary))
+    data = save(tensors)
+    write_bytes(file, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 @torch.no_grad()
-def load_sparse(net: nn.Module, file: Path) -> None:
+def load_sparse(net: nn.Module, file: Path, sha256: str) -> None:
     """Fill ``net``, in place, with what `save_sparse` wrote.
 
     Raises:
-        ValueError: the file is missing, damaged, or of another network.
+        ValueError: the file is missing, damaged, or not the one with this hash.
     """
     try:
-        stored = load_file(file)
+        data = file.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise RuntimeError("it is not what the search wrote")
+        stored = load(data)
         state = {
             name: _filled(tensor, stored[name], stored[name + ROWS_SUFFIX]) for name, tensor in net.state_dict().items()
         }
@@ -212,18 +226,42 @@ def _filled(like: Tensor, values: Tensor, rows: Tensor) -> Tensor:
     return torch.zeros_like(like).index_copy(0, rows, values)
 
 
-def read_points(file: Path) -> list[Point]:
-    """The points of ``path.json``.
+def write_points(file: Path, points: Iterable[Point], config: str) -> None:
+    """Write a path.json, with the hash of what is in it together with the configuration of the search."""
+    data = [point.to_dict() for point in points]
+    write_json(file, {"sha256": _hash(data, config), "points": data})
+
+
+def read_points(file: Path, config: str) -> list[Point]:
+    """The points of a path.json.
 
     Raises:
-        ValueError: the file is missing or damaged.
+        ValueError: the file is missing, damaged, or of a search with another configuration.
     """
     try:
-        points = [Point.from_dict(data) for data in json.loads(file.read_text(encoding="utf-8"))]
-        if [point.snapshot.epoch for point in points] != list(range(len(points))):
-            raise ValueError("its epochs do not count from 0 upwards")
-        if len({tuple(point.scores) for point in points}) > 1:
-            raise ValueError("its points do not have the same scores")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if data["sha256"] != _hash(data["points"], config):
+            raise ValueError("it is not what a search with this configuration wrote")
+        points = points_of(data["points"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise ValueError(f"the search path {file} is missing or damaged: {problem}") from None
     return points
+
+
+def points_of(data: Iterable[Mapping[str, Any]]) -> list[Point]:
+    """The points of a path from their dictionaries.
+
+    Raises:
+        ValueError: they are no path.
+        KeyError, TypeError, AttributeError: they are no points.
+    """
+    points = [Point.from_dict(each) for each in data]
+    if [point.snapshot.epoch for point in points] != list(range(len(points))):
+        raise ValueError("its epochs do not count from 0 upwards")
+    if len({tuple(point.scores) for point in points}) > 1:
+        raise ValueError("its points do not have the same scores")
+    return points
+
+
+def _hash(data: Any, config: str) -> str:
+    return hashlib.sha256((config + json.dumps(data)).encode()).hexdigest()

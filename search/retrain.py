@@ -2,8 +2,9 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,26 +14,14 @@ from nas.models.alive import active_rows, pick
 from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.search.data.batches import Batches
-from nas.search.loop import LossFunction, train
+from nas.search.loop import Loop, LossFunction, OnStep
 
 SPIKE = 5.0  # times the mean norm, to which a gradient is cut
 MEMORY = 0.98  # of that mean
 
 
-def retrain(
-    net: nn.Module,
-    batches: Batches,
-    loss_fn: LossFunction,
-    *,
-    epochs: int,
-    steps: int,
-    lr: float = 5e-3,
-    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
-    validate: Callable[[], float] | None = None,
-    every: int = 5,
-    patience: int | None = None,
-) -> None:
-    """Train ``net`` in place with Adam under a one-cycle schedule.
+class Retraining:
+    """A network in training with Adam under a one-cycle schedule, in place; it can stop after any step and go on.
 
     A gradient that is suddenly much larger than those before is cut to 5 times their mean norm: at high rates a single
     such step can destroy a narrow network, and cutting all of them costs quality.
@@ -45,36 +34,98 @@ def retrain(
         steps: batches per epoch.
         lr: highest learning rate, > 0.
         on_epoch: called after every epoch with its number and its mean loss.
+        on_step: called between two steps, where the state is complete.
         validate: how good ``net`` is now, the higher the better; it ends with the weights of its best score.
+        or_start: the weights it starts with are a candidate, too.
         every: epochs between two validations, >= 1; the last epoch is always validated.
         patience: stop after so many validations in a row without a new best, >= 1; never by default.
 
+    Attributes:
+        best: the best score so far; -inf before the first.
+
     Raises:
         ValueError: an argument out of range.
-        FloatingPointError: the loss of an epoch is not finite.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
-    if not lr > 0:
-        raise ValueError(f"lr must be > 0, got {lr}")
-    if every < 1 or (patience is not None and patience < 1):
-        raise ValueError(f"every and patience must be at least 1, got every={every}, patience={patience}")
-    optimizer = torch.optim.Adam(net.parameters(), lr, fused=True)
-    optimizer.register_step_pre_hook(_SpikeGuard(list(net.parameters())))
-    rise = min(0.9, max(0.1, 1.5 / (epochs * steps)))  # a rise of exactly one step would divide by zero
-    scheduler = OneCycleLR(optimizer, lr, epochs=epochs, steps_per_epoch=steps, pct_start=rise)
-    best, best_weights, behind = -math.inf, None, 0
-    for epoch, loss in islice(train(net, batches, optimizer, loss_fn, scheduler=scheduler), epochs):
-        on_epoch(epoch, loss)
-        if validate is not None and (epoch % every == 0 or epoch == epochs):
-            score = validate()
-            behind += 1
-            if score > best:
-                best, best_weights, behind = score, copy.deepcopy(net.state_dict()), 0
-            if patience is not None and behind >= patience:
+
+    def __init__(
+        self,
+        net: nn.Module,
+        batches: Batches,
+        loss_fn: LossFunction,
+        *,
+        epochs: int,
+        steps: int,
+        lr: float = 5e-3,
+        on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+        on_step: OnStep = lambda: None,
+        validate: Callable[[], float] | None = None,
+        or_start: bool = False,
+        every: int = 5,
+        patience: int | None = None,
+    ) -> None:
+        if epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        if not lr > 0:
+            raise ValueError(f"lr must be > 0, got {lr}")
+        if every < 1 or (patience is not None and patience < 1):
+            raise ValueError(f"every and patience must be at least 1, got every={every}, patience={patience}")
+        self.epochs, self.on_epoch, self.every, self.patience = epochs, on_epoch, every, patience
+        self.validate, self.or_start = validate, or_start
+        optimizer = torch.optim.Adam(net.parameters(), lr, fused=True)
+        self._guard = _SpikeGuard(list(net.parameters()))
+        optimizer.register_step_pre_hook(self._guard)
+        rise = min(0.9, max(0.1, 1.5 / (epochs * steps)))  # a rise of exactly one step would divide by zero
+        scheduler = OneCycleLR(optimizer, lr, epochs=epochs, steps_per_epoch=steps, pct_start=rise)
+        self.loop = Loop(net, batches, optimizer, loss_fn, scheduler=scheduler, on_step=on_step)
+        self.best, self._behind = -math.inf, 0
+        self._best_weights: dict[str, Any] | None = None
+
+    def run(self) -> None:
+        """Train on to the end.
+
+        Raises:
+            FloatingPointError: the loss of an epoch is not finite. The network is left as it is then.
+        """
+        if self.or_start and self._best_weights is None:
+            self._look()
+        for epoch, loss in islice(self.loop, max(0, self.epochs + 1 - self.loop.epoch)):
+            self.on_epoch(epoch, loss)
+            if epoch % self.every == 0 or epoch == self.epochs:
+                self._look()
+            if self.patience is not None and self._behind >= self.patience:
                 break
-    if best_weights is not None:
-        net.load_state_dict(best_weights)
+        if self._best_weights is not None:
+            self.loop.net.load_state_dict(self._best_weights)
+
+    def _look(self) -> None:
+        """Validate, and keep the weights if they are the best."""
+        if self.validate is None:
+            return
+        score = self.validate()
+        self._behind += 1
+        if score > self.best:
+            self.best, self._best_weights, self._behind = score, copy.deepcopy(self.loop.net.state_dict()), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training stands, after any step."""
+        return {
+            "loop": self.loop.state_dict(),
+            "mean_norm": self._guard.mean,
+            "best": self.best,
+            "best_weights": self._best_weights,
+            "behind": self._behind,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there, bit for bit."""
+        self.loop.load_state_dict(state["loop"])
+        self._guard.mean = state["mean_norm"]
+        self.best, self._best_weights, self._behind = state["best"], state["best_weights"], state["behind"]
+
+
+def retrain(net: nn.Module, batches: Batches, loss_fn: LossFunction, **options: Any) -> None:
+    """Train ``net`` in place to the end; arguments and errors are those of `Retraining` and its ``run``."""
+    Retraining(net, batches, loss_fn, **options).run()
 
 
 class _SpikeGuard:

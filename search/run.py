@@ -3,47 +3,54 @@
 config.yaml        everything that determines the run
 metrics.jsonl      one line per epoch
 path.json, path/   what was alive after each epoch, then the networks of the front; and the weights
-checkpoint.pt      to continue, bit for bit
+checkpoints/       to go on from, bit for bit
+.lock              held by the process that writes here
 """
 
 import copy
 import json
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from nas import param_groups, sparse_start
 from nas.bregman import Bregman
-from nas.files import replacing, write_json, write_text
+from nas.files import LOCK, alone, is_tidy, remove, write_text
 from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.models.price import prices, total
 from nas.penalised import Penalised
 from nas.penalties import scaled, strengths
 from nas.search import optimizers
+from nas.search.checkpoints import EVERY, Checkpoints, State
 from nas.search.config import AUTO, SearchConfig
 from nas.search.data.batches import Batches
 from nas.search.data.sources import load_data
 from nas.search.data.stack import Pictures
 from nas.search.front import Slimming, without_groups
 from nas.search.loop import Snapshot, search, snapshot
-from nas.search.path import Choice, Point, load_sparse, read_points, save_sparse
+from nas.search.path import Choice, Point, load_sparse, points_of, read_points, save_sparse, write_points
 from nas.search.retrain import retrain
 from nas.search.tasks.task import Example, Task, evaluate, held_out
 from nas.steering import EARLIEST, calibrate
 
-CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINT = "config.yaml", "metrics.jsonl", "path.json", "path", "checkpoint.pt"
+CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINTS = (
+    "config.yaml", "metrics.jsonl", "path.json", "path", "checkpoints"
+)  # fmt: skip
+NEXT_CONFIG = ".config.yaml.next"  # of a run that takes the place of another
 COMPACT, RETRAINED, PICTURES, EXPORT = "compact", "retrained", "pictures", "export"  # folders that later steps add
+RETRAINING = "retraining"  # checkpoints
 DRAWINGS = ("topology.svg", "topology.json", "topology.graphml", "growth.svg")
 VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
 MAX_COMPARED = 1000
@@ -68,12 +75,18 @@ class Run:
             ValueError: there is no run, or its configuration is damaged.
         """
         file = folder / CONFIG
-        if not file.is_file():
+        if not cls.is_in(folder):
             raise ValueError(f"{folder} holds no run (no {CONFIG} in it); make one with nas search --out {folder}")
         try:
             return cls(folder, SearchConfig.from_yaml(file.read_text(encoding="utf-8")))
         except ValueError as problem:
             raise ValueError(f"{file} is damaged: {problem}") from None
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether there is a run in ``folder``."""
+        recover(folder)
+        return (folder / CONFIG).is_file()
 
     @cached_property
     def blank(self) -> DagNet:
@@ -88,7 +101,7 @@ class Run:
         Raises:
             ValueError: it is missing or damaged.
         """
-        points = read_points(self.folder / PATH)
+        points = read_points(self.folder / PATH, self.config.identity)
         if not points:
             raise ValueError(f"the search path {self.folder / PATH} is empty")
         return points
@@ -113,8 +126,9 @@ class Run:
         Raises:
             ValueError: its file is missing or damaged.
         """
-        net = copy.deepcopy(self.blank)
-        load_sparse(net, self.folder / SNAPSHOTS / f"{epoch:04}.safetensors")
+        points, net = self.points(), copy.deepcopy(self.blank)
+        point = Choice(epoch=epoch).of(points, 0.0)
+        load_sparse(net, self.folder / SNAPSHOTS / f"{epoch:04}.safetensors", point.sha256)
         return net
 
     def data(self, *, download: bool = False) -> Pictures:
@@ -124,9 +138,11 @@ class Run:
     def task(self, data: Pictures) -> Task:
         return self.config.make_task(data)
 
-    def batches(self, data: Pictures, seed: int) -> Batches:
+    def batches(self, data: Pictures, seed: int, *, batch: int | None = None, crop: int | None = None) -> Batches:
+        """Training data; by default of the sizes of the search."""
         config = self.config
-        return self.task(data).batches(data.train, crop=config.crop, batch=config.batch, steps=config.steps, seed=seed)
+        batch, crop = config.batch if batch is None else batch, config.crop if crop is None else crop
+        return self.task(data).batches(data.train, crop=crop, batch=batch, steps=config.steps, seed=seed)
 
     def validation(self, data: Pictures) -> list[Example]:
         return held_out(data.validation, self.task(data), seed=VALIDATION_SEED)
@@ -143,44 +159,84 @@ class Run:
 class Search:
     """One search in its folder; iterate over it to let it run.
 
-    Everything that can be wrong with the options or the data is found before the folder is touched. Its attribute
-    ``on_fit`` can be set to a function that is called with the number of parameters after each removal of the front.
+    Everything that can be wrong with the options or the data is found before the folder is touched. From then until the
+    iteration ends, or `close`, no other process may write there. Its attribute ``on_fit`` can be set to a function that
+    is called with the number of parameters after each removal of the front.
 
     Args:
         run: the folder and the options; `Search.run` has those options too that the data determine.
         resume: continue the search that the folder holds instead of starting a new one.
         force: replace a run that the folder holds.
         download: fetch a data set that is missing.
+        checkpoint_every: seconds between two checkpoints within an epoch, > 0.
 
     Raises:
         ValueError: bad options or data, a folder that is in use, or nothing to continue.
     """
 
-    def __init__(self, run: Run, *, resume: bool = False, force: bool = False, download: bool = False) -> None:
+    def __init__(
+        self,
+        run: Run,
+        *,
+        resume: bool = False,
+        force: bool = False,
+        download: bool = False,
+        checkpoint_every: float = EVERY,
+    ) -> None:
         data = run.data(download=download)
         self.task = run.task(data)
         run = self.run = Run(run.folder, run.config.with_outputs(self.task.num_outputs))
         config = run.config
+        self.checkpoints = Checkpoints(run.folder / CHECKPOINTS, every=checkpoint_every)
         self.validation = run.validation(data)
         run.test(data)  # what is wrong with the test pictures is said now, not after the search
-        self.batches = run.batches(data, config.seed)
+        self.batches, self.data = run.batches(data, config.seed), data.fingerprint()
         self.net = copy.deepcopy(run.blank)
         if not config.kind.dense:
             sparse_start(self.net, config.density, seed=config.seed, batch=next(self.batches(0))[0])
         self.dear = {} if config.currency is None else prices(self.net.plan, config.currency)
         self.optimizer = self._make_optimizer()
-        if config.entry_time == AUTO and not resume:
+        self.points: list[Point] = []
+        self.metrics: list[dict[str, Any]] = []
+        self.on_fit: Callable[[int], None] = lambda params: None
+        self._began = time.perf_counter()
+        self._slimming: Slimming | None = None
+        self._slimming_state: Mapping[str, Any] | None = None
+        with ExitStack() as held:
+            state = self._resumed(held) if resume else None
+            self._prepare_growth(state)
+            if state is None:
+                start = self._measure(snapshot(self.found, 0), self.found)
+                if not resume:
+                    held.enter_context(begun(run, force))
+                self._record(start, self.found)
+            self._held = held.pop_all()
+
+    def _resumed(self, held: ExitStack) -> State | None:
+        """The state that an earlier process left; None if it was killed before there was any."""
+        held.enter_context(alone(self.run.folder))
+        state = self.checkpoints.newest()
+        if state is None and (self.run.folder / PATH).exists() and len(self.run.points()) > 1:
+            raise ValueError(f"there is no checkpoint in {self.checkpoints.folder}, so that the search cannot go on")
+        return state
+
+    def close(self) -> None:
+        """Let others write in the folder."""
+        self._held.close()
+
+    def _prepare_growth(self, state: State | None = None) -> None:
+        """What trains; in the given state of an earlier process, if any."""
+        config = self.run.config
+        if state is None and config.entry_time == AUTO:
             self._calibrate()
         self.scheduler = CosineAnnealingLR(self.optimizer, T_max=config.epochs * config.steps)
-        self.points: list[Point] = []
-        self.on_fit: Callable[[int], None] = lambda params: None
-        if resume:
-            self._restore()
+        self._growth = search(
+            self.net, self.batches, self.optimizer, self.task.loss, scheduler=self.scheduler, on_step=self._on_step
+        )
+        if state is not None:
+            self._restore(state)
         else:
-            start = self._measure(snapshot(self.found, 0), self.found, 0.0)
-            _prepare_folder(run, force)
-            self._record(start, self.found)
-            self._save_checkpoint(start)
+            self._growth.check()
 
     def _make_optimizer(self) -> Penalised:
         config, scale = self.run.config, self.run.config.gate_scale
@@ -230,21 +286,33 @@ class Search:
                 group["penalty"] = scaled(group["penalty"], too_early)
 
     def __iter__(self) -> Iterator[Point]:
-        """Search on to the last epoch, then make the front; each point is on disk before it is yielded."""
-        config, first = self.run.config, len(self.points)
-        began = time.perf_counter() - self.points[-1].seconds
-        searched = search(
-            self.net, self.batches, self.optimizer, self.task.loss, scheduler=self.scheduler, first_epoch=first
-        )
-        for found in islice(searched, max(0, config.epochs + 1 - first)):
-            net = self.found
-            seen = found if net is self.net else snapshot(net, found.epoch, found.loss)
-            point = self._measure(seen, net, time.perf_counter() - began)
-            self._record(point, net)
-            self._save_checkpoint(point)
-            yield point
-        for size in self.sizes()[len(self.points) - config.epochs - 1 :]:
-            yield self._add_to_front(size, began)
+        """Search on to the last epoch, then make the front; each point is on disk before it is yielded.
+
+        Raises:
+            Stopped: after `stop`; a checkpoint was written.
+            FloatingPointError: training diverged; the last good state is on disk.
+        """
+        config = self.run.config
+        with self._held:
+            for found in islice(self._growth, max(0, config.epochs + 1 - len(self.points))):
+                net = self.found
+                seen = found if net is self.net else snapshot(net, found.epoch, found.loss)
+                yield self._record(self._measure(seen, net), net)
+                self._on_step()
+            for size in self.sizes()[len(self.points) - config.epochs - 1 :]:
+                yield self._add_to_front(size)
+                self._on_step()
+
+    def stop(self) -> None:
+        """Let the search write a checkpoint after its present step, and end with `Stopped`; for handlers of signals."""
+        self.checkpoints.stop()
+
+    def _on_step(self) -> None:
+        self.checkpoints.keep(self._state)
+
+    @property
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._began
 
     def sizes(self) -> list[int]:
         """What the networks of the front may cost, the largest first.
@@ -264,7 +332,7 @@ class Search:
         if chosen and chosen[0] > largest:
             raise ValueError(
                 f"a network of {chosen[0]:,} {self.run.config.sizes_in} was asked for, and the largest that has grown "
-                f"has {largest:,.0f}; search longer or with a shorter entry_time"
+                f"has {largest:,.0f}; search longer or with a shorter entry_time, or resume it with smaller sizes"
             )
         return chosen
 
@@ -277,14 +345,18 @@ class Search:
         """The points of the search, but for its start."""
         return self.points[1 : self.run.config.epochs + 1]
 
-    def _add_to_front(self, size: int, began: float) -> Point:
+    def _add_to_front(self, size: int) -> Point:
         """Thin out a larger network, refit it, and add it to the path."""
         epoch, larger = len(self.points), self._larger(size).snapshot.epoch
-        slimming = Slimming(self.run.config, self.task, self.batches, FITS * epoch, self.on_fit)
-        net = slimming.to_size(self.run.supernet(larger), size)
-        point = self._measure(snapshot(net, epoch), net, time.perf_counter() - began)
-        self._record(point, net)
-        return point
+        self._slimming = Slimming(
+            self.run.supernet(larger), size, self.run.config, self.task, self.batches, FITS * epoch,
+            on_fit=self.on_fit, on_step=self._on_step,
+        )  # fmt: skip
+        if self._slimming_state is not None:
+            self._slimming.load_state_dict(self._slimming_state)
+        net = self._slimming.run()
+        self._slimming = self._slimming_state = None
+        return self._record(self._measure(snapshot(net, epoch), net), net)
 
     def _larger(self, size: int) -> Point:
         """The smallest network with room for one of this size: of the front, else of what has grown."""
@@ -294,32 +366,39 @@ class Search:
         best_of_equals = min(grown, key=lambda point: (self._cost(point), -point.headline), default=largest)
         return front[-1] if front else best_of_equals
 
-    def _measure(self, found: Snapshot, net: DagNet, seconds: float) -> Point:
+    def _measure(self, found: Snapshot, net: DagNet) -> Point:
         small = compact(net)
         scores = evaluate(small, self.validation, self.task)
         if not all(map(math.isfinite, scores.values())):
             raise FloatingPointError(f"the weights of epoch {found.epoch} are not finite; use a smaller lr")
-        return Point(found, scores, small.plan.num_params, total(small.plan, "flops"), seconds)
+        return Point(found, scores, small.plan.num_params, total(small.plan, "flops"), self._seconds)
 
-    def _record(self, point: Point, net: DagNet) -> None:
-        """Weights first, then the path that names them, and the metrics."""
+    def _record(self, point: Point, net: DagNet) -> Point:
+        """Weights first, then the path that names them and the metrics, then what the search goes on from."""
         folder = self.run.folder
-        save_sparse(net, folder / SNAPSHOTS / f"{point.snapshot.epoch:04}.safetensors")
-        write_json(folder / PATH, [each.to_dict() for each in (*self.points, point)])
-        self.points.append(point)
-        with (folder / METRICS).open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(self._metrics(point, net)) + "\n")
+        (folder / SNAPSHOTS).mkdir(exist_ok=True)
+        sha256 = save_sparse(net, folder / SNAPSHOTS / f"{point.snapshot.epoch:04}.safetensors")
+        self.points.append(replace(point, sha256=sha256))
+        self.metrics.append(self._metrics(point, net))
+        self._write_path()
+        self.checkpoints.save(self._state())
+        return self.points[-1]
 
-    def _save_checkpoint(self, point: Point) -> None:
-        """What the growth goes on from."""
-        state = {
-            "config": self.run.config.to_yaml(),
-            "epoch": point.snapshot.epoch,
-            "net": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+    def _write_path(self) -> None:
+        write_points(self.run.folder / PATH, self.points, self.run.config.identity)
+        write_text(self.run.folder / METRICS, "".join(json.dumps(line) + "\n" for line in self.metrics))
+
+    def _state(self) -> State:
+        """All that the search goes on from."""
+        return {
+            "config": self.run.config.identity,
+            "data": self.data,
+            "seconds": self._seconds,
+            "points": json.dumps([point.to_dict() for point in self.points]),
+            "metrics": json.dumps(self.metrics),
+            "growth": self._growth.state_dict(),
+            "slimming": None if self._slimming is None else self._slimming.state_dict(),
         }
-        replacing(self.run.folder / CHECKPOINT, lambda temporary: torch.save(state, temporary))
 
     def _metrics(self, point: Point, net: DagNet) -> dict[str, Any]:
         nonzero = sum(int(p.count_nonzero()) for p in net.parameters())
@@ -337,62 +416,93 @@ class Search:
             "seconds": round(point.seconds, 3),
         }
 
-    def _restore(self) -> None:
-        file = self.run.folder / CHECKPOINT
-        try:
-            state = torch.load(file)
-            stored, done = state["config"], int(state["epoch"])
-            self.net.load_state_dict(state["net"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
-        except Exception as problem:  # torch.load raises whatever a damaged file makes its readers raise
-            raise ValueError(f"the checkpoint {file} is missing or damaged: {_first_line(problem)}") from None
-        if stored != self.run.config.to_yaml():
-            raise ValueError(f"{self.run.folder / CONFIG} was changed after the search began; make a new run with it")
-        self.points = self.run.points()
-        if len(self.points) < done + 1:
-            raise ValueError(f"the search path {self.run.folder / PATH} is damaged: it ends before the checkpoint")
-        if done < self.run.config.epochs:
-            del self.points[done + 1 :]
-        metrics = self.run.folder / METRICS
-        lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[: len(self.points)]
-        write_text(metrics, "".join(lines))
+    def _restore(self, state: State) -> None:
+        """Go on from there; path and metrics are written as they were then."""
+        run, folder = self.run, self.run.folder
+        config, begun = run.config, SearchConfig.from_yaml(state["config"])
+        points = points_of(json.loads(state["points"]))
+        in_growth = len(points) <= begun.epochs + 1 and state["slimming"] is None
+        if config.identity != begun.identity and not (in_growth and config.grows_like(begun)):
+            raise ValueError(f"{folder} was begun with {_difference(begun.identity, config.identity)}")
+        if state["data"] != self.data:
+            raise ValueError(f"the data of {folder} ({run.config.data}) are not those that the search began with")
+        self._growth.load_state_dict(state["growth"])
+        self.points, self.metrics = points, json.loads(state["metrics"])
+        self._began, self._slimming_state = time.perf_counter() - state["seconds"], state["slimming"]
+        write_text(folder / CONFIG, config.to_yaml())
+        self._write_path()
 
 
-def thinned_from_dense(run: Run, size: int, seed: int) -> DagNet:
+def thinned_from_dense(run: Run, size: int, task: Task, batches: Batches, seed: int) -> DagNet:
     """What the front does without any growth: the dense supernet, trained for as long as the search, thinned out.
 
     Raises:
         ValueError: the supernet is smaller than ``size``.
         FloatingPointError: training diverged.
     """
-    config, data = run.config, run.data()
-    batches, task = run.batches(data, config.seed + seed), run.task(data)
+    config = run.config
     torch.manual_seed(seed)
     net = DagNet(run.blank.plan)
     retrain(net, batches, task.loss, epochs=config.epochs, steps=config.steps)
-    return compact(Slimming(config, task, batches, FITS * (config.epochs + 1)).to_size(net, size))
+    return compact(Slimming(net, size, config, task, batches, FITS * (config.epochs + 1)).run())
 
 
-def _prepare_folder(run: Run, force: bool) -> None:
+def _difference(begun: str, now: str) -> str:
+    """The first option in which two configurations differ: "lr 0.1, not 0.2"."""
+    old, new = (yaml.safe_load(text) for text in (begun, now))
+    name = next(name for name in new if old.get(name) != new[name])
+    return f"{name} {old.get(name)}, not {new[name]}"
+
+
+def recover(folder: Path) -> None:
+    """Finish in a run folder what a process that was killed has left half done, unless another one is at work there."""
+    if (folder / NEXT_CONFIG).exists() or not is_tidy(folder):
+        with suppress(ValueError, OSError), alone(folder):
+            _replace_run(folder)
+
+
+@contextmanager
+def begun(run: Run, force: bool) -> Iterator[None]:
+    """The folder of a new run with nothing but its configuration in it, and nobody else may write there meanwhile.
+
+    Raises:
+        ValueError: it holds a run (unless ``force`` says that it is to be replaced) or is in use.
+        OSError: it cannot be written.
+    """
     folder = run.folder
-    if (folder / CONFIG).exists():
-        if not force:
-            raise ValueError(f"{folder} already holds a run; choose another --out, or --force to replace it")
-        for name in (METRICS, PATH, SNAPSHOTS, CHECKPOINT, COMPACT, RETRAINED, PICTURES, EXPORT, *DRAWINGS, CONFIG):
-            _remove(folder / name)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    recover(folder)
+    if not (folder / CONFIG).exists() and _visible(folder):
         raise ValueError(f"{folder} is in use and holds no run; choose another --out")
-    (folder / SNAPSHOTS).mkdir(parents=True)
-    write_text(folder / CONFIG, run.config.to_yaml())
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        if (folder / CONFIG).exists() and not force:
+            raise ValueError(f"{folder} already holds a run; choose another --out, or --force to replace it")
+        write_text(folder / NEXT_CONFIG, run.config.to_yaml())  # from here on the new run is there, the old one is not
+        _replace_run(folder)
+        yield
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _visible(folder: Path) -> list[Path]:
+    """What is in the way of a new folder of this name."""
+    if not folder.is_dir():
+        return [folder] if folder.exists() else []
+    return [path for path in folder.iterdir() if path.name != LOCK]
 
 
-def _first_line(problem: Exception) -> str:
-    return (str(problem).splitlines() or [type(problem).__name__])[0]
+def _replace_run(folder: Path) -> None:
+    """Let a new configuration take the place of an old run."""
+    if (folder / NEXT_CONFIG).exists():
+        for name in (
+            METRICS,
+            PATH,
+            SNAPSHOTS,
+            CHECKPOINTS,
+            COMPACT,
+            RETRAINED,
+            RETRAINING,
+            PICTURES,
+            EXPORT,
+            *DRAWINGS,
+        ):
+            remove(folder / name)
+        (folder / NEXT_CONFIG).replace(folder / CONFIG)

@@ -10,7 +10,7 @@ from benchmarks import autoencoder
 from nas import LinBreg, Zero, param_groups, sparse_start
 from nas.models import skip_autoencoder
 from nas.search import Denoise, Pictures, Stack
-from nas.search.loop import train
+from nas.search.loop import Loop
 
 
 def random_stack(count, side):
@@ -47,7 +47,7 @@ def test_rows_wake_and_what_sleeps_passes_on_a_constant():
     assert all(bias.min() >= 0 and bias.max() < 1 / 6 for _, bias in net.unit_parameters().values())
     before = autoencoder.widths(net)
     optimizer = LinBreg(groups)
-    deque(islice(train(net, batches, optimizer, task.loss), 20), maxlen=0)
+    deque(islice(Loop(net, batches, optimizer, task.loss), 20), maxlen=0)
     after = autoencoder.widths(net)
     states = net.states(next(batches(0))[0])
     assert set(before.values()) == {3}

@@ -29,7 +29,7 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_pa
     move = Path.replace
 
     def refuse_new(self, target):
-        if self.name == "new":
+        if self.suffix == ".new":
             raise OSError("disk full")
         return move(self, target)
 

@@ -284,11 +284,13 @@ def test_what_a_failed_save_leaves_is_the_old_network(tmp_path, monkeypatch):
     net.save_pretrained(tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
 
-    def fails(tensors, path):
-        path.write_bytes(b"half")
-        raise OSError("disk full")
+    write = Path.write_bytes
 
-    monkeypatch.setattr("nas.models.dag.save_file", fails)
+    def fails(path, data):
+        write(path, b"half")
+        raise OSError(28, "disk full")
+
+    monkeypatch.setattr(Path, "write_bytes", fails)
     with pytest.raises(OSError, match="disk full"):
         net.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before

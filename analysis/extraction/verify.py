@@ -44,7 +44,7 @@ def read_record(file: Path) -> Record:
         epoch, hashes = data["epoch"], data["certificate"]["hashes"]
         if not isinstance(epoch, int) or not all(isinstance(hashes[name], str) for name in ("supernet", "compact")):
             raise ValueError("its epoch or its hashes are of the wrong kind")
-    except (ValueError, KeyError, TypeError) as problem:
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
         raise ValueError(f"the certificate {file} is damaged, or of an earlier version: {problem}") from None
     return Record(epoch, {name: hashes[name] for name in ("supernet", "compact")})
 

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from nas import __version__
 from nas.cli import denoise, export, extract, front, report, resume, retrain, search, show, verify
-from nas.cli.shared import Result, make_parser, sentence
+from nas.cli.shared import Result, Signalled, make_parser, sentence
 from nas.registry import import_registrations
 from nas.steering import DeadTraining
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0: done. 1: a certificate does not hold. 2: something the user can mend, said in one sentence.
-        130: interrupted with Ctrl-C.
+        130: interrupted with Ctrl-C. 143: stopped by SIGTERM or SIGHUP.
     """
     torch.set_flush_denormal(True)  # moments of silent units decay into denormal numbers, on which a step is slow
     name = "nas"
@@ -65,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Signalled as stopped:
+        print(f"{name}: {stopped}", file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130

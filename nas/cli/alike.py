@@ -1,13 +1,13 @@
 """Training others alike, for the verbs that compare."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from nas.models.families import HAND_MADE
-from nas.search.compare import Competitor, Trained, Training, compete
+from nas.search.compare import Competitor, Memory, Trained, Training, compete
 from nas.search.config import check_seed
 from nas.search.data.batches import Batches
 from nas.search.data.stack import Pictures
@@ -44,9 +44,10 @@ def check_training(options: Namespace) -> None:
 
 def make_training(run: Run, data: Pictures, options: Namespace) -> Training:
     """What the options say, with other crops and noise than in the search."""
+    sizes = {name: options.get(name) for name in ("batch", "crop")}
 
     def batches(seed: int) -> Batches:
-        return run.batches(data, run.config.seed + 1 + seed)
+        return run.batches(data, run.config.seed + 1 + seed, **sizes)
 
     rates = tuple(factor * options.lr for factor in RELATIVE_RATES) if options.compare else (options.lr,)
     seeds = tuple(range(options.seed, options.seed + options.seeds)) if options.compare else (options.seed,)
@@ -56,13 +57,19 @@ def make_training(run: Run, data: Pictures, options: Namespace) -> Training:
     )  # fmt: skip
 
 
-def train_alike(competitors: Sequence[Competitor], training: Training) -> list[Trained]:
-    """What became of each competitor; with a progress bar."""
+def train_alike(
+    competitors: Sequence[Competitor],
+    training: Training,
+    memory: Memory | None = None,
+    on_epoch: Callable[[], None] = lambda: None,
+) -> list[Trained]:
+    """What became of each competitor; with a progress bar. ``memory`` as in `nas.search.compare.compete`."""
     bar = tqdm(total=len(competitors) * training.num_epochs, unit="epoch", delay=0.1)
 
     def progress(what: str, loss: float) -> None:
         bar.set_description(f"{what}, loss {loss:.5f}", refresh=False)
         bar.update()
+        on_epoch()
 
     with bar:
-        return [compete(each, training, progress) for each in competitors]
+        return [compete(each, training, progress, memory) for each in competitors]

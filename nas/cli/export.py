@@ -6,6 +6,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.export.export import FORMATS, export, files_of
 from nas.cli.shared import Result, add_choice, check_free, load_chosen, make_run_parser
+from nas.files import alone
 from nas.models.dag import DagNet
 from nas.search.run import EXPORT, Run
 
@@ -25,7 +26,8 @@ def perform(options: Namespace) -> Result:
     out = options.out or run.folder / EXPORT / f"model{FORMATS[options.format]}"
     files = files_of(out, options.format)
     if options.out is None:
-        difference = _export_into_new_folder(net, out, options.format)
+        with alone(run.folder):
+            difference = _export_into_new_folder(net, out, options.format)
     else:
         for file in files:
             check_free(file, options.force)

@@ -9,6 +9,7 @@ from nas.analysis.extraction.changes import describe_changes
 from nas.analysis.extraction.extract import extract
 from nas.analysis.latency import Latency, latency
 from nas.cli.shared import CONSTANT, Result, add_choice, choice, differences, make_run_parser, save
+from nas.files import alone
 from nas.search.path import Choice
 from nas.search.run import COMPACT, Run
 
@@ -22,9 +23,9 @@ def parser() -> ArgumentParser:
 
 
 def perform(options: Namespace) -> Result:
-    return write_extract(
-        Run.open(options.run), choice(options), round_to=options.round_to, timed=not options.no_latency
-    )
+    run = Run.open(options.run)
+    with alone(run.folder):
+        return write_extract(run, choice(options), round_to=options.round_to, timed=not options.no_latency)
 
 
 def write_extract(run: Run, chosen: Choice, *, round_to: int = 1, timed: bool = True) -> Result:

@@ -1,21 +1,36 @@
 """``nas retrain``."""
 
-import os
+import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
+from nas.analysis.extraction.certificate import fingerprint
 from nas.analysis.extraction.verify import read_record
 from nas.cli.alike import add_training, check_training, make_training, train_alike
 from nas.cli.extract import write_extract
-from nas.cli.shared import Result, add_choice, choice, load_compact, make_run_parser, save
-from nas.files import replacing_folder
+from nas.cli.shared import (
+    RESULT,
+    Result,
+    add_checkpoints,
+    add_choice,
+    choice,
+    load_compact,
+    load_retrained,
+    make_run_parser,
+    save,
+    seconds,
+    stopping,
+)
+from nas.files import alone, replacing_folder
 from nas.models.dag import DagNet
+from nas.search.checkpoints import Checkpoints, State
 from nas.search.compare import (
     Competitor,
+    Memory,
     Trained,
     Training,
     fresh,
@@ -25,8 +40,8 @@ from nas.search.compare import (
     table,
 )
 from nas.search.path import Choice
-from nas.search.retrain import retrain, rewound
-from nas.search.run import COMPACT, PICTURES, RETRAINED, Run, thinned_from_dense
+from nas.search.retrain import Retraining, rewound
+from nas.search.run import COMPACT, PICTURES, RETRAINED, RETRAINING, Run, thinned_from_dense
 from nas.search.tasks.restoration import Restoration
 from nas.search.tasks.task import Metric, Scores, evaluate, score_trivial
 from nas.search.tasks.use import write_restored
@@ -53,64 +68,190 @@ def parser() -> ArgumentParser:
     )
     parser.add_argument("--random", type=int, default=5, help="random networks in the comparison")
     add_training(parser)
+    parser.add_argument(
+        "--force", action="store_true", help="replace a better retrained network, or a retraining that was stopped"
+    )
+    add_checkpoints(parser)
     return parser
 
 
 def perform(options: Namespace) -> Result:
-    run, found = _open(options)
-    data = run.data()
-    task, test = run.task(data), run.test(data)
-    training = make_training(run, data, options)
-    name, untouched = score_trivial(test, task)
-    net = _with_first_weights(found, run, options, options.seed)
-    before = evaluate(net, test, task)
-    compared: list[Trained] = []
-    if options.compare:
-        net, compared = _beside_the_found(_competitors(found, run, options), training)
-    else:
-        _train(net, training, options)
-    after = evaluate(net, test, task)
-    classical = task.baselines(data.train, training.validation, test)
-
-    key = task.metrics[0].key
-    result = {
-        **after,
-        f"{key}_{name}": untouched[key],
-        f"{key}_before": before[key],
-        "baselines": {title: scores[key] for title, scores in classical.items()},
-        "compared": [each.to_dict() for each in compared],
-        "params": sum(p.numel() for p in net.parameters()),
-        "from_scratch": options.from_scratch,
-    }
-    save(net, run.folder / RETRAINED, "result.json", result)
-    rows = {name: untouched, **classical, "before retraining": before}
-    if options.compare:
-        _print_comparison(rows, compared, training)
-    else:
-        _print_table(f"mean over {len(test)} held-out pictures", {**rows, "retrained network": after}, task.metrics)
-    wrote = [run.folder / RETRAINED]
-    if isinstance(task, Restoration):
-        wrote.append(run.folder / PICTURES)
-        replacing_folder(wrote[-1], lambda folder: write_restored(net, test, folder, task.observed_name))
-    print(f"wrote {' and '.join(map(str, wrote))}")
-    return result
+    run = _open(options)
+    with alone(run.folder):
+        return _Retrain(run, options).perform()
 
 
-def _open(options: Namespace) -> tuple[Run, DagNet]:
-    """The run and its compact network; what would fail after the training is said now."""
+def stopped_options(run: Run) -> dict[str, Any] | None:
+    """Those of a retraining of a run that was stopped; None if there is none."""
+    state = Checkpoints(run.folder / RETRAINING).newest()
+    return None if state is None else json.loads(state["options"])
+
+
+class _Retrain:
+    """One call of ``nas retrain``."""
+
+    def __init__(self, run: Run, options: Namespace) -> None:
+        self.run, self.options = run, options
+        self.checkpoints = Checkpoints(run.folder / RETRAINING, every=seconds(options.checkpoint_every))
+        if (chosen := choice(options)) != Choice():
+            write_extract(run, chosen, timed=False)
+        self.found, self.data = load_compact(run), run.data()
+        self.training = make_training(run, self.data, options)
+        self.begun = {
+            "options": json.dumps(_those_that_matter(options)),
+            "network": fingerprint(self.found),
+            "data": self.data.fingerprint(),
+        }
+        self.state = self._stopped_state()
+
+    def _stopped_state(self) -> State:
+        """What an earlier call with the same options, that was stopped, left."""
+        state = None if self.options.force else self.checkpoints.newest()
+        if state is None:
+            return {}
+        if {name: state[name] for name in self.begun} != self.begun:
+            raise ValueError(
+                f"a retraining of {self.run.folder} with other options, network or data was stopped; go on with it by "
+                f"nas resume {self.run.folder}, or begin anew with --force"
+            )
+        print("going on with the retraining that was stopped")
+        return state
+
+    def perform(self) -> Result:
+        test, task = self.training.test, self.training.task
+        name, untouched = score_trivial(test, task)
+        net = _with_first_weights(self.found, self.run, self.options, self.options.seed)
+        before = evaluate(net, test, task)
+        compared: list[Trained] = []
+        try:
+            with stopping(self.checkpoints.stop, f"nas resume {self.run.folder}"):
+                if self.options.compare:
+                    net, compared = self._beside_others()
+                else:
+                    self._train(net)
+        except FloatingPointError as problem:
+            self.checkpoints.clear()
+            raise FloatingPointError(f"{problem}; nothing was written") from None
+        validation = evaluate(net, self.training.validation, task)[self.training.headline]
+        after, classical = evaluate(net, test, task), task.baselines(self.data.train, self.training.validation, test)
+        key = self.training.headline
+        result = {
+            **after,
+            f"{key}_{name}": untouched[key],
+            f"{key}_before": before[key],
+            "validation": validation,
+            "baselines": {title: scores[key] for title, scores in classical.items()},
+            "compared": [each.to_dict() for each in compared],
+            "params": net.plan.num_params,
+            "from_scratch": self.options.from_scratch,
+            "sha256": fingerprint(net),
+        }
+        rows = {name: untouched, **classical, "before retraining": before}
+        if compared:
+            _print_comparison(rows, compared, self.training)
+        else:
+            _print_table(f"mean over {len(test)} held-out pictures", {**rows, "retrained network": after}, task.metrics)
+        result["kept"] = self._better_one(validation)
+        if not result["kept"]:
+            self._write(net, result)
+        self.checkpoints.clear()
+        return result
+
+    def _write(self, net: DagNet, result: Result) -> None:
+        task, wrote = self.training.task, [self.run.folder / RETRAINED]
+        save(net, wrote[0], RESULT, result)
+        if isinstance(task, Restoration):
+            wrote.append(self.run.folder / PICTURES)
+            test, name = self.training.test, task.observed_name
+            replacing_folder(wrote[-1], lambda folder: write_restored(net, test, folder, name))
+        print(f"wrote {' and '.join(map(str, wrote))}")
+
+    def _better_one(self, validation: float) -> bool:
+        """Whether there is a better network of this extraction already, which is kept."""
+        folder = self.run.folder / RETRAINED
+        if self.options.force or not folder.is_dir():
+            return False
+        try:
+            net, result = load_retrained(self.run)
+            earlier = float(result["validation"])
+        except (ValueError, KeyError, TypeError, OSError):
+            return False
+        if net.plan != self.found.plan or not earlier > validation:
+            return False
+        metric = self.training.task.metrics[0]
+        print(
+            f"kept {folder}: {metric.text(earlier)} in validation, this one {metric.number(validation)}; --force "
+            f"replaces it"
+        )
+        return True
+
+    def _train(self, net: DagNet) -> None:
+        """Train ``net``, with a progress bar; it ends with its best weights."""
+        training, options, metric = self.training, self.options, self.training.task.metrics[0]
+        bar = tqdm(total=options.epochs, unit="epoch", desc="retrain", delay=0.1)  # none for options that are refused
+
+        def progress(epoch: int, loss: float) -> None:
+            bar.set_postfix_str(f"loss {loss:.5f}", refresh=False)
+            bar.update()
+
+        def validate() -> float:
+            headline = evaluate(net, training.validation, training.task)[metric.key]
+            bar.set_description(f"retrain, {metric.text(headline)}")
+            return headline
+
+        def keep() -> None:
+            self.checkpoints.keep(lambda: {**self.begun, "training": retraining.state_dict()})
+
+        retraining = Retraining(
+            net,
+            training.batches(options.seed),
+            training.task.loss,
+            epochs=options.epochs,
+            steps=training.steps,
+            lr=options.lr,
+            on_epoch=progress,
+            on_step=keep,
+            validate=validate,
+            or_start=not options.from_scratch,
+            patience=options.patience,
+        )
+        with bar:
+            if self.state:
+                retraining.load_state_dict(self.state["training"])
+                bar.update(retraining.loop.epoch - 1)
+            retraining.run()
+
+    def _beside_others(self) -> tuple[DagNet, list[Trained]]:
+        """The found network as trained with the first seed, and what became of it and of each of the others."""
+        memory: Memory = self.state.get("memory", {})
+
+        def keep() -> None:
+            self.checkpoints.keep(lambda: {**self.begun, "memory": memory})
+
+        found, *others = _competitors(self.found, self.run, self.options, self.training)
+        (first,) = train_alike([found], self.training, memory, keep)
+        if first.network is None:
+            raise FloatingPointError("the found network does not train at any of the rates; use a smaller lr")
+        return first.network, [first, *train_alike(others, self.training, memory, keep)]
+
+
+def _those_that_matter(options: Namespace) -> dict[str, Any]:
+    """Options that determine what a retraining leads to."""
+    left_out = ("run", "config", "json", "force", "checkpoint_every")
+    return {name: value for name, value in options.items() if name not in left_out}
+
+
+def _open(options: Namespace) -> Run:
+    """The run; what is wrong with the options is said now."""
     if options.from_scratch and options.rewind_epoch is not None:
         raise ValueError("retrain starts from scratch or from a rewound epoch, not both")
     check_training(options)
     if options.random < 0:
         raise ValueError(f"random must be at least 0, got {options.random}")
-    run = Run.open(options.run)
-    if not os.access(run.folder, os.W_OK):
-        raise ValueError(f"{run.folder}: no permission to write")
-    changed = {name: value for name in ("batch", "crop") if (value := options[name]) is not None}
-    run = replace(run, config=replace(run.config, **changed))
-    if (chosen := choice(options)) != Choice():
-        write_extract(run, chosen, timed=False)
-    return run, load_compact(run)
+    for name in ("epochs", "batch", "crop"):
+        if options[name] is not None and options[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {options[name]}")
+    return Run.open(options.run)
 
 
 def _with_first_weights(net: DagNet, run: Run, options: Namespace, seed: int) -> DagNet:
@@ -124,56 +265,23 @@ def _with_first_weights(net: DagNet, run: Run, options: Namespace, seed: int) ->
     return net
 
 
-def _competitors(found: DagNet, run: Run, options: Namespace) -> list[Competitor]:
+def _competitors(found: DagNet, run: Run, options: Namespace, training: Training) -> list[Competitor]:
     """What is trained alike, the found network first: titles with functions from the seed to a network."""
     supernet, params = run.blank.plan, found.plan.num_params
     competitors = [
         Competitor("retrained network", lambda seed: _with_first_weights(found, run, options, seed)),
         *hand_made_networks(supernet, params, options.families),
         Competitor("the supernet, dense", fresh(supernet)),
-        Competitor("thinned out from it", lambda seed: thinned_from_dense(run, params, seed)),
+        Competitor(
+            "thinned out from it",
+            lambda seed: thinned_from_dense(run, params, training.task, training.batches(seed), seed),
+        ),
     ]
     try:
         competitors += random_networks(supernet, params, options.random)
     except ValueError as problem:
         warnings.warn(str(problem), stacklevel=1)
     return competitors
-
-
-def _beside_the_found(competitors: Sequence[Competitor], training: Training) -> tuple[DagNet, list[Trained]]:
-    """The first competitor as trained with the first seed, and what became of each."""
-    (first,) = train_alike(competitors[:1], training)
-    if first.network is None:
-        raise FloatingPointError("the found network does not train at any of the rates; use a smaller lr")
-    return first.network, [first, *train_alike(competitors[1:], training)]
-
-
-def _train(net: DagNet, training: Training, options: Namespace) -> None:
-    """Train ``net`` with the options of nas retrain, with a progress bar; it ends with its best weights."""
-    metric = training.task.metrics[0]
-    bar = tqdm(total=options.epochs, unit="epoch", desc="retrain", delay=0.1)  # none for options that are refused
-
-    def progress(epoch: int, loss: float) -> None:
-        bar.set_postfix_str(f"loss {loss:.5f}", refresh=False)
-        bar.update()
-
-    def validate() -> float:
-        headline = evaluate(net, training.validation, training.task)[metric.key]
-        bar.set_description(f"retrain, {metric.text(headline)}")
-        return headline
-
-    with bar:
-        retrain(
-            net,
-            training.batches(options.seed),
-            training.task.loss,
-            epochs=options.epochs,
-            steps=training.steps,
-            lr=options.lr,
-            on_epoch=progress,
-            validate=validate,
-            patience=options.patience,
-        )
 
 
 def _print_comparison(rows: dict[str, Scores], compared: Sequence[Trained], training: Training) -> None:

@@ -1,6 +1,5 @@
 """``nas search``; and how a search runs to its end, which `nas.cli.resume` shares."""
 
-import sys
 import warnings
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from nas.cli.shared import Result, make_parser, sizes
+from nas.cli.shared import Result, add_checkpoints, make_parser, seconds, sizes, stopping
 from nas.cli.watch import Watch, add_watching, check_watching, watching
 from nas.search.config import SearchConfig
 from nas.search.path import Point
@@ -22,6 +21,10 @@ def parser() -> ArgumentParser:
     parser.add_class_arguments(SearchConfig)
     parser.add_argument("--out", type=Path, help="run folder to make (default: runs/TASK-DATA)")
     parser.add_argument("--force", action="store_true", help="replace the run that is in the folder")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run that is in the folder, if there is one"
+    )
+    add_checkpoints(parser)
     add_watching(parser)
     parser.add_argument("--download", action="store_true", help="fetch a data set that is missing")
     return parser
@@ -31,10 +34,13 @@ def perform(options: Namespace) -> Result:
     config = SearchConfig(**{field.name: options[field.name] for field in fields(SearchConfig)})
     if config.data_root is not None:  # later verbs may be called from another folder
         config = replace(config, data_root=config.data_root.resolve())
+    if options.resume and options.force:
+        raise ValueError("a run is resumed or, with --force, replaced, not both")
     run = Run(options.out or Path("runs") / f"{config.task}-{config.data}", config)
     check_watching(options)
-    engine = Search(run, force=options.force, download=options.download)
-    with watching(engine.run, options, fresh=True) as watch:
+    resume, every = options.resume and Run.is_in(run.folder), seconds(options.checkpoint_every)
+    engine = Search(run, resume=resume, force=options.force, download=options.download, checkpoint_every=every)
+    with watching(engine.run, options, fresh=not resume) as watch:
         return run_to_the_end(engine, watch)
 
 
@@ -78,15 +84,11 @@ def _iterate(engine: Search, watch: Watch) -> None:
     done = min(len(engine.points) - 1, config.epochs)
     bar = tqdm(total=config.epochs, initial=done, unit="epoch", desc="search")
     engine.on_fit = lambda params: _show_fit(bar, params)
-    try:
-        with bar:
-            for point in engine:
-                if point.snapshot.epoch <= config.epochs:
-                    _show_epoch(bar, point, metric)
-                watch()
-    except KeyboardInterrupt:
-        _say_how_to_go_on(engine.run)
-        raise
+    with stopping(engine.stop, f"nas resume {engine.run.folder}"), bar:
+        for point in engine:
+            if point.snapshot.epoch <= config.epochs:
+                _show_epoch(bar, point, metric)
+            watch()
 
 
 def _show_epoch(bar: Any, point: Point, metric: Metric) -> None:
@@ -100,15 +102,6 @@ def _show_epoch(bar: Any, point: Point, metric: Metric) -> None:
 def _show_fit(bar: Any, params: int) -> None:
     bar.set_description_str("front")
     bar.set_postfix_str(f"{params:,} parameters")
-
-
-def _say_how_to_go_on(run: Run) -> None:
-    done = run.points()[-1].snapshot.epoch
-    print(
-        f"stopped after epoch {done} of {run.config.epochs}: {run.folder} is valid up to there; "
-        f"go on with nas resume {run.folder}",
-        file=sys.stderr,
-    )
 
 
 def _alive(point: Point, run: Run) -> str:

@@ -1,23 +1,30 @@
 """What several verbs need: parsers, the networks of a run, their sizes, sentences."""
 
+import json
 import re
+import signal
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from nas.analysis.extraction.certificate import Certificate
+from nas.analysis.extraction.certificate import Certificate, fingerprint
+from nas.analysis.extraction.verify import Record, read_record
 from nas.files import replacing_folder, write_json
 from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.models.store import load
+from nas.search.checkpoints import Stopped
 from nas.search.config import parse_size
 from nas.search.path import Choice, Point
 from nas.search.run import COMPACT, RETRAINED, SNAPSHOTS, Run
 
 Result = dict[str, Any]  # what --json prints
 REPORT = "report.html"
+RESULT = "result.json"
 CONSTANT = "the network is constant: no path from input to output"
 
 
@@ -47,14 +54,71 @@ def choice(options: Namespace) -> Choice:
     return Choice(epoch=options.epoch, min_score=options.min_score, knee=options.knee, **limits)
 
 
+def add_checkpoints(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint_every", type=str, default="60s", help="time between two checkpoints, such as 90s, 5m or 1h"
+    )
+
+
+def seconds(text: str) -> float:
+    """A span of time, such as 90, 90s, 5m or 1h.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not found or not float(found[1]):
+        raise ValueError(f"a time must be a positive number such as 90s, 5m or 1h, got {text!r}")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+class Signalled(Exception):
+    """What was stopped by a signal, after it wrote a checkpoint.
+
+    Attributes:
+        code: to exit with: 130 after Ctrl-C, 143 after SIGTERM or SIGHUP.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@contextmanager
+def stopping(stop: Callable[[], None], how_to_go_on: str) -> Iterator[None]:
+    """On Ctrl-C, SIGTERM and SIGHUP let what runs inside stop at its next step; on a second one at once.
+
+    Raises:
+        Signalled: it has stopped.
+    """
+    received: list[int] = []
+
+    def handle(number: int, _: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        stop()
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, handle) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        yield
+    except Stopped:
+        code = 130 if received[0] == signal.SIGINT else 143
+        raise Signalled(f"stopped after writing a checkpoint; go on with {how_to_go_on}", code) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def check_free(file: Path, force: bool) -> None:
     """Raise ValueError if the file of ``-o`` is there already, unless it may be replaced."""
     if file.exists() and not force:
         raise ValueError(f"{file} exists; choose another -o, or --force to replace it")
 
 
-def load_compact(run: Run) -> DagNet:
-    """The extracted network of a run.
+def stored_compact(run: Run) -> tuple[DagNet, Record]:
+    """The extracted network of a run and what its certificate says, whether they belong together or not.
 
     Raises:
         ValueError: there is none, or it is damaged.
@@ -62,7 +126,22 @@ def load_compact(run: Run) -> DagNet:
     folder = run.folder / COMPACT
     if not folder.is_dir():
         raise ValueError(f"there is no network in {folder}; make it with nas extract {run.folder}")
-    return load(folder)
+    return load(folder), read_record(folder / "certificate.json")
+
+
+def load_compact(run: Run) -> DagNet:
+    """The extracted network of a run.
+
+    Raises:
+        ValueError: there is none, it is damaged, or not the one that its certificate is of.
+    """
+    net, record = stored_compact(run)
+    if fingerprint(net) != record.hashes["compact"]:
+        raise ValueError(
+            f"the network in {run.folder / COMPACT} is not the one that its certificate is of; see nas verify "
+            f"{run.folder}, and make it anew with nas extract"
+        )
+    return net
 
 
 def load_chosen(run: Run, options: Namespace) -> tuple[Path, DagNet]:
@@ -85,11 +164,31 @@ def load_last(run: Run) -> tuple[Path, DagNet]:
     """
     extracted, folder = load_compact(run), run.folder / RETRAINED
     if folder.is_dir():
-        retrained = load(folder)
-        if retrained.plan == extracted.plan:
-            return folder, retrained
+        if load(folder).plan == extracted.plan:
+            return folder, load_retrained(run)[0]
         warnings.warn(f"{folder} is of an earlier extraction and not used", stacklevel=1)
     return run.folder / COMPACT, extracted
+
+
+def load_retrained(run: Run) -> tuple[DagNet, Result]:
+    """The retrained network of a run and its result.json.
+
+    Raises:
+        ValueError: it is damaged, or not the one that was written.
+        OSError: there is none.
+    """
+    folder = run.folder / RETRAINED
+    net = load(folder)
+    try:
+        result: Result = json.loads((folder / RESULT).read_bytes())
+        sha256 = result["sha256"]
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
+        raise ValueError(f"{folder / RESULT} is damaged, or of an earlier version: {problem}") from None
+    if fingerprint(net) != sha256:
+        raise ValueError(
+            f"the network in {folder} is not the one that its {RESULT} is of; make it anew with nas retrain"
+        )
+    return net, result
 
 
 def save(net: DagNet, folder: Path, name: str, result: Result) -> None:

@@ -4,8 +4,8 @@ import sys
 
 from jsonargparse import ArgumentParser, Namespace
 
-from nas.analysis.extraction.verify import read_record, verify
-from nas.cli.shared import Result, differences, load_compact, make_run_parser
+from nas.analysis.extraction.verify import verify
+from nas.cli.shared import Result, differences, make_run_parser, stored_compact
 from nas.search.run import COMPACT, Run
 
 
@@ -19,8 +19,7 @@ def parser() -> ArgumentParser:
 
 def perform(options: Namespace) -> Result:
     run = Run.open(options.run)
-    small = load_compact(run)
-    record = read_record(run.folder / COMPACT / "certificate.json")
+    small, record = stored_compact(run)
     net = run.supernet(record.epoch)
     verification = verify(net, small, record.hashes, run.inputs(run.data()), seed=options.seed)
     certificate = verification.certificate

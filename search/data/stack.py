@@ -1,5 +1,6 @@
 """Pictures and data sets: single pictures, and many of one size kept as bytes."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,6 +83,15 @@ class Pictures:
     test: Sequence[Picture]
     classes: tuple[str, ...] = ()
 
+    def fingerprint(self) -> str:
+        """A hash of all names, labels and pixels, in hexadecimal digits."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for part in (self.train, self.validation, self.test):
+            for facts, pixels in _contents(part):
+                digest.update(repr((facts, pixels.shape)).encode())
+                digest.update(pixels.numpy().tobytes())
+        return digest.hexdigest()
+
     @cached_property
     def mean(self) -> tuple[float, ...]:
         """Of each channel, over all pixels of the training pictures."""
@@ -103,6 +113,14 @@ class Pictures:
             squares = squares + values.square().sum(dim=(0, 2, 3), dtype=torch.float64)
         mean = total / count
         return tuple(mean.tolist()), tuple((squares / count - mean**2).clamp(min=0).sqrt().tolist())
+
+
+def _contents(pictures: Sequence[Picture]) -> Iterator[tuple[object, Tensor]]:
+    """Names and labels with pixels; of a stack all at once, as they are kept."""
+    if isinstance(pictures, Stack):
+        yield (list(pictures.names), pictures.labels.tolist(), pictures.channels), pictures.pixels
+    else:
+        yield from (((picture.name, picture.label), picture.pixels) for picture in pictures)
 
 
 def first_of_each_size(pictures: Sequence[Picture]) -> Sequence[Picture]:
