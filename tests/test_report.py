@@ -139,8 +139,10 @@ def test_damaged_files_are_said(copied, tmp_path):
     (copied / "retrained" / "result.json").write_text('{"psnr": 1}')
     (copied / "compact" / "certificate.json").write_text("{")
     with (copied / "metrics.jsonl").open("a") as lines:
-        lines.write('{"epoch": 7, "lo')
-    words = made(copied, tmp_path=tmp_path).words
+        lines.write('{"epoch": 4, "loss": NaN, "psnr": Infinity}\n{"epoch": 7, "lo')
+    page = made(copied, tmp_path=tmp_path)
+    words, curves = page.words, json.loads(page.data, parse_constant=pytest.fail)["curves"]
+    assert curves["loss"][-1] is None
     assert "result.json is damaged" in words and "certificate.json cannot be read" in words
 
 
@@ -335,7 +337,7 @@ def test_frames_name_what_came_and_went(place):
     run = Run.open(place / EVIL)
     found = frames(run, run.points(), [])
     events = [event for frame in found for event in frame.events]
-    assert any(re.fullmatch(r"\d+ units (born|died)", event) for event in events)
+    assert any(re.fullmatch(r"\d+ units? (born|died)", event) for event in events)
     assert found[0].events == ()
     assert all(frame.units["in"] == 4 for frame in found)
 

@@ -14,6 +14,7 @@ from nas.parts import Part
 from nas.search.loop import LossFunction
 
 MOST = 200  # parts of a network that are measured
+LARGEST = 1e4  # growth that is told from a larger one, or from a loss that is no number
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def ablate(
             key = (kind, node if kind == "unit" else part.name)
             if key not in saved:
                 saved[key] = int(params - total(alive_plan(net), "params"))
-        losses.append(Loss(kind, node, part.name, growth, saved[key]))
+        losses.append(Loss(kind, node, part.name, growth if growth < LARGEST else LARGEST, saved[key]))
     return losses, len(parts)
 
 

@@ -124,7 +124,7 @@ def curves(run: Run, points: Sequence[Point]) -> dict[str, list[float | None]]:
         for point in points
     ]
     rows = [row for row in rows if row["epoch"] <= run.config.epochs]
-    names = [name for name, value in rows[-1].items() if isinstance(value, int | float)] if rows else []
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, int | float))
     return {name: [row.get(name) for row in rows] for name in names}
 
 
@@ -187,9 +187,8 @@ def operation_words(edge: Edge, side: int) -> str:
 def _events(before: Frame, after: Frame) -> tuple[str, ...]:
     old, new = before.point.snapshot, after.point.snapshot
     born, died = _difference(old.units, new.units), _difference(new.units, old.units)
-    events = [f"{number} {what} {verb}" for number, what, verb in (
-        (born, "units", "born"), (died, "units", "died"),
-    ) if number]  # fmt: skip
+    counts = [(born, "born"), (died, "died")]
+    events = [f"{number} unit{'s' if number > 1 else ''} {verb}" for number, verb in counts if number]
     skips = [(f"{a} to {b}", "born") for a, b in new.skips if (a, b) not in old.skips]
     skips += [(f"{a} to {b}", "died") for a, b in old.skips if (a, b) not in new.skips]
     events += [f"skip {arc} {verb}" for arc, verb in skips]

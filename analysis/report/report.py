@@ -1,5 +1,6 @@
 """``nas report``: one file that opens anywhere, without a network."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -60,6 +61,7 @@ def report(runs: Sequence[Run], refresh: int | None = None) -> str:
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     with torch.random.fork_rng(devices=[]):  # a search that goes on draws as if nobody had looked
         page = one_run(runs[0], live=refresh is not None) if len(runs) == 1 else several_runs(runs)
+    page["data"] = _finite(page["data"])
     return environment.get_template(TEMPLATE).render(page=page, style=STYLE, refresh=refresh)
 
 
@@ -153,6 +155,15 @@ def _section(make: Callable[[], Section], *, later: bool = False) -> Section:
         return make()
     except (ValueError, OSError) as problem:
         return {"missing": str(problem)}
+
+
+def _finite(data: Any) -> Any:
+    """The same with None for numbers that JSON does not know."""
+    if isinstance(data, dict):
+        return {name: _finite(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _named(runs: Sequence[Run]) -> dict[str, Run]:
