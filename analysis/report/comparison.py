@@ -79,8 +79,7 @@ def agreement(runs: Mapping[str, Run], chosen: Mapping[str, Point]) -> dict[str,
     for name, run in runs.items():
         found = chosen[name].snapshot
         skips.update(f"{source} to {target}" for source, target in found.skips)
-        sizes = run.blank.plan
-        edges = {(edge.key, node.name): edge for node in sizes.nodes for edge in node.edges}
+        edges = {(edge.key, node.name): edge for node in run.blank.plan.nodes for edge in node.edges}
         for arc, side in found.kernels.items():
             size = "" if edges[arc].kernel is None else f" {side}x{side}"
             operations[f"{edges[arc].source} to {arc[1]}: {edges[arc].operation}{size}"] += 1

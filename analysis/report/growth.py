@@ -1,10 +1,9 @@
 """How the network came to be: a frame for every epoch of the path and every network of the front."""
 
-import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import networkx as nx
@@ -102,7 +101,7 @@ def frames(run: Run, points: Sequence[Point], inputs: Sequence[Tensor]) -> list[
         shown = {arc: each for arc, each in gates.items() if arc in _trunks(plan) and units[arc[0]]}
         shown |= {arc: (gate, gates.get(arc, (0.0, None))[1]) for arc, gate in point.snapshot.skips.items()}
         frame = Frame(point, units, operations, shown, ())
-        found.append(Frame(**{**vars(frame), "events": _events(found[-1], frame) if found else ()}))
+        found.append(replace(frame, events=_events(found[-1], frame)) if found else frame)
     return found
 
 
@@ -152,7 +151,7 @@ def _has_skips(plan: Plan) -> bool:
 
 @torch.no_grad()
 def _measured(net: DagNet, inputs: Sequence[Tensor]) -> Gates:
-    shares = skip_shares(net, copy.copy(inputs)) if inputs else {}
+    shares = skip_shares(net, inputs) if inputs else {}
     return {arc: (gate, shares.get(arc)) for arc, gate in find_alive(net).skips.items()}
 
 
