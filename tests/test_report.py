@@ -343,8 +343,9 @@ def test_frames_name_what_came_and_went(place):
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
-def test_in_a_browser(place, tmp_path):
+def test_in_a_browser(place, copied, tmp_path):
     write_report([Run.open(place / EVIL)], tmp_path / "page.html")
+    write_report([Run.open(place / EVIL), Run.open(copied)], tmp_path / "both.html")
     state = """(() => ({
         text: document.getElementById("where").textContent,
         units: document.querySelector("#counts dd").textContent,
@@ -390,4 +391,11 @@ def test_in_a_browser(place, tmp_path):
             page.open(tmp_path / "page.html", width=width, dark=dark)
             wide = page.evaluate("document.documentElement.scrollWidth")
             assert wide <= width
+        page.open(tmp_path / "both.html", width=400)
+        assert page.evaluate("document.querySelectorAll('#fronts circle').length") == 4
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        (copied / "path.json").unlink()
+        write_report([Run.open(copied)], tmp_path / "empty.html")
+        page.open(tmp_path / "empty.html")
+        assert "no search path" in page.evaluate("document.body.textContent")
         assert page.complaints == [] and page.requests == []
