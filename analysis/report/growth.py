@@ -123,7 +123,9 @@ def curves(run: Run, points: Sequence[Point]) -> dict[str, list[float | None]]:
         for point in points
     ]
     rows = [row for row in rows if row["epoch"] <= run.config.epochs]
-    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, int | float))
+    names = dict.fromkeys(
+        name for row in reversed(rows) for name, value in row.items() if isinstance(value, int | float)
+    )
     return {name: [row.get(name) for row in rows] for name in names}
 
 
