@@ -16,6 +16,7 @@ from nas.models.compact import compact
 from nas.models.dag import DagNet, right_relu
 from nas.models.plan import Edge, Node, Plan, Skip
 from nas.models.price import prices, total
+from nas.models.reach import reach
 from nas.models.recipes import (
     RECIPES,
     conv_skip_autoencoder,
@@ -50,6 +51,7 @@ __all__ = [
     "mlp",
     "mnist_mlp",
     "prices",
+    "reach",
     "register_recipe",
     "resnet18",
     "resnet20",

@@ -15,6 +15,8 @@ from nas.search.path import Point
 from nas.search.run import Run, Search
 from nas.search.tasks.task import Metric, score_trivial
 
+NEAR = 0.95  # of a target: reached
+
 
 def parser() -> ArgumentParser:
     parser = make_parser("Start almost empty and let units and skips enter when the loss asks for them.")
@@ -54,6 +56,11 @@ def run_to_the_end(engine: Search, watch: Watch) -> Result:
     chosen = run.choose()
     picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
     print(f"picked {_when(chosen.snapshot.epoch, run.config.epochs)}: {picked}")
+    if (target := run.config.target) is not None and (reached := engine.cost(chosen)) < NEAR * target:
+        print(
+            f"the target of {target:,} {run.config.sizes_in} was not reached: what has grown has {reached:,.0f}; "
+            "search longer, or with a larger supernet"
+        )
     return {
         "run": str(run.folder),
         "epoch": chosen.snapshot.epoch,
