@@ -97,7 +97,9 @@ def test_a_checkout_without_links_works(tmp_path):
 
 
 def test_import_is_light(tmp_path):
-    heavy = {"matplotlib", "torchvision", "skimage", "PIL", "tifffile", "graphviz", "jsonargparse", "hypothesis"}
+    heavy = {
+        "matplotlib", "torchvision", "skimage", "PIL", "tifffile", "graphviz", "jinja2", "jsonargparse", "hypothesis",
+    }  # fmt: skip
     script = f"import sys, nas, nas.models, nas.search, nas.analysis; print(sorted({heavy!r} & set(sys.modules)))"
     result = run(["-c", script], tmp_path)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr

@@ -13,7 +13,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from nas import __version__
-from nas.cli import denoise, export, extract, front, resume, retrain, search, show, verify
+from nas.cli import denoise, export, extract, front, report, resume, retrain, search, show, verify
 from nas.cli.shared import Result, Signalled, make_parser, sentence
 from nas.registry import import_registrations
 from nas.steering import DeadTraining
@@ -44,6 +44,7 @@ VERBS = {
     "verify": Verb("recompute the proof", verify.parser, verify.perform),
     "retrain": Verb("train the compact network", retrain.parser, retrain.perform),
     "denoise": Verb("clean pictures", denoise.parser, denoise.perform),
+    "report": Verb("a run, or several, in one page", report.parser, report.perform),
     "export": Verb("for machines without this package", export.parser, export.perform),
 }
 

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from nas.cli.shared import Result, add_checkpoints, make_parser, seconds, sizes, stopping
+from nas.cli.watch import Watch, add_watching, check_watching, watching
 from nas.search.config import SearchConfig
 from nas.search.path import Point
 from nas.search.run import Run, Search
@@ -26,6 +27,7 @@ def parser() -> ArgumentParser:
         "--resume", action="store_true", help="go on with the run that is in the folder, if there is one"
     )
     add_checkpoints(parser)
+    add_watching(parser)
     parser.add_argument("--download", action="store_true", help="fetch a data set that is missing")
     return parser
 
@@ -37,18 +39,20 @@ def perform(options: Namespace) -> Result:
     if options.resume and options.force:
         raise ValueError("a run is resumed or, with --force, replaced, not both")
     run = Run(options.out or Path("runs") / f"{config.task}-{config.data}", config)
+    check_watching(options)
     resume, every = options.resume and Run.is_in(run.folder), seconds(options.checkpoint_every)
     engine = Search(run, resume=resume, force=options.force, download=options.download, checkpoint_every=every)
-    return run_to_the_end(engine)
+    with watching(engine.run, options, fresh=not resume) as watch:
+        return run_to_the_end(engine, watch)
 
 
-def run_to_the_end(engine: Search) -> Result:
+def run_to_the_end(engine: Search, watch: Watch) -> Result:
     """Search with a progress bar, and say what was picked."""
     run, metric = engine.run, engine.task.metrics[0]
     name, before = score_trivial(engine.validation, engine.task)
     _announce(engine)
     print(f"at the start {_alive(engine.points[0], run)}; {name} in validation: {metric.text(before[metric.key])}")
-    _iterate(engine)
+    _iterate(engine, watch)
     chosen = run.choose()
     picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
     print(f"picked {_when(chosen.snapshot.epoch, run.config.epochs)}: {picked}")
@@ -82,7 +86,7 @@ def _announce(engine: Search) -> None:
         )
 
 
-def _iterate(engine: Search) -> None:
+def _iterate(engine: Search, watch: Watch) -> None:
     config, metric = engine.run.config, engine.task.metrics[0]
     done = min(len(engine.points) - 1, config.epochs)
     bar = tqdm(total=config.epochs, initial=done, unit="epoch", desc="search")
@@ -91,6 +95,7 @@ def _iterate(engine: Search) -> None:
         for point in engine:
             if point.snapshot.epoch <= config.epochs:
                 _show_epoch(bar, point, metric)
+            watch()
 
 
 def _show_epoch(bar: Any, point: Point, metric: Metric) -> None:
