@@ -26,6 +26,7 @@ from nas.models import (
     separable_autoencoder,
     skip_autoencoder,
 )
+from nas.process import tune_process
 
 DENSITIES = (0.1, 0.2, 0.3, 0.6, 1.0)
 SUPERNETS: dict[str, tuple[Callable[[], DagNet], tuple[int, ...]]] = {
@@ -41,7 +42,7 @@ SUPERNETS: dict[str, tuple[Callable[[], DagNet], tuple[int, ...]]] = {
 
 
 def main() -> None:
-    torch.set_flush_denormal(True)
+    tune_process()
     torch.set_num_threads(1)
     print(f"{'dense / alive only':<36}{'alive':>8}{'dense':>12}{'alive only':>12}{'ratio':>8}{'with step':>12}")
     for name, (make, shape) in SUPERNETS.items():

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from nas import KERNELS, L1, AdaBreg, GroupLasso, LinBreg, Zero, describe, param_groups, sparse_start
 from nas.analysis import extract
 from nas.models import CLASSICS, RightReLU
+from nas.process import tune_process
 from nas.search.data.vision import import_torchvision
 from nas.search.loop import Loop
 
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         optimizer = make_optimizer(net, options, training.x[: options.batch])
     except (ValueError, OSError, RuntimeError) as problem:  # the last is how torchvision says that there is no MNIST
         parser().error(str(problem))
-    torch.set_flush_denormal(True)
+    tune_process()
     steps = math.ceil(len(training.y) / options.batch)
     forward = Bfloat16(net) if options.bfloat16 else net
 

@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nas.cli.shared import load_compact, sentence
 from nas.models import RECIPES, DagNet, Plan, load
 from nas.models.families import HAND_MADE, describe
 from nas.models.sample import TIGHT
+from nas.process import tune_process
 from nas.search import Batches, Denoise, Picture, Run, held_out
 from nas.search.compare import (
     RANDOM,
@@ -104,7 +103,7 @@ class Results:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a line for each network as soon as it is trained, then the tables; exit code 2 on bad options."""
-    torch.set_flush_denormal(True)
+    tune_process()
     parser = _parser()
     options = parser.parse_args(arguments)
     try:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from benchmarks.timing import medians, print_table
 from nas import CHANNELS, ENTRIES, FILTERS, KERNELS, L1, ROWS, AdaBreg, GroupLasso, LinBreg, param_groups
 from nas.models import conv_skip_autoencoder
+from nas.process import tune_process
 
 RESNET18: list[tuple[int, ...]] = [  # the weights of ResNet-18, as matrices of (filters, entries of a filter)
     *[(64, 147)],
@@ -34,7 +35,7 @@ Maker = Callable[[list[Parameter]], Optimizer]
 
 
 def main() -> None:
-    torch.set_flush_denormal(True)
+    tune_process()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     adam, rows = partial(torch.optim.Adam, fused=True), GroupLasso(LAM, ROWS)
     ours: dict[str, Maker] = {"AdaBreg, row groups": partial(AdaBreg, penalty=rows), **_bregman_learning()}

@@ -12,11 +12,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from nas.cli.shared import sentence
 from nas.models import load
+from nas.process import tune_process
 from nas.search import Denoise, Example, Picture, held_out, predict
 from nas.search.data.images import read_folder, to_tensor
 from nas.search.tasks.restoration import PSNR, SSIM, published_ssim
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--each", action="store_true", help="print a line for every picture")
     parser.add_argument("networks", type=Path, nargs="+", help="folders such as runs/mine/retrained")
     options = parser.parse_args(arguments)
-    torch.set_flush_denormal(True)
+    tune_process()
     try:
         task = Denoise(options.sigma)
         pictures = [Picture(path.name, to_tensor(pixels, 1)) for path, pixels in read_folder(options.test, [])]

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from nas import __version__
 from nas.cli import denoise, export, extract, front, report, resume, retrain, search, show, verify
 from nas.cli.shared import Result, Signalled, make_parser, sentence
+from nas.process import tune_process
 from nas.registry import import_registrations
 from nas.steering import DeadTraining
 
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         in one sentence.
         130: interrupted with Ctrl-C. 143: stopped by SIGTERM or SIGHUP.
     """
-    torch.set_flush_denormal(True)  # moments of silent units decay into denormal numbers, on which a step is slow
+    tune_process()
     name = "nas"
     try:
         arguments = _parse(sys.argv[1:] if argv is None else argv)
