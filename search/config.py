@@ -1,6 +1,7 @@
 """Everything that determines a search."""
 
 import inspect
+import json
 import math
 import re
 from collections.abc import Iterable
@@ -200,8 +201,17 @@ class SearchConfig:
 
     @property
     def identity(self) -> str:
-        """All that determines the run: the same wherever its data lie."""
-        return replace(self, data_root=None).to_yaml()
+        """All that determines the run, as text; not where the data lie, nor the outputs, which follow from the data."""
+        options = {name: value for name, value in self.model_options.items() if name != "outputs"}
+        return json.dumps(_as_floats(asdict(replace(self, data_root=None, model_options=options))))
+
+    def difference(self, other: "SearchConfig") -> str:
+        """The first option in which the two differ: "lr 0.1, not 0.2"; empty if there is none."""
+        mine, theirs = (_as_floats(asdict(each)) for each in (self, other))
+        for name in mine:
+            if name != "data_root" and mine[name] != theirs[name]:
+                return f"{name} {getattr(self, name)}, not {getattr(other, name)}"
+        return ""
 
     def grows_like(self, other: "SearchConfig") -> bool:
         """Whether the two differ at most in what is done after the growth: the front."""
@@ -268,6 +278,15 @@ class SearchConfig:
         """
         _check_options(self.model, self.model_options, self._known_options())
         return RECIPES.find(self.model)(self.channels, **self.model_options)
+
+
+def _as_floats(value: Any) -> Any:
+    """The same with floats for integers, which may stand for them."""
+    if isinstance(value, dict):
+        return {name: _as_floats(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_floats(each) for each in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def parse_size(text: str) -> int:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -52,9 +51,8 @@ CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINTS = (
 NEXT_CONFIG = ".config.yaml.next"  # of a run that takes the place of another
 COMPACT, RETRAINED, PICTURES, EXPORT = "compact", "retrained", "pictures", "export"  # folders that later steps add
 RETRAINING = "retraining"  # checkpoints
-DRAWINGS = (
-    "topology.svg", "topology.json", "topology.graphml", "growth.svg", "growth.gif", "report.html", "tensorboard"
-)  # fmt: skip
+DRAWINGS = ("topology.svg", "topology.json", "topology.graphml", "growth.svg")
+REPORTS = ("report.html", "growth.gif", "tensorboard")
 VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
 MAX_COMPARED = 1000
 TRIAL_STEPS, TRIAL_FRACTION = 200, 0.1  # of the trial that chooses lam
@@ -409,7 +407,7 @@ class Search:
     def _state(self) -> State:
         """All that the search goes on from."""
         return {
-            "config": self.run.config.identity,
+            "config": self.run.config.to_yaml(),
             "data": self.data,
             "seconds": self._seconds,
             "points": json.dumps([point.to_dict() for point in self.points]),
@@ -442,10 +440,13 @@ class Search:
         points = points_of(json.loads(state["points"]))
         in_growth = len(points) <= begun.epochs + 1 and state["slimming"] is None
         if config.identity != begun.identity and not (in_growth and config.grows_like(begun)):
-            raise ValueError(f"{folder} was begun with {_difference(begun.identity, config.identity)}")
+            raise ValueError(f"{folder} was begun with {begun.difference(config)}")
         if state["data"] != self.data:
             raise ValueError(f"the data of {folder} ({run.config.data}) are not those that the search began with")
-        self._growth.load_state_dict(state["growth"])
+        try:
+            self._growth.load_state_dict(state["growth"])
+        except (RuntimeError, ValueError, KeyError) as problem:  # sizes or names that are not those of this network
+            raise ValueError(f"the checkpoint of {folder} is of another network: {_first_line(problem)}") from None
         if self._controller is not None:
             self._controller.load_state_dict(state["controller"])
         self.points, self.metrics = points, json.loads(state["metrics"])
@@ -468,11 +469,8 @@ def thinned_from_dense(run: Run, size: int, task: Task, batches: Batches, seed: 
     return compact(Slimming(net, size, config, task, batches, FITS * (config.epochs + 1)).run())
 
 
-def _difference(begun: str, now: str) -> str:
-    """The first option in which two configurations differ: "lr 0.1, not 0.2"."""
-    old, new = (yaml.safe_load(text) for text in (begun, now))
-    name = next(name for name in new if old.get(name) != new[name])
-    return f"{name} {old.get(name)}, not {new[name]}"
+def _first_line(problem: Exception) -> str:
+    return (str(problem).splitlines() or [type(problem).__name__])[0]
 
 
 def recover(folder: Path) -> None:
@@ -524,6 +522,7 @@ def _replace_run(folder: Path) -> None:
             PICTURES,
             EXPORT,
             *DRAWINGS,
+            *REPORTS,
         ):
             remove(folder / name)
         (folder / NEXT_CONFIG).replace(folder / CONFIG)

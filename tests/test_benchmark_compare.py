@@ -88,8 +88,9 @@ def test_a_size_without_random_networks_is_said(words, capsys):
 def test_scores_of_stored_networks(tmp_path, data_root, capsys):
     conv_skip_autoencoder(depth=1, width=2).save_pretrained(tmp_path / "net")
     score.main(["--test", str(data_root), str(tmp_path / "net")])
-    first, line = capsys.readouterr().out.splitlines()
-    assert "noisy: PSNR 2" in first
+    count, first, line = capsys.readouterr().out.splitlines()
+    assert count.endswith(" pictures")
+    assert first.startswith("noisy: PSNR 2")
     assert line.startswith(f"{tmp_path / 'net'}: 150 parameters, PSNR ")
     with pytest.raises(SystemExit, match="2"):
         score.main(["--test", str(data_root), str(tmp_path / "nowhere")])

@@ -159,6 +159,7 @@ def test_calibration(tmp_path, config, name):
     engine = Search(Run(tmp_path / "auto", auto))
     assert engine.entry_time == pytest.approx(engine.lam / auto.learning_rate)
     assert engine.entry_time not in (40, 200)
+    engine.close()
     broken = Run(tmp_path / "auto", auto)
     assert Search(broken, resume=True).lam == engine.lam
 

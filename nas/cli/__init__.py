@@ -9,7 +9,6 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from nas import __version__
