@@ -8,9 +8,12 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
+from nas.analysis.agreement import check_fraction
+from nas.cli.repeat import add_repetitions, search_repeatedly
 from nas.cli.shared import Result, add_checkpoints, make_parser, seconds, sizes, stopping
 from nas.search.config import SearchConfig
 from nas.search.path import Point
+from nas.search.repeat import repetitions
 from nas.search.run import Run, Search
 from nas.search.tasks.task import Metric, score_trivial
 
@@ -23,6 +26,7 @@ def parser() -> ArgumentParser:
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run that is in the folder, if there is one"
     )
+    add_repetitions(parser)
     add_checkpoints(parser)
     parser.add_argument("--download", action="store_true", help="fetch a data set that is missing")
     return parser
@@ -34,19 +38,32 @@ def perform(options: Namespace) -> Result:
         config = replace(config, data_root=config.data_root.resolve())
     if options.resume and options.force:
         raise ValueError("a run is resumed or, with --force, replaced, not both")
+    if options.stable is not None:
+        check_fraction(options.stable)
+        if options.seeds == 1:
+            raise ValueError("--stable goes with --seeds of 2 or more")
     run = Run(options.out or Path("runs") / f"{config.task}-{config.data}", config)
+    if options.seeds == 1:
+        return run_to_the_end(_begin(run, options))
+    runs = repetitions(run, options.seeds, resume=options.resume, force=options.force)
+    again = "the same command and --resume"
+    return search_repeatedly(
+        runs, lambda each: _begin(each, options), lambda engine: run_to_the_end(engine, again), options.stable
+    )
+
+
+def _begin(run: Run, options: Namespace) -> Search:
     resume, every = options.resume and Run.is_in(run.folder), seconds(options.checkpoint_every)
-    engine = Search(run, resume=resume, force=options.force, download=options.download, checkpoint_every=every)
-    return run_to_the_end(engine)
+    return Search(run, resume=resume, force=options.force, download=options.download, checkpoint_every=every)
 
 
-def run_to_the_end(engine: Search) -> Result:
-    """Search with a progress bar, and say what was picked."""
+def run_to_the_end(engine: Search, how_to_go_on: str | None = None) -> Result:
+    """Search with a progress bar, and say what was picked; by default `nas resume` goes on after a signal."""
     run, metric = engine.run, engine.task.metrics[0]
     name, before = score_trivial(engine.validation, engine.task)
     _announce(engine)
     print(f"at the start {_alive(engine.points[0], run)}; {name} in validation: {metric.text(before[metric.key])}")
-    _iterate(engine)
+    _iterate(engine, how_to_go_on or f"nas resume {run.folder}")
     chosen = run.choose()
     picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
     print(f"picked {_when(chosen.snapshot.epoch, run.config.epochs)}: {picked}")
@@ -75,12 +92,12 @@ def _announce(engine: Search) -> None:
         )
 
 
-def _iterate(engine: Search) -> None:
+def _iterate(engine: Search, how_to_go_on: str) -> None:
     config, metric = engine.run.config, engine.task.metrics[0]
     done = min(len(engine.points) - 1, config.epochs)
     bar = tqdm(total=config.epochs, initial=done, unit="epoch", desc="search")
     engine.on_fit = lambda params: _show_fit(bar, params)
-    with stopping(engine.stop, f"nas resume {engine.run.folder}"), bar:
+    with stopping(engine.stop, how_to_go_on), bar:
         for point in engine:
             if point.snapshot.epoch <= config.epochs:
                 _show_epoch(bar, point, metric)
