@@ -10,12 +10,10 @@ import yaml
 
 from nas.analysis.structure import similarity
 from nas.analysis.topology import topology
-from nas.search.config import TASKS, SearchConfig
+from nas.search.config import PROBLEM, TASKS, SearchConfig
 from nas.search.path import Point
 from nas.search.run import Run
 from nas.search.tasks.task import Metric
-
-PROBLEM = ("task", "task_options", "data", "channels", "sigma")  # options that say what is to be learnt
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from nas import __version__
-from nas.cli import compare, denoise, export, extract, front, resume, retrain, search, show, verify
+from nas.cli import compare, denoise, export, extract, front, resume, retrain, search, show, sweep, verify
 from nas.cli.shared import Result, Signalled, make_parser, sentence
 from nas.registry import import_registrations
 from nas.steering import DeadTraining
@@ -40,6 +40,7 @@ VERBS = {
     "resume": Verb("go on with an interrupted search", resume.parser, resume.perform),
     "front": Verb("the networks of several sizes", front.parser, front.perform),
     "compare": Verb("runs side by side", compare.parser, compare.perform),
+    "sweep": Verb("many searches, with options drawn from ranges", sweep.parser, sweep.perform),
     "show": Verb("what is alive", show.parser, show.perform),
     "extract": Verb("the compact network, with proof", extract.parser, extract.perform),
     "verify": Verb("recompute the proof", verify.parser, verify.perform),

@@ -1,6 +1,7 @@
 """``nas search``; and how a search runs to its end, which `nas.cli.resume` shares."""
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def run_to_the_end(engine: Search, how_to_go_on: str | None = None) -> Result:
     name, before = score_trivial(engine.validation, engine.task)
     _announce(engine)
     print(f"at the start {_alive(engine.points[0], run)}; {name} in validation: {metric.text(before[metric.key])}")
-    _iterate(engine, how_to_go_on or f"nas resume {run.folder}")
+    iterate(engine, how_to_go_on or f"nas resume {run.folder}")
     chosen = run.choose()
     picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
     print(f"picked {_when(chosen.snapshot.epoch, run.config.epochs)}: {picked}")
@@ -92,13 +93,14 @@ def _announce(engine: Search) -> None:
         )
 
 
-def _iterate(engine: Search, how_to_go_on: str) -> None:
+def iterate(engine: Search, how_to_go_on: str, points: Iterable[Point] | None = None) -> None:
+    """Search with a progress bar; ``points`` iterates over the engine itself, by default, or around it."""
     config, metric = engine.run.config, engine.task.metrics[0]
     done = min(len(engine.points) - 1, config.epochs)
     bar = tqdm(total=config.epochs, initial=done, unit="epoch", desc="search")
     engine.on_fit = lambda params: _show_fit(bar, params)
     with stopping(engine.stop, how_to_go_on), bar:
-        for point in engine:
+        for point in engine if points is None else points:
             if point.snapshot.epoch <= config.epochs:
                 _show_epoch(bar, point, metric)
 

@@ -1,0 +1,120 @@
+"""Optuna's part of a sweep: a study in a database, which says what was drawn and what came of it."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from nas.search.sweep.ranges import Choices, Range
+from nas.search.sweep.sweep import Sweep
+
+SWEEP = "nas"  # attribute of a study: what it varies, and what for
+CONNECTING: dict[str, dict[str, int]] = {  # seconds until the storage is taken not to answer
+    "sqlite": {"timeout": 60},
+    "postgresql": {"connect_timeout": 10},
+    "mysql": {"connect_timeout": 10},
+}
+
+
+def open_study(url: str, sweep: Sweep) -> Any:
+    """The study of a sweep; a new one, if there is none of this name.
+
+    Raises:
+        ValueError: the storage cannot be used, or holds something else under this name.
+    """
+    storage = without_password(url)
+    with naming(storage):
+        study = _study(url, sweep)
+        begun = study.user_attrs
+        if not begun and not study.get_trials(deepcopy=False):
+            study.set_user_attr(SWEEP, sweep.identity)
+        elif SWEEP not in begun:
+            raise ValueError(
+                f"the study {sweep.study!r} in {storage} is none of nas sweep; choose another name with study"
+            )
+        elif begun[SWEEP] != sweep.identity:
+            raise ValueError(
+                f"the study {sweep.study!r} in {storage} was begun with other "
+                f"{_first_difference(begun[SWEEP], sweep.identity)}; choose another name with study"
+            )
+    return study
+
+
+def _study(url: str, sweep: Sweep) -> Any:
+    import optuna
+    from sqlalchemy.engine import make_url
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        arguments = CONNECTING.get(make_url(url).get_backend_name(), {})
+        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": arguments})
+        directions = ["maximize" if name == "score" else "minimize" for name in sweep.objectives]
+        return optuna.create_study(storage=storage, study_name=sweep.study, directions=directions, load_if_exists=True)
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def begin_trial(study: Any, sweep: Sweep) -> Any:
+    """Draw a new trial of a study.
+
+    The sampler (tree-structured Parzen estimators; the first ten trials are random) is a new one with a seed of its own
+    for every trial, so that it does not matter which process draws it.
+    """
+    from optuna.samplers import TPESampler
+
+    number = len(study.get_trials(deepcopy=False))
+    study.sampler = TPESampler(seed=int(np.random.SeedSequence((sweep.seed, number)).generate_state(1)[0]))
+    return study.ask({name: _distribution(drawn) for name, drawn in sweep.ranges.items()})
+
+
+def _distribution(drawn: Range | Choices) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(drawn, Choices):
+        return CategoricalDistribution(list(drawn.values))
+    if drawn.whole:
+        return IntDistribution(drawn.low, drawn.high, log=drawn.log, step=drawn.step or 1)
+    return FloatDistribution(drawn.low, drawn.high, log=drawn.log, step=drawn.step)
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown.
+
+    Raises:
+        ValueError: it is none, or Optuna is not there.
+    """
+    try:
+        import optuna  # noqa: F401
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+    except ImportError as problem:
+        raise ValueError(f"nas sweep needs {problem.name}; pip install 'bregman-nas[sweep]'") from None
+    try:
+        return str(make_url(url).render_as_string(hide_password=True))
+    except ArgumentError:
+        raise ValueError("storage must be a URL such as sqlite:///sweep.db or postgresql+psycopg://user@host/name") from None
+
+
+@contextmanager
+def naming(storage: str) -> Iterator[None]:
+    """What is wrong with the storage becomes a ValueError that names it."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, ImportError, RuntimeError) as problem:
+        cause = problem.__cause__ if isinstance(problem, StorageInternalError) else problem
+        reason = getattr(cause, "orig", None) or cause
+        raise ValueError(f"the storage {storage} cannot be used: {' '.join(str(reason).split())}") from None
+
+
+def _first_difference(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first thing in which two sweeps differ: "objectives (score, not params)"."""
+    if begun["objectives"] != now["objectives"]:
+        return f"objectives ({', '.join(begun['objectives'])}, not {', '.join(now['objectives'])})"
+    old, new = begun["search"], now["search"]
+    name = next(name for name in {**old, **new} if old.get(name) != new.get(name))
+    return f"{name} ({old.get(name)}, not {new.get(name)})"
