@@ -1,5 +1,6 @@
 """Optuna's part of a sweep: a study in a database, which says what was drawn and what came of it."""
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ CONNECTING: dict[str, dict[str, int]] = {  # seconds until the storage is taken 
     "postgresql": {"connect_timeout": 10},
     "mysql": {"connect_timeout": 10},
 }
+ATTEMPTS = 5  # to make Optuna's tables, a second apart, while others make them
+MADE_BY_OTHERS = "already exists", "duplicate key", "UNIQUE constraint"  # what databases say then
 
 
 def open_study(url: str, sweep: Sweep) -> Any:
@@ -43,17 +46,38 @@ def open_study(url: str, sweep: Sweep) -> Any:
 
 def _study(url: str, sweep: Sweep) -> Any:
     import optuna
-    from sqlalchemy.engine import make_url
 
+    directions = ["maximize" if name == "score" else "minimize" for name in sweep.objectives]
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        arguments = CONNECTING.get(make_url(url).get_backend_name(), {})
-        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": arguments})
-        directions = ["maximize" if name == "score" else "minimize" for name in sweep.objectives]
-        return optuna.create_study(storage=storage, study_name=sweep.study, directions=directions, load_if_exists=True)
+        return optuna.create_study(
+            storage=_storage(url), study_name=sweep.study, directions=directions, load_if_exists=True
+        )
     finally:
         optuna.logging.set_verbosity(verbosity)
+
+
+def _storage(url: str) -> Any:
+    """Optuna's tables in the database; several processes may make them at the same time."""
+    from optuna.exceptions import StorageInternalError
+    from optuna.storages import RDBStorage
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.pool import NullPool
+
+    engine = {
+        "connect_args": CONNECTING.get(make_url(url).get_backend_name(), {}),
+        "poolclass": NullPool,  # no connection stays open, and is cut, during the hours of a search
+    }
+    for attempt in range(ATTEMPTS):
+        try:
+            return RDBStorage(url, engine_kwargs=engine)
+        except (DBAPIError, StorageInternalError) as problem:
+            if attempt == ATTEMPTS - 1 or not any(text in str(problem.__cause__ or problem) for text in MADE_BY_OTHERS):
+                raise
+            time.sleep(1)
+    raise AssertionError
 
 
 def begin_trial(study: Any, sweep: Sweep) -> Any:
@@ -66,7 +90,7 @@ def begin_trial(study: Any, sweep: Sweep) -> Any:
 
     number = len(study.get_trials(deepcopy=False))
     study.sampler = TPESampler(seed=int(np.random.SeedSequence((sweep.seed, number)).generate_state(1)[0]))
-    return study.ask({name: _distribution(drawn) for name, drawn in sweep.ranges.items()})
+    return study.ask({name: _distribution(drawn) for name, drawn in sorted(sweep.ranges.items())})
 
 
 def _distribution(drawn: Range | Choices) -> Any:
@@ -94,7 +118,9 @@ def without_password(url: str) -> str:
     try:
         return str(make_url(url).render_as_string(hide_password=True))
     except ArgumentError:
-        raise ValueError("storage must be a URL such as sqlite:///sweep.db or postgresql+psycopg://user@host/name") from None
+        raise ValueError(
+            "storage must be a URL such as sqlite:///sweep.db or postgresql+psycopg://user@host/name"
+        ) from None
 
 
 @contextmanager
