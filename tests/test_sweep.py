@@ -24,6 +24,7 @@ from nas.search.loop import Loop
 from nas.search.sweep.ranges import Range, filled, ranges_in
 from nas.search.sweep.sweep import Sweep, dominates, hopeless
 from nas.search.sweep.trials import Sweeping
+from nas.steering import DeadTraining
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -161,6 +162,10 @@ def test_a_sweep_from_a_file(options, sweep):
     config = sweep.config({"model_options.width": 5, "lr": 0.003, "second_moment": "group"})
     assert (config.model_options["width"], config.lr, config.second_moment, config.epochs) == (5, 0.003, "group", 3)
     assert sweep.objectives == ["score", "params"]
+    sizes = Sweep.from_yaml('search: {sizes: "300", lr: {low: 1e-3, high: 1e-2}}')
+    assert sizes.example.front_sizes == [300]
+    sizes = Sweep.from_yaml("search: {sizes: {low: 300, high: 500}}")
+    assert sizes.config({"sizes": 400}).front_sizes == [400]
 
 
 @pytest.mark.parametrize(
@@ -377,6 +382,32 @@ def test_trials_that_fail_do_not_stop_the_others(options, optuna, call):
     assert found["trials"]["failed"] + found["trials"]["complete"] == 5
     assert found["trials"]["failed"] >= 2
     assert all((each["options"]["crop"], each["options"]["sizes"]) == (16, "none") for each in found["front"])
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (FloatingPointError("training diverged"), "training diverged"),
+        (DeadTraining("nothing wakes"), "nothing wakes"),
+        (MemoryError(), "the memory of this machine does not suffice"),
+        (RuntimeError("CUDA out of memory. Tried"), "the memory of this machine does not suffice"),
+        (RuntimeError("a mistake of ours"), None),
+    ],
+)
+def test_what_a_trial_may_fail_of(sweep, optuna, tmp_path, monkeypatch, problem, said):
+    def fails(self, x, y):
+        raise problem
+
+    monkeypatch.setattr(Loop, "_step", fails)
+    sweeping = Sweeping(replace(sweep, trials=1), tmp_path)
+    if said is None:
+        with pytest.raises(RuntimeError, match="a mistake of ours"):
+            work(sweeping)
+        assert sweeping.counts()["running"] == 1
+    else:
+        (trial,) = work(sweeping)
+        assert (trial.problem, trial.values, trial.pruned) == (said, None, False)
+        assert sweeping.counts()["failed"] == 1
 
 
 def test_a_sweep_of_which_all_trials_fail(options, optuna, call):

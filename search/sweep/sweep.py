@@ -93,9 +93,13 @@ class Sweep:
         return ranges_in(self.search)
 
     def config(self, values: Mapping[str, Any]) -> SearchConfig:
-        """The options of a search for which these values were drawn."""
-        defaults = yaml.safe_load(SearchConfig().to_yaml())
-        config = SearchConfig.from_yaml(yaml.safe_dump({**defaults, **filled(self.search, values)}))
+        """The options of a search for which these values were drawn; numbers become text where an option is one."""
+        texts = {option.name for option in fields(SearchConfig) if option.type is str}
+        given = {
+            name: str(value) if name in texts and isinstance(value, int | float) else value
+            for name, value in filled(self.search, values).items()
+        }
+        config = SearchConfig.from_yaml(yaml.safe_dump({**yaml.safe_load(SearchConfig().to_yaml()), **given}))
         return config if config.data_root is None else replace(config, data_root=config.data_root.resolve())
 
     @property

@@ -24,7 +24,7 @@ from nas.steering import DeadTraining
 
 STUDY = "study.db"  # of SQLite, in the folder, by default
 LOOKS = 0.25, 0.5, 0.75  # parts of the growth after which a trial may be given up
-FAILURES = ValueError, FloatingPointError, DeadTraining  # of one trial; others can go well
+FAILURES = ValueError, FloatingPointError, DeadTraining, RuntimeError, MemoryError  # of one trial; others can go well
 FOLDER = "folder"  # attribute of a trial
 
 
@@ -104,7 +104,11 @@ class Trial:
         return replace(engine.run.choose(), seconds=engine.points[-1].seconds)
 
     def _fail(self, problem: Exception) -> None:
-        self.problem = str(problem)
+        """Note why the trial failed; errors that are ours are raised again."""
+        too_large = isinstance(problem, MemoryError) or "memory" in str(problem).lower()
+        if isinstance(problem, RuntimeError) and not isinstance(problem, DeadTraining) and not too_large:
+            raise problem
+        self.problem = "the memory of this machine does not suffice" if too_large else str(problem)
         self._sweeping.tell(self.number, "fail")
 
 
