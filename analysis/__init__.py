@@ -1,5 +1,6 @@
 """What was found: the topology graph, exact extraction and its certificate, cost, drawings."""
 
+from nas.analysis.agreement import Agreement, agreement
 from nas.analysis.cost import Cost, cost
 from nas.analysis.drawing.curves import draw_growth
 from nas.analysis.drawing.draw import draw
@@ -10,13 +11,17 @@ from nas.analysis.extraction.changes import changes, describe_changes
 from nas.analysis.extraction.extract import extract
 from nas.analysis.extraction.verify import verify
 from nas.analysis.latency import latency
+from nas.analysis.runs import Outcome, outcome
 from nas.analysis.structure import Structure, similarity, structure
 from nas.analysis.topology import topology
 
 __all__ = [
+    "Agreement",
     "Certificate",
     "Cost",
+    "Outcome",
     "Structure",
+    "agreement",
     "certify",
     "changes",
     "cost",
@@ -27,6 +32,7 @@ __all__ = [
     "extract",
     "fingerprint",
     "latency",
+    "outcome",
     "read_graph",
     "similarity",
     "structure",
