@@ -231,7 +231,7 @@ def test_each_trial_is_a_search_with_what_was_drawn(sweep, whole, tmp_path):
     sweeping = Sweeping(sweep, whole)
     assert work(sweeping) == []
     assert sweeping.counts() == {"complete": 3, "pruned": 0, "failed": 0, "running": 0}
-    stored = sweeping.study.get_trials()
+    stored = sweeping.study.trials()
     for trial in stored:
         run = Run.open(whole / f"trial-{trial.number:04}")
         assert 4 <= run.config.model_options["width"] <= 8
@@ -247,7 +247,7 @@ def test_each_trial_is_a_search_with_what_was_drawn(sweep, whole, tmp_path):
 
 def test_its_front_is_what_nothing_dominates(sweep, whole):
     sweeping = Sweeping(sweep, whole)
-    losses = {trial.number: (-trial.values[0], trial.values[1]) for trial in sweeping.study.get_trials()}
+    losses = {trial.number: (-trial.values[0], trial.values[1]) for trial in sweeping.study.trials()}
     expected = {n for n, each in losses.items() if not any(dominates(other, each) for other in losses.values())}
     found = sweeping.front()
     assert {each.number for each in found} == expected
@@ -407,7 +407,9 @@ def test_what_a_trial_may_fail_of(sweep, optuna, tmp_path, monkeypatch, problem,
     else:
         (trial,) = work(sweeping)
         assert (trial.problem, trial.values, trial.pruned) == (said, None, False)
-        assert sweeping.counts()["failed"] == 1
+        assert sweeping.counts() == {"complete": 0, "pruned": 0, "failed": 1, "running": 0}
+        (stored,) = sweeping.study.trials()
+        assert stored.user_attrs["problem"] == said
 
 
 def test_a_sweep_of_which_all_trials_fail(options, optuna, call):

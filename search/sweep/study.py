@@ -1,9 +1,9 @@
 """Optuna's part of a sweep: a study in a database, which says what was drawn and what came of it."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from nas.search.sweep.ranges import Choices, Range
 from nas.search.sweep.sweep import Sweep
 
 SWEEP = "nas"  # attribute of a study: what it varies, and what for
+PROBLEM = "problem"  # attribute of a trial: why it failed
 CONNECTING: dict[str, dict[str, int]] = {  # seconds until the storage is taken not to answer
     "sqlite": {"timeout": 60},
     "postgresql": {"connect_timeout": 10},
@@ -20,7 +21,54 @@ ATTEMPTS = 5  # to make Optuna's tables, a second apart, while others make them
 MADE_BY_OTHERS = "already exists", "duplicate key", "UNIQUE constraint"  # what databases say then
 
 
-def open_study(url: str, sweep: Sweep) -> Any:
+class Study(NamedTuple):
+    """A study of Optuna with its storage."""
+
+    study: Any
+    storage: Any
+
+    def trials(self) -> list[Any]:
+        """All of them, as they are now."""
+        found: list[Any] = self.study.get_trials(deepcopy=False)
+        return found
+
+    def complete(self, number: int, values: Sequence[float]) -> None:
+        """A trial has come to its end."""
+        self.study.tell(number, list(values))
+
+    def give_up(self, number: int, problem: str | None = None) -> None:
+        """A trial was given up, or it failed of a problem.
+
+        To Optuna both are pruned: from trials that fail its sampler would learn nothing, and draw the like again.
+        """
+        from optuna.trial import TrialState
+
+        if problem is not None:
+            study = self.storage.get_study_id_from_name(self.study.study_name)
+            trial = self.storage.get_trial_id_from_study_id_trial_number(study, number)
+            self.storage.set_trial_user_attr(trial, PROBLEM, problem)
+        self.study.tell(number, state=TrialState.PRUNED)
+
+    def begin(self, sweep: Sweep) -> Any:
+        """Draw a new trial.
+
+        The sampler (tree-structured Parzen estimators; the first ten trials are random) is a new one with a seed of its
+        own for every trial, so that it does not matter which process draws it.
+        """
+        from optuna.samplers import TPESampler
+
+        seed = np.random.SeedSequence((sweep.seed, len(self.trials()))).generate_state(1)
+        self.study.sampler = TPESampler(seed=int(seed[0]))
+        return self.study.ask({name: _distribution(drawn) for name, drawn in sorted(sweep.ranges.items())})
+
+
+def state_of(trial: Any) -> str:
+    """complete, pruned, failed or running."""
+    names = {"COMPLETE": "complete", "PRUNED": "failed" if PROBLEM in trial.user_attrs else "pruned"}
+    return names.get(trial.state.name, "running")
+
+
+def open_study(url: str, sweep: Sweep) -> Study:
     """The study of a sweep; a new one, if there is none of this name.
 
     Raises:
@@ -28,7 +76,8 @@ def open_study(url: str, sweep: Sweep) -> Any:
     """
     storage = without_password(url)
     with naming(storage):
-        study = _study(url, sweep)
+        tables = _storage(url)
+        study = _study(tables, sweep)
         begun = study.user_attrs
         if not begun and not study.get_trials(deepcopy=False):
             study.set_user_attr(SWEEP, sweep.identity)
@@ -41,19 +90,17 @@ def open_study(url: str, sweep: Sweep) -> Any:
                 f"the study {sweep.study!r} in {storage} was begun with other "
                 f"{_first_difference(begun[SWEEP], sweep.identity)}; choose another name with study"
             )
-    return study
+    return Study(study, tables)
 
 
-def _study(url: str, sweep: Sweep) -> Any:
+def _study(storage: Any, sweep: Sweep) -> Any:
     import optuna
 
     directions = ["maximize" if name == "score" else "minimize" for name in sweep.objectives]
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        return optuna.create_study(
-            storage=_storage(url), study_name=sweep.study, directions=directions, load_if_exists=True
-        )
+        return optuna.create_study(storage=storage, study_name=sweep.study, directions=directions, load_if_exists=True)
     finally:
         optuna.logging.set_verbosity(verbosity)
 
@@ -78,19 +125,6 @@ def _storage(url: str) -> Any:
                 raise
             time.sleep(1)
     raise AssertionError
-
-
-def begin_trial(study: Any, sweep: Sweep) -> Any:
-    """Draw a new trial of a study.
-
-    The sampler (tree-structured Parzen estimators; the first ten trials are random) is a new one with a seed of its own
-    for every trial, so that it does not matter which process draws it.
-    """
-    from optuna.samplers import TPESampler
-
-    number = len(study.get_trials(deepcopy=False))
-    study.sampler = TPESampler(seed=int(np.random.SeedSequence((sweep.seed, number)).generate_state(1)[0]))
-    return study.ask({name: _distribution(drawn) for name, drawn in sorted(sweep.ranges.items())})
 
 
 def _distribution(drawn: Range | Choices) -> Any:

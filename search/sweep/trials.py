@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -18,7 +18,7 @@ from nas.search.checkpoints import EVERY
 from nas.search.path import Point
 from nas.search.run import Run, Search
 from nas.search.sweep.ranges import Choices
-from nas.search.sweep.study import begin_trial, naming, open_study, without_password
+from nas.search.sweep.study import naming, open_study, state_of, without_password
 from nas.search.sweep.sweep import Sweep, hopeless
 from nas.steering import DeadTraining
 
@@ -85,11 +85,11 @@ class Trial:
             if self._sweeping.is_hopeless(self, point):
                 self.engine.close()
                 self.pruned = True
-                self._sweeping.tell(self.number, "pruned")
+                self._sweeping.tell(self)
                 return
         if self.problem is None:
             self.values = self._sweeping.sweep.values(self._recommended(self.engine))
-            self._sweeping.tell(self.number, self.values)
+            self._sweeping.tell(self)
 
     def _next(self, points: Iterator[Point]) -> Point | None:
         try:
@@ -109,7 +109,7 @@ class Trial:
         if isinstance(problem, RuntimeError) and not isinstance(problem, DeadTraining) and not too_large:
             raise problem
         self.problem = "the memory of this machine does not suffice" if too_large else str(problem)
-        self._sweeping.tell(self.number, "fail")
+        self._sweeping.tell(self)
 
 
 class Sweeping:
@@ -143,7 +143,7 @@ class Sweeping:
 
     def _check_folder(self) -> None:
         there = [path for path in self.folder.glob("trial-*") if path.name.partition("-")[2].isdigit()]
-        num = len(self._trials())
+        num = len(self.study.trials())
         if strange := [path for path in there if int(path.name.partition("-")[2]) >= num]:
             raise ValueError(f"{min(strange)} is of another study; choose another --out")
 
@@ -159,7 +159,7 @@ class Sweeping:
     def _claim(self) -> tuple[int, dict[str, Any], bool, FileLock] | None:
         """A trial that nobody works on, else a new one, with its lock; None if there are enough."""
         with FileLock(self.folder / LOCK), naming(self.storage):
-            trials = [each for each in self._trials() if each.state.is_finished() or FOLDER in each.user_attrs]
+            trials = [each for each in self.study.trials() if each.state.is_finished() or FOLDER in each.user_attrs]
             for each in trials:
                 if not each.state.is_finished() and Path(each.user_attrs[FOLDER]).parent == self.folder:
                     lock = self._lock(each.number)
@@ -171,7 +171,7 @@ class Sweeping:
             return None if len(trials) >= self.sweep.trials else self._ask()
 
     def _ask(self) -> tuple[int, dict[str, Any], bool, FileLock]:
-        trial = begin_trial(self.study, self.sweep)
+        trial = self.study.begin(self.sweep)
         lock = self._lock(trial.number)
         lock.acquire(timeout=0)
         trial.set_user_attr(FOLDER, str(self._folder(trial.number)))  # from here on others can go on with it
@@ -187,20 +187,17 @@ class Sweeping:
         resume = Run.is_in(run.folder)
         return Search(run, resume=resume, download=self._download, checkpoint_every=self._every)
 
-    def tell(self, number: int, end: Mapping[str, float] | Literal["pruned", "fail"]) -> None:
-        """Let the study know what came of a trial: the objectives, or that there are none.
+    def tell(self, trial: Trial) -> None:
+        """Let the study know what came of a trial.
 
         Raises:
             ValueError: the storage cannot be used.
         """
-        from optuna.trial import TrialState
-
-        states = {"pruned": TrialState.PRUNED, "fail": TrialState.FAIL}
         with naming(self.storage):
-            if isinstance(end, str):
-                self.study.tell(number, state=states[end])
+            if trial.values is not None:
+                self.study.complete(trial.number, list(trial.values.values()))
             else:
-                self.study.tell(number, list(end.values()))
+                self.study.give_up(trial.number, trial.problem)
 
     def is_hopeless(self, trial: Trial, point: Point) -> bool:
         """Whether a trial is to be given up at this point: at a quarter, a half or three quarters of its growth.
@@ -213,7 +210,7 @@ class Sweeping:
         part, epochs = looks.get(point.snapshot.epoch), trial.engine.run.config.epochs
         if not self.sweep.prune or part is None or point.snapshot.epoch >= epochs:
             return False
-        others = [each for each in self._trials() if each.number != trial.number and each.state.name != "FAIL"]
+        others = [each for each in self.study.trials() if each.number != trial.number and state_of(each) != "failed"]
         losses = [self._losses_at(each, part) for each in others if FOLDER in each.user_attrs]
         return hopeless(self.sweep.losses(point), [each for each in losses if each is not None])
 
@@ -233,16 +230,15 @@ class Sweeping:
             ValueError: the storage cannot be used.
         """
         with naming(self.storage):
-            best = [self._found(each) for each in self.study.best_trials]
+            best = [self._found(each) for each in self.study.study.best_trials]
         sign = -1 if self.sweep.objectives[0] == "score" else 1
         return sorted(best, key=lambda found: sign * found.values[self.sweep.objectives[0]])
 
     def counts(self) -> dict[str, int]:
         """Numbers of trials that are complete, pruned, failed and running."""
         with naming(self.storage):
-            states = [each.state.name for each in self._trials()]
-        names = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "running": "RUNNING"}
-        return {name: states.count(state) for name, state in names.items()}
+            states = [state_of(each) for each in self.study.trials()]
+        return {state: states.count(state) for state in ("complete", "pruned", "failed", "running")}
 
     def _found(self, trial: Any) -> Found:
         values = dict(zip(self.sweep.objectives, trial.values, strict=True))
@@ -255,10 +251,6 @@ class Sweeping:
             name: drawn.values[params[name]] if isinstance(drawn, Choices) else params[name]
             for name, drawn in ranges.items()
         }
-
-    def _trials(self) -> list[Any]:
-        trials: list[Any] = self.study.get_trials(deepcopy=False)
-        return trials
 
     def _folder(self, number: int) -> Path:
         return self.folder / f"trial-{number:04}"
