@@ -15,6 +15,7 @@ demo: .venv/.core  ## search, look, extract, retrain, use: about 8 minutes on 2 
 	$(BIN)/nas extract $(DEMO)
 	$(BIN)/nas retrain $(DEMO)
 	$(BIN)/nas denoise $(DEMO) $(DEMO)/pictures/camera-noisy.png -o $(DEMO)/camera-cleaned.png --force
+	$(BIN)/nas report $(DEMO)
 
 test: .venv/.dev  ## the tests, without the slow ones
 	$(BIN)/python -m pytest
@@ -29,6 +30,7 @@ check: .venv/.dev  ## formatting, lint, types
 
 bench: .venv/.dev  ## speed, side by side, as ratios
 	$(BIN)/python -m benchmarks.optimizers
+	$(BIN)/python -m benchmarks.alive
 	$(BIN)/python -m benchmarks.inference
 
 .venv/.core: pyproject.toml constraints.txt

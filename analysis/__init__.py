@@ -1,4 +1,4 @@
-"""What was found: the topology graph, exact extraction and its certificate, cost, drawings."""
+"""What was found: the topology graph, exact extraction and its certificate, cost, drawings, the report."""
 
 from nas.analysis.agreement import Agreement, agreement
 from nas.analysis.cost import Cost, cost
@@ -11,7 +11,9 @@ from nas.analysis.extraction.changes import changes, describe_changes
 from nas.analysis.extraction.extract import extract
 from nas.analysis.extraction.verify import verify
 from nas.analysis.latency import latency
+from nas.analysis.report.report import write_report
 from nas.analysis.runs import Outcome, outcome
+from nas.analysis.share import skip_shares
 from nas.analysis.structure import Structure, similarity, structure
 from nas.analysis.topology import topology
 
@@ -35,8 +37,10 @@ __all__ = [
     "outcome",
     "read_graph",
     "similarity",
+    "skip_shares",
     "structure",
     "topology",
     "verify",
     "write_graph",
+    "write_report",
 ]

@@ -1,6 +1,7 @@
 """Networks that can be searched: the DAG supernetwork, its recipes, and the compact network inside one."""
 
 from nas.models.alive import Alive, find_alive
+from nas.models.alive_only import alive_only
 from nas.models.classics import (
     CLASSICS,
     RightReLU,
@@ -16,6 +17,7 @@ from nas.models.compact import compact
 from nas.models.dag import DagNet, right_relu
 from nas.models.plan import Edge, Node, Plan, Skip
 from nas.models.price import prices, total
+from nas.models.reach import reach
 from nas.models.recipes import (
     RECIPES,
     conv_skip_autoencoder,
@@ -39,6 +41,7 @@ __all__ = [
     "Plan",
     "RightReLU",
     "Skip",
+    "alive_only",
     "compact",
     "conv_skip_autoencoder",
     "dense_conv",
@@ -50,6 +53,7 @@ __all__ = [
     "mlp",
     "mnist_mlp",
     "prices",
+    "reach",
     "register_recipe",
     "resnet18",
     "resnet20",

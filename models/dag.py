@@ -7,6 +7,7 @@ connected one.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from torch.nn import Parameter
 
 from nas.files import write_bytes, write_json
 from nas.models.plan import DEPTHWISE, INPUT, OUTPUT, Edge, Node, Plan, Skip
+
+if TYPE_CHECKING:
+    from nas.models.alive_only import Liveness, LiveNode
 
 
 def right_relu(x: Tensor) -> Tensor:
@@ -78,13 +82,28 @@ class DagNode(nn.Module):
         """The edges with their weights."""
         return ((edge, self.edges[edge.key]) for edge in self.plan.edges)
 
-    def forward(self, states: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, states: Mapping[str, Tensor], live: "LiveNode | None" = None) -> Tensor:
+        if live is not None:
+            return self._where_alive(states, live)
         x = self.computed(states)
         if self.rows is not None:
             x = _zeros_like(x, self.plan.units, self.unit_axis).index_copy_(self.unit_axis, self.rows, x)
         ours = self.rows is not None
         for k, term in enumerate(self.brought(states).values()):
             x, ours = (self._placed(x, term, f"skip{k}", ours) if k < len(self.plan.skips) else x + term), True
+        return x
+
+    def _where_alive(self, states: Mapping[str, Tensor], live: "LiveNode") -> Tensor:
+        """The same, computed where it is not zero (`nas.models.alive_only`)."""
+        x = live.rows(
+            [resample(states[source], self.levels[source]) for source in live.rows.sources],
+            [weight for _, weight in self.weighted_edges()],
+            self.bias if self.plan.bias else None,
+            [states[skip.source] for skip in self.plan.skips],
+            self.gates if self.plan.skips else None,
+        )
+        for source, part in live.projections.items():
+            x = x + part([resample(states[source], self.levels[source])], [self._matrix(source)])
         return x
 
     def computed(self, states: Mapping[str, Tensor]) -> Tensor:
@@ -95,10 +114,14 @@ class DagNode(nn.Module):
         """What the skips bring, s_k x_k on the units that they join, then the projections P_m x_m, by their sources."""
         skips = zip(self.plan.skips, self.gates, strict=True)
         terms = {s.source: gate * self._taken(states[s.source], f"skip{k}") for k, (s, gate) in enumerate(skips)}
-        for name, matrix in self.projections.items():
-            weight = matrix if self.unit_axis == -1 else matrix[:, :, None, None]
-            terms[name] = _apply(None, resample(states[name], self.levels[name]), weight, None)
+        for name in self.projections:
+            terms[name] = _apply(None, resample(states[name], self.levels[name]), self._matrix(name), None)
         return terms
+
+    def _matrix(self, source: str) -> Tensor:
+        """The weight of a projection."""
+        matrix: Tensor = self.projections[source]
+        return matrix if self.unit_axis == -1 else matrix[:, :, None, None]
 
     def _sum_edges(self, states: Mapping[str, Tensor]) -> Tensor:
         """sum_j A_j(x_j) + b, on the rows that this node computes."""
@@ -188,6 +211,7 @@ class DagNet(nn.Module):
         plan.check(ACTIVATIONS)
         self.plan = plan
         self.unit_axis = 1 if plan.is_convolutional else -1
+        self.liveness: Liveness | None = None  # within `nas.models.alive_only`
         self.nodes = nn.ModuleDict(
             {node.name: DagNode(node, plan.units, plan.node_levels, self.unit_axis) for node in plan.nodes}
         )
@@ -205,8 +229,9 @@ class DagNet(nn.Module):
     def states(self, x: Tensor) -> dict[str, Tensor]:
         """The state of every node for the input ``x``, "in" first; `unit_axis` is the axis of their units."""
         states = {INPUT: self._enter(x)}
+        live = {} if self.liveness is None or torch.compiler.is_compiling() else self.liveness()
         for name, node in self.nodes.items():
-            states[name] = node(states)
+            states[name] = node(states, live.get(name))
         return states
 
     def _enter(self, x: Tensor) -> Tensor:

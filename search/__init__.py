@@ -2,6 +2,7 @@
 
 from nas.search.config import SearchConfig, register_task
 from nas.search.data.batches import Batches, random_crops, random_samples
+from nas.search.data.formats.files import read_sheet, write_sheet
 from nas.search.data.labelled import cifar10, class_folder, fashion_mnist, mnist
 from nas.search.data.sources import folder, load_data, pictures, register_data
 from nas.search.data.stack import Picture, Pictures, Stack
@@ -16,6 +17,7 @@ from nas.search.sweep.trials import Sweeping
 from nas.search.tasks.classification import Classify
 from nas.search.tasks.restoration import Deblur, Denoise, Restoration, restore
 from nas.search.tasks.task import Example, Metric, Task, evaluate, held_out, predict, score
+from nas.search.tasks.use import denoise_pixels, denoise_sheet
 
 __all__ = [
     "Batches",
@@ -41,6 +43,8 @@ __all__ = [
     "cifar10",
     "class_folder",
     "deaths",
+    "denoise_pixels",
+    "denoise_sheet",
     "evaluate",
     "fashion_mnist",
     "folder",
@@ -53,6 +57,7 @@ __all__ = [
     "random_crops",
     "random_samples",
     "recommended",
+    "read_sheet",
     "register_data",
     "register_task",
     "repetitions",
@@ -62,4 +67,5 @@ __all__ = [
     "search",
     "snapshot",
     "thin_out",
+    "write_sheet",
 ]

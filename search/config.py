@@ -76,6 +76,9 @@ class SearchConfig:
         sizes: parameters (with price flops: multiply-adds per pixel) of the networks of the front, such as 4k,14k,27k;
             each is thinned out from a larger one, refitted and measured. auto: what has grown, a half and a quarter of
             it. none: no front.
+        target_params: instead of sizes: steer the growth to half as much again as so many parameters, such as 14k, and
+            make one network of at most so many, and at most 5 % fewer.
+        target_flops: the same for so many multiply-adds per pixel.
         fit: steps between two removals on the way to a smaller network.
         refit: epochs for which each network of the front is trained.
         tolerance: the search recommends its smallest network whose validation score is within this much of its best: dB
@@ -103,6 +106,8 @@ class SearchConfig:
     price: Literal["params", "flops", "none"] = "params"
     gate_scale: float = 5.0
     sizes: str = AUTO
+    target_params: str | None = None
+    target_flops: str | None = None
     fit: int = 200
     refit: int = 40
     tolerance: float = 0.05
@@ -121,6 +126,11 @@ class SearchConfig:
         check_seed(self.seed)
         if not self.tolerance >= 0:
             raise ValueError(f"tolerance must be >= 0 {self.headline.unit}, got {self.tolerance}")
+        given = [name for name in ("target_params", "target_flops") if getattr(self, name) is not None]
+        if len(given) > 1 or (given and self.sizes != AUTO):
+            raise ValueError(
+                f"sizes, target_params and target_flops exclude each other, got {' and '.join([*given, 'sizes'][:2])}"
+            )
         _ = self.front_sizes
         self._check_entry_time()
 
@@ -146,7 +156,15 @@ class SearchConfig:
     @property
     def sizes_in(self) -> Currency:
         """What sizes are counted in."""
+        if self.target is not None:
+            return "params" if self.target_flops is None else "flops"
         return self.currency or "params"
+
+    @property
+    def target(self) -> int | None:
+        """What the growth is steered to, in `sizes_in`; None where it is free."""
+        text = self.target_params or self.target_flops
+        return None if text is None else parse_size(text)
 
     @property
     def kind(self) -> Kind:
@@ -170,6 +188,8 @@ class SearchConfig:
         Raises:
             ValueError: ``sizes`` is no list of numbers.
         """
+        if self.target is not None:
+            return [self.target]
         if self.sizes in (AUTO, NONE):
             return None if self.sizes == AUTO else []
         return sorted({parse_size(size) for size in self.sizes.split(",")}, reverse=True)

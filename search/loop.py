@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from nas.bregman import AdaBreg, LinBreg
 from nas.models.alive import active_rows, find_alive, spread
+from nas.models.alive_only import alive_only
 from nas.models.dag import DagNet
 from nas.penalised import Penalised
 from nas.search.data.batches import Batches
@@ -153,8 +154,8 @@ class Loop:
 class Growth:
     """What `search` returns: an iterator over the snapshots after every epoch, with a ``state_dict``."""
 
-    def __init__(self, loop: Loop, optimizer: Penalised) -> None:
-        self.loop, self.watchdog = loop, Watchdog(optimizer)
+    def __init__(self, net: DagNet, loop: Loop, optimizer: Penalised) -> None:
+        self.net, self.loop, self.watchdog = net, loop, Watchdog(optimizer)
 
     def check(self) -> None:
         """Raise ValueError if everything would wake at once, or nothing ever (`nas.steering.check_entry_times`)."""
@@ -172,10 +173,10 @@ class Growth:
 
     def __next__(self) -> Snapshot:
         self.check()
-        epoch, loss = next(self.loop)
+        with alive_only(self.net):
+            epoch, loss = next(self.loop)
         self.watchdog.step(loss)
-        assert isinstance(self.loop.net, DagNet)
-        return snapshot(self.loop.net, epoch, loss)
+        return snapshot(self.net, epoch, loss)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the search stands, after any step: with network, optimiser and scheduler."""
@@ -198,6 +199,8 @@ def search(
 ) -> Growth:
     """Train in place and yield one snapshot per epoch, without end; the caller stops, prints, saves.
 
+    Only what is alive is computed (`nas.models.alive_only`).
+
     Args:
         net: a sparsely started supernet.
         batches: function of the epoch that iterates over pairs (x, y) on the device of ``net``.
@@ -212,4 +215,4 @@ def search(
             no gradient reaches what is asleep under LinBreg.
         DeadTraining: for three epochs no gradient was left and nothing woke (`nas.steering.Watchdog`).
     """
-    return Growth(Loop(net, batches, optimizer, loss_fn, scheduler=scheduler, on_step=on_step), optimizer)
+    return Growth(net, Loop(net, batches, optimizer, loss_fn, scheduler=scheduler, on_step=on_step), optimizer)

@@ -27,7 +27,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from nas import param_groups, sparse_start
 from nas.bregman import Bregman
 from nas.files import LOCK, alone, is_tidy, remove, write_text
-from nas.models.compact import compact
+from nas.models.alive_only import alive_only
+from nas.models.compact import alive_plan, compact
 from nas.models.dag import DagNet
 from nas.models.price import prices, total
 from nas.penalised import Penalised
@@ -43,7 +44,7 @@ from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Choice, Point, load_sparse, points_of, read_points, save_sparse, write_points
 from nas.search.retrain import retrain
 from nas.search.tasks.task import Example, Task, evaluate, held_out
-from nas.steering import EARLIEST, calibrate
+from nas.steering import EARLIEST, LamController, calibrate
 
 CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINTS = (
     "config.yaml", "metrics.jsonl", "path.json", "path", "checkpoints"
@@ -51,11 +52,14 @@ CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINTS = (
 NEXT_CONFIG = ".config.yaml.next"  # of a run that takes the place of another
 COMPACT, RETRAINED, PICTURES, EXPORT = "compact", "retrained", "pictures", "export"  # folders that later steps add
 RETRAINING = "retraining"  # checkpoints
-DRAWINGS = ("topology.svg", "topology.json", "topology.graphml", "growth.svg")
+DRAWINGS = (
+    "topology.svg", "topology.json", "topology.graphml", "growth.svg", "growth.gif", "report.html", "tensorboard"
+)  # fmt: skip
 VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
 MAX_COMPARED = 1000
 TRIAL_STEPS, TRIAL_FRACTION = 200, 0.1  # of the trial that chooses lam
 HEADROOM = 1.5  # a network of the front is thinned out from one with so many times its size, if there is one
+STEERING = 16  # steps between two changes of lam
 FITS = 1000  # epochs of data between two networks of the front
 AUTO_SIZES = 1.0, 0.5, 0.25  # of the size that has grown
 
@@ -230,6 +234,7 @@ class Search:
         if state is None and config.entry_time == AUTO:
             self._calibrate()
         self.scheduler = CosineAnnealingLR(self.optimizer, T_max=config.epochs * config.steps)
+        self._controller = None if config.target is None else self._steered_to(config.target)
         self._growth = search(
             self.net, self.batches, self.optimizer, self.task.loss, scheduler=self.scheduler, on_step=self._on_step
         )
@@ -268,6 +273,16 @@ class Search:
         group = self.optimizer.param_groups[0]
         return strengths(group["penalty"])[0] / self.dear.get(group["name"], 1.0)
 
+    def _steered_to(self, target: int) -> LamController:
+        """Steers lam after every few steps, so that what grows leaves room for a network of this size."""
+        currency, full = self.run.config.sizes_in, total(self.net.plan, self.run.config.sizes_in)
+        controller = LamController(
+            self.optimizer, min(HEADROOM * target, full), lambda: total(alive_plan(self.found), currency),
+            total=full, every=STEERING, lam_max=math.inf, shrink=True,
+        )  # fmt: skip
+        self.optimizer.register_step_post_hook(lambda *_: controller.step())
+        return controller
+
     def _calibrate(self) -> None:
         """Choose lam by a trial (`nas.steering.calibrate`)."""
         pairs = chain.from_iterable(map(self.batches, count(1)))
@@ -279,7 +294,8 @@ class Search:
             self.optimizer.step()
 
         assert isinstance(self.optimizer, Bregman)
-        calibrate(self.net, self.optimizer, train_step, steps=TRIAL_STEPS, fraction=TRIAL_FRACTION)
+        with alive_only(self.net):
+            calibrate(self.net, self.optimizer, train_step, steps=TRIAL_STEPS, fraction=TRIAL_FRACTION)
         too_early = EARLIEST * self.run.config.learning_rate / self.lam
         if too_early > 1:
             for group in self.optimizer.param_groups:
@@ -320,7 +336,7 @@ class Search:
         Raises:
             ValueError: one is larger than all that has grown.
         """
-        chosen, largest = self.run.config.front_sizes, max(map(self._cost, self._grown()))
+        chosen, largest = self.run.config.front_sizes, max(map(self.cost, self._grown()))
         smallest = total(without_groups(self.run.blank).plan, self.run.config.sizes_in)
         if chosen is None:
             return [int(part * largest) for part in AUTO_SIZES if part * largest > smallest]
@@ -329,6 +345,8 @@ class Search:
                 f"a network of {chosen[-1]:,} {self.run.config.sizes_in} was asked for, and what a search cannot "
                 f"remove has {smallest:,.0f}"
             )
+        if self.run.config.target is not None:
+            return [min(chosen[0], int(largest))]
         if chosen and chosen[0] > largest:
             raise ValueError(
                 f"a network of {chosen[0]:,} {self.run.config.sizes_in} was asked for, and the largest that has grown "
@@ -336,7 +354,7 @@ class Search:
             )
         return chosen
 
-    def _cost(self, point: Point) -> float:
+    def cost(self, point: Point) -> float:
         """Of a network, in what sizes are counted in."""
         cost: float = getattr(point, self.run.config.sizes_in)
         return cost
@@ -361,9 +379,9 @@ class Search:
     def _larger(self, size: int) -> Point:
         """The smallest network with room for one of this size: of the front, else of what has grown."""
         front = self.points[self.run.config.epochs + 1 :]
-        grown = [point for point in self._grown() if self._cost(point) >= HEADROOM * size]
-        largest = max(self._grown(), key=self._cost)
-        best_of_equals = min(grown, key=lambda point: (self._cost(point), -point.headline), default=largest)
+        grown = [point for point in self._grown() if self.cost(point) >= HEADROOM * size]
+        largest = max(self._grown(), key=self.cost)
+        best_of_equals = min(grown, key=lambda point: (self.cost(point), -point.headline), default=largest)
         return front[-1] if front else best_of_equals
 
     def _measure(self, found: Snapshot, net: DagNet) -> Point:
@@ -397,6 +415,7 @@ class Search:
             "points": json.dumps([point.to_dict() for point in self.points]),
             "metrics": json.dumps(self.metrics),
             "growth": self._growth.state_dict(),
+            "controller": None if self._controller is None else self._controller.state_dict(),
             "slimming": None if self._slimming is None else self._slimming.state_dict(),
         }
 
@@ -427,6 +446,8 @@ class Search:
         if state["data"] != self.data:
             raise ValueError(f"the data of {folder} ({run.config.data}) are not those that the search began with")
         self._growth.load_state_dict(state["growth"])
+        if self._controller is not None:
+            self._controller.load_state_dict(state["controller"])
         self.points, self.metrics = points, json.loads(state["metrics"])
         self._began, self._slimming_state = time.perf_counter() - state["seconds"], state["slimming"]
         write_text(folder / CONFIG, config.to_yaml())

@@ -381,7 +381,7 @@ def test_ctrl_c_leaves_a_valid_run(place, search_result):
             "colour.png is the picture to be cleaned; choose another -o",
         ),
         (["denoise", "run", "colour.png", "-o", "data/0.png"], "data/0.png exists; choose another -o"),
-        (["denoise", "run", "colour.png", "-o", "nowhere/x.png"], "nowhere/x.png: No such file"),
+        (["denoise", "run", "colour.png", "-o", "nowhere/x.png"], "there is no folder nowhere for nowhere/x.png"),
         (["search", "--price=gold"], "price must be params or flops or none, got gold"),
         (["search", "--second-moment=row"], "second_moment must be entry or group or tensor, got row"),
         (["search", "--optimizer=sgd"], "unknown optimizer 'sgd'; there are: adabreg, linbreg"),

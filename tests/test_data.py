@@ -7,7 +7,8 @@ from PIL import Image
 
 from nas.models import conv_skip_autoencoder
 from nas.search import folder, load_data, pictures
-from nas.search.data.images import NotAPictureError, read_picture, to_array, to_tensor, write_picture
+from nas.search.data.formats.sheet import NotAPictureError
+from nas.search.data.images import read_picture, to_array, to_tensor, write_picture
 from nas.search.data.sources import TEST, TRAIN, VALIDATION
 from nas.search.tasks.use import beside, denoise_pixels
 
@@ -109,17 +110,41 @@ def test_writing_needs_a_known_format_and_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_floats_become_16_bits_and_16_bits_become_8_where_needed(tmp_path):
+def test_floats_stay_floats_and_16_bits_become_8_where_needed(tmp_path):
     ramp = np.linspace(0, 1, 63, dtype=np.float32).reshape(9, 7)
     Image.fromarray(ramp).save(tmp_path / "float.tif")
-    deep = read_picture(tmp_path / "float.tif")
-    assert deep.dtype == np.uint16
-    assert np.array_equal(deep, np.rint(ramp * 65535))
+    assert np.array_equal(read_picture(tmp_path / "float.tif"), ramp)
+    deep = np.rint(ramp * 65535).astype(np.uint16)
     write_picture(tmp_path / "a.bmp", deep)
     assert np.array_equal(read_picture(tmp_path / "a.bmp"), np.rint(deep / 257))
     Image.fromarray(ramp * 300).save(tmp_path / "large.tif")
-    with pytest.raises(ValueError, match=r"large.tif has values outside of \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"large.tif has values from 0 to 300, outside of \[0, 1\]; .* --range=0:300"):
         read_picture(tmp_path / "large.tif")
+
+
+def test_to_learn_from_values_reach_from_black_to_white(tmp_path):
+    import tifffile
+
+    ramp = np.linspace(0, 1, 63).reshape(9, 7)
+    tifffile.imwrite(tmp_path / "12.tif", np.rint(ramp * 4095).astype(np.uint16))
+    tifffile.imwrite(tmp_path / "white.tif", np.rint(255 - ramp * 255).astype(np.uint8), photometric="miniswhite")
+    for name in ("12.tif", "white.tif"):
+        assert np.abs(to_tensor(read_picture(tmp_path / name), 1)[0].numpy() - ramp).max() <= 0.5 / 255 + 1e-6
+
+
+def test_frames_and_channels_that_cannot_be_learnt_from_are_said(tmp_path):
+    frames = [Image.fromarray(np.full((9, 7), value, np.uint8)) for value in (0, 100, 200)]
+    frames[0].save(tmp_path / "film.png", save_all=True, append_images=frames[1:])
+    with pytest.warns(UserWarning, match="film.png holds 3 pictures; the first is used"):
+        assert not read_picture(tmp_path / "film.png").any()
+    Image.fromarray(np.zeros((9, 7), np.uint8)).save(tmp_path / "a.tif")
+    import tifffile
+
+    tifffile.imwrite(
+        tmp_path / "five.tif", np.zeros((9, 7, 5), np.uint8), planarconfig="contig", photometric="minisblack"
+    )
+    with pytest.raises(ValueError, match="five.tif holds 5 channels; grey and colour can be learnt from"):
+        read_picture(tmp_path / "five.tif")
 
 
 def test_a_file_that_ends_in_its_header_is_named(tmp_path):

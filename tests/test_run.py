@@ -118,6 +118,39 @@ def test_sizes_in_multiply_adds(tmp_path, config):
     assert 40 <= last.flops <= 50
 
 
+@pytest.mark.parametrize(("name", "target"), [("target_params", 400), ("target_flops", 90)])
+def test_lam_steers_to_a_target(tmp_path, config, name, target):
+    config = replace(
+        config, model="separable_autoencoder", model_options={"depth": 3, "width": 12, "hidden": 12}, lr=0.01,
+        epochs=6, steps=30, density=0.5, sizes="auto", entry_time=40, price="params", fit=5, refit=1,
+    )  # fmt: skip
+    engine = Search(Run(tmp_path / "run", replace(config, **{name: str(target)})))
+    *_, last = engine
+    assert 0.85 * target <= engine.cost(last) <= target  # so small a network has few units, each dear
+    assert engine.lam > 1.2 * 40 * config.learning_rate  # growth was held back
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [1000, 2000, 3000, 4000, 5000])
+def test_a_target_is_reached_from_above(tmp_path, target):
+    """On real pictures growth is steered to half as much again; the network is at most 5 % below."""
+    options = {"depth": 4, "width": 16, "hidden": 24}
+    config = SearchConfig(
+        epochs=8, steps=64, batch=4, crop=32, fit=30, refit=1, target_params=str(target), model_options=options
+    )
+    *grown, last = Search(Run(tmp_path / "run", config))
+    assert 0.95 * target <= last.params <= target
+    assert target <= max(point.params for point in grown) <= 1.8 * target
+
+
+def test_a_target_that_is_not_reached(tmp_path, config):
+    engine = Search(
+        Run(tmp_path / "run", replace(config, epochs=1, steps=2, sizes="auto", target_params="14k", fit=1, refit=1))
+    )
+    *_, grown, last = engine
+    assert last.params == grown.params < 14_000
+
+
 def test_sizes_below_what_can_be_removed(tmp_path, config):
     search = Search(Run(tmp_path / "run", replace(config, epochs=1, steps=2, sizes="3")))
     with pytest.raises(ValueError, match="3 params was asked for, and what a search cannot remove has 4"):
@@ -272,6 +305,15 @@ def test_bad_options_leave_nothing_behind(tmp_path, config, change, message):
         ({"sizes": "4k,big"}, "a size must be a positive number such as 13500, 14k or 1.5M, got 'big'"),
         ({"sizes": "0"}, "a size must be a positive number such as 13500, 14k or 1.5M, got '0'"),
         ({"tolerance": -1.0}, "tolerance must be >= 0 dB"),
+        (
+            {"target_params": "14k"},
+            "sizes, target_params and target_flops exclude each other, got target_params and sizes",
+        ),
+        (
+            {"target_params": "14k", "target_flops": "1k", "sizes": "auto"},
+            "exclude each other, got target_params and target_flops",
+        ),
+        ({"target_flops": "many", "sizes": "auto"}, "a size must be a positive number such as 13500"),
     ],
 )
 def test_bad_options_are_named(config, change, message):

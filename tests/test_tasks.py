@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.search import Choice, Deblur, Denoise, Picture, evaluate, held_out, pick, random_crops, restore, score
+from nas.search.tasks.restoration import published_ssim
 
 
 def ramp(height=32, width=40, channels=1, name="ramp"):
@@ -223,3 +224,21 @@ def test_a_choice_that_does_not_exist(choice, message):
     ]
     with pytest.raises(ValueError, match=message):
         Choice(**choice).of(points, 0.1)
+
+
+def test_published_ssim_is_that_of_the_article():
+    """By its equations, with the Gaussian window cut to 11 x 11 pixels and nothing beyond the border."""
+    clean = torch.rand(1, 40, 33, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    other = (clean + 0.2 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    x = torch.arange(11.0, dtype=torch.float64) - 5
+    side = torch.exp(-x.square() / (2 * 1.5**2))
+    window = torch.outer(side, side)[None, None] / side.sum() ** 2
+
+    def mean(picture):
+        return torch.nn.functional.conv2d(picture[None], window)
+
+    a, b = mean(clean), mean(other)
+    variances = mean(clean**2) - a**2 + mean(other**2) - b**2
+    covariance = mean(clean * other) - a * b
+    ssim = (2 * a * b + 1e-4) * (2 * covariance + 9e-4) / ((a**2 + b**2 + 1e-4) * (variances + 9e-4))
+    assert published_ssim(other, clean) == pytest.approx(float(ssim.mean()), abs=1e-9)

@@ -1,106 +1,116 @@
-"""Pictures of a topology graph: by graphviz where its ``dot`` program is there, else by matplotlib.
+"""Pictures of a topology graph, from a layout of our own; or by graphviz.
 
-Both show the same: layers from left to right, boxes as tall as their share of alive units, arcs as thick as their
-norm, skips in orange with their gate (or the norm of their matrix).
+All show the same: boxes filled by their share of alive units, operations on the edges, skips as thick as their share
+of the signal, blue if they add and vermilion and dashed if they subtract.
 """
 
-import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import networkx as nx
 
-from nas.files import replacing
+from nas.analysis.drawing.layout import (
+    BOX_HEIGHT,
+    BOX_WIDTH,
+    FONT,
+    MARGIN,
+    Arc,
+    Box,
+    Layout,
+    branches,
+    has_weights,
+    layout,
+    skip_words,
+)
+from nas.analysis.drawing.svg import ALIVE, GHOST, INK, NEGATIVE, PAPER, POSITIVE, WEIGHT, to_svg
+from nas.files import replacing, write_text
 
-FORMATS = (".svg", ".png", ".pdf")
-COLOURS = {"input": "#d5e8d4", "hidden": "#dae8fc", "output": "#d5e8d4"}
-WEIGHT, SKIP, INK = "#4a6fa5", "#d9822b", "#222222"
-TALLEST = 1.6  # inches
+FORMATS = (".svg", ".png", ".pdf", ".dot")
+BUILTIN, DOT = ENGINES = ("builtin", "dot")
+POINTS = 72  # in an inch
+STEP = 1.6  # inches between the columns of units
 
 
-def draw(graph: nx.DiGraph, path: Path | str, *, engine: str | None = None) -> None:
+def draw(graph: nx.DiGraph, path: Path | str, *, engine: str = BUILTIN) -> None:
     """Draw a graph of `nas.analysis.topology` into a file.
+
+    Arcs may have the attribute "share", the part of its node's signal that a skip brings (`nas.analysis.skip_shares`).
 
     Args:
         graph: at node or at unit level.
-        path: file to write; its suffix (.svg, .png or .pdf) names the format.
-        engine: "dot" or "matplotlib"; by default dot where it is installed.
+        path: file to write; its suffix (.svg, .png, .pdf or .dot) names the format.
+        engine: "builtin", which draws from top to bottom and folds blocks, or "dot", which needs the program of that
+            name. A .dot file is the source of the latter's drawing.
 
     Raises:
-        ValueError: a suffix or an engine that does not exist.
+        ValueError: a suffix or an engine that does not exist, or dot is not installed.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
         raise ValueError(f"cannot draw {path}: the suffix must be one of {', '.join(FORMATS)}")
-    if engine is None:
-        engine = "dot" if shutil.which("dot") else "matplotlib"
     if engine not in ENGINES:
         raise ValueError(f"draw(engine=...) must be one of {', '.join(ENGINES)}, got {engine!r}")
-    replacing(path, lambda temporary: ENGINES[engine](graph, temporary))
-
-
-def _label(name: str, vertex: dict[str, Any]) -> str:
-    """What stands in a box: "n1", "9 of 32", "epochs 0-31"."""
-    lines = [name, f"{vertex['alive']} of {vertex['total']}"]
-    if "born" in vertex:
-        lines.append(f"born {vertex['born']}-{vertex['born_last']}")
-    return "\n".join(lines)
-
-
-def _height(graph: nx.DiGraph, vertex: dict[str, Any]) -> float:
-    widest: int = max(data["total"] for _, data in graph.nodes(data=True))
-    return 0.55 + (TALLEST - 0.55) * int(vertex["alive"]) / widest
-
-
-def _thickness(graph: nx.DiGraph, norm: float) -> float:
-    strongest = max((data["norm"] for *_, data in graph.edges(data=True)), default=0.0)
-    return 0.4 + 3 * norm / strongest if strongest > 0 else 0.4
-
-
-def _has_edge(arc: dict[str, Any]) -> bool:
-    """Whether weights are on this arc that are no skip."""
-    return arc["norm"] > 0 and not math.isclose(arc["norm"], arc["gate"], rel_tol=1e-6)
-
-
-def _operation(graph: nx.DiGraph, arc: dict[str, Any]) -> str:
-    """What stands on an arc with weights, such as "7x7 depthwise", in short lines; "" where all arcs do the same."""
-    operations = {data["operation"] for *_, data in graph.edges(data=True) if data["operation"]}
-    text: str = arc["operation"] if len(operations) > 1 else ""
-    return text.replace(" + ", "\n+ ").replace(" depthwise", "\ndepthwise")
+    if path.suffix == ".dot":
+        write_text(path, to_dot(graph))
+    elif engine == DOT:
+        if not shutil.which("dot"):
+            raise ValueError("the program dot (graphviz) is not installed; leave out engine to draw without it")
+        replacing(path, lambda temporary: _by_dot(graph, temporary))
+    elif graph.graph["level"] == "unit":
+        replacing(path, lambda temporary: _paint_units(graph, temporary))
+    elif path.suffix == ".svg":
+        write_text(path, to_svg(layout(graph)))
+    else:
+        replacing(path, lambda temporary: paint(layout(graph), temporary))
 
 
 def to_dot(graph: nx.DiGraph) -> str:
-    """Graphviz source of a drawing, from left to right."""
+    """Graphviz source of a drawing: units from left to right; nodes from top to bottom, folded blocks on one line."""
     import graphviz
 
     units = graph.graph["level"] == "unit"
-    dot = graphviz.Digraph(graph_attr={"rankdir": "LR", "nodesep": "0.15" if units else "0.3", "ranksep": "0.7"})
+    look = {"rankdir": "LR", "nodesep": "0.15", "ranksep": "1.5"} if units else {"nodesep": "0.5", "ranksep": "0.3"}
+    dot = graphviz.Digraph(graph_attr=look)
     dot.attr("node", fontname="Helvetica", fontsize="11", style="filled", color=INK, penwidth="0.8")
-    dot.attr("edge", fontname="Helvetica", fontsize="10", arrowsize="0.6")
+    dot.attr("edge", fontname="Helvetica", fontsize="9", arrowsize="0.6", color=WEIGHT)
     if units:
-        dot.attr(splines="line", ranksep="1.5")
-        dot.attr("node", shape="circle", width="0.12", fixedsize="true", label="")
+        dot.attr(splines="line")
+        dot.attr("node", shape="circle", width="0.12", fixedsize="true", label="", fillcolor=ALIVE)
         dot.attr("edge", arrowhead="none")
-    for name, vertex in graph.nodes(data=True):
-        look = {"fillcolor": COLOURS[vertex["kind"]]}
-        if units:
-            dot.node(name, tooltip=name, **look)
+        for name in graph:
+            dot.node(name, tooltip=name)
+        for source, target, arc in graph.edges(data=True):
+            if has_weights(arc):
+                dot.edge(source, target, color=WEIGHT + "80", penwidth="0.8")
+            if arc["gate"] != 0:
+                dot.edge(source, target, **_skip_look(arc["gate"], 0.8))
+        return str(dot.source)
+    drawing = layout(graph)
+    for box in drawing.boxes:
+        share = max(0.001, min(0.999, box.filled))  # dot takes no stripe without width
+        fill = f"{ALIVE};{share:.3f}:{PAPER}"
+        words = "\n".join(filter(None, (f"{box.name}  {box.count}", box.ages)))
+        dot.node(box.name, words, shape="box", style="striped", fillcolor=fill)
+    folded = branches(graph)
+    for chain in folded.values():
+        dot.body.append(f"\t{{rank=same; {' '.join(chain)}}}\n")
+    for arc in drawing.arcs:
+        if arc.kind == "skip":
+            words = skip_words(arc.gate, graph.edges[arc.source, arc.target].get("share"))
+            look = _skip_look(arc.gate, arc.thickness)
+            straight = {"weight": "200"} if (arc.source, arc.target) in folded else {}
+            dot.edge(arc.source, arc.target, label=f" {words}", fontcolor=look["color"], **look, **straight)
         else:
-            height = f"{_height(graph, vertex):.2f}"
-            dot.node(name, _label(name, vertex), shape="box", width="0.9", height=height, fixedsize="true", **look)
-    for source, target, arc in graph.edges(data=True):
-        if _has_edge(arc):
-            thickness = _thickness(graph, arc["norm"]) * (0.5 if units else 1)
-            colour = WEIGHT + "80" if units else WEIGHT  # half transparent
-            words = "" if units else _operation(graph, arc)
-            label = {"label": words, "fontsize": "8", "fontcolor": WEIGHT} if words else {}
-            weight = "1" if units else "20"
-            dot.edge(source, target, color=colour, penwidth=f"{thickness:.2f}", weight=weight, **label)
-        if arc["gate"] != 0:
-            label = {} if units else {"label": f"{arc['gate']:.2f}", "fontcolor": SKIP, "style": "dashed"}
-            dot.edge(source, target, color=SKIP, penwidth="0.8" if units else "1.2", **label)
+            words = graph.edges[arc.source, arc.target]["operation"].replace(" + ", "\n+ ")
+            dot.edge(arc.source, arc.target, label=words, penwidth=f"{arc.thickness:.2f}", weight="20")
     return str(dot.source)
+
+
+def _skip_look(gate: float, thickness: float) -> dict[str, str]:
+    colour, style = (NEGATIVE, "dashed") if gate < 0 else (POSITIVE, "solid")
+    return {"color": colour, "style": style, "penwidth": f"{thickness:.2f}"}
 
 
 def _by_dot(graph: nx.DiGraph, path: Path) -> None:
@@ -109,27 +119,71 @@ def _by_dot(graph: nx.DiGraph, path: Path) -> None:
     path.write_bytes(graphviz.Source(to_dot(graph)).pipe(format=path.suffix[1:]))
 
 
-def _by_matplotlib(graph: nx.DiGraph, path: Path) -> None:
+def paint(drawing: Layout, target: Path | IO[bytes], *, caption: str = "", scale: float = 2.0) -> None:
+    """A layout by matplotlib, for formats that are no text.
+
+    Args:
+        drawing: the layout.
+        target: file to write; its suffix names the format. Or an open one, which becomes a PNG.
+        caption: a line below the drawing.
+        scale: pixels per unit of the layout.
+    """
     from matplotlib.figure import Figure
 
-    places = _places(graph)
-    columns = 1 + max(x for x, _ in places.values()) / STEP
-    tall = max((abs(y) for _, y in places.values()), default=0.0)
-    spans = [places[t][0] - places[s][0] for s, t, arc in graph.edges(data=True) if arc["gate"] != 0]
-    above = 0.0 if graph.graph["level"] == "unit" else 0.5 * BEND * max(spans, default=0.0)
-    top, bottom = max(TALLEST / 2, tall) + above + 0.3, max(TALLEST / 2, tall) + 0.3
-    figure = Figure(figsize=(STEP * columns, top + bottom))
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(-STEP / 2, STEP * (columns - 0.5)), ylim=(-bottom, top))
+    height = drawing.height + (2 * FONT if caption else 0)
+    figure = Figure(figsize=(drawing.width / POINTS, height / POINTS), facecolor=PAPER)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, drawing.width), ylim=(height, 0))
     axes.set_axis_off()
-    (_paint_units if graph.graph["level"] == "unit" else _paint_nodes)(axes, graph, places)
-    figure.savefig(path)
+    for arc in drawing.arcs:
+        _paint_arc(axes, arc)
+    for box in drawing.boxes:
+        _paint_box(axes, box)
+    axes.text(MARGIN, drawing.height + FONT, caption, fontsize=FONT, color=INK)
+    figure.savefig(target, dpi=scale * POINTS)
 
 
-STEP, BEND = 1.6, 0.35  # inches between columns; height of the control point of an arc, as a part of its span
+def _paint_arc(axes: Any, arc: Arc) -> None:
+    from matplotlib.patches import FancyArrowPatch
+    from matplotlib.path import Path as Curve
+
+    codes = [Curve.MOVETO, *(len(arc.curve) - 1) * [Curve.CURVE4 if arc.bent else Curve.LINETO]]
+    skip = arc.kind == "skip"
+    colour = (NEGATIVE if arc.gate < 0 else POSITIVE) if skip else WEIGHT
+    style = "-" if skip else "-|>,head_width=2,head_length=4"
+    dashes = (0, (5, 3)) if arc.gate < 0 else "solid"
+    axes.add_patch(
+        FancyArrowPatch(
+            path=Curve(arc.curve, codes), arrowstyle=style, lw=arc.thickness, color=colour, linestyle=dashes,
+            shrinkA=0, shrinkB=0, fill=False,
+        )
+    )  # fmt: skip
+    if arc.label is not None:
+        ground = {"fc": PAPER, "ec": "none", "pad": 0.5, "alpha": 0.8}
+        at = {"start": "left", "middle": "center", "end": "right"}[arc.label.anchor]
+        axes.text(
+            *arc.label.at,
+            arc.label.text,
+            ha=at,
+            va="baseline",
+            fontsize=FONT - 1,
+            color=colour if skip else INK,
+            bbox=ground,
+        )
+
+
+def _paint_box(axes: Any, box: Box) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((box.x, box.y), BOX_WIDTH, BOX_HEIGHT, fc=PAPER, ec="none"))
+    axes.add_patch(Rectangle((box.x, box.y), BOX_WIDTH * box.filled, BOX_HEIGHT, fc=ALIVE, ec="none"))
+    axes.add_patch(Rectangle((box.x, box.y), BOX_WIDTH, BOX_HEIGHT, fill=False, ec=GHOST, lw=0.8))
+    words = f"{box.name}  {box.count}", box.ages
+    for line, y, size in zip(words, box.lines, (10, 8), strict=False):
+        axes.text(box.x + 7, y, line, fontsize=size, color=INK, va="baseline")
 
 
 def _places(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
-    """Centre of every vertex in inches: a column per layer, the vertices of a column spread evenly around 0."""
+    """Centre of every unit in inches: a column per layer, its units spread evenly around 0."""
     layers: dict[int, list[str]] = {}
     for name, vertex in graph.nodes(data=True):
         layers.setdefault(vertex["layer"], []).append(name)
@@ -140,66 +194,24 @@ def _places(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
     }
 
 
-def _paint_nodes(axes: Any, graph: nx.DiGraph, places: dict[str, tuple[float, float]]) -> None:
-    from matplotlib.patches import Rectangle
-
-    for name, vertex in graph.nodes(data=True):
-        (x, y), height = places[name], _height(graph, vertex)
-        axes.add_patch(Rectangle((x - 0.45, y - height / 2), 0.9, height, fc=COLOURS[vertex["kind"]], ec=INK, lw=0.8))
-        axes.text(x, y, _label(name, vertex), ha="center", va="center", fontsize=9, color=INK)
-    for source, target, arc in graph.edges(data=True):
-        (x0, _), (x1, _) = places[source], places[target]
-        neighbours = x1 - x0 < 1.5 * STEP
-        if _has_edge(arc):
-            thickness = _thickness(graph, arc["norm"])
-            words = _operation(graph, arc)
-            if neighbours:
-                _arrow(axes, (x0 + 0.45, 0), (x1 - 0.45, 0), 0.0, WEIGHT, thickness, "solid")
-                _write(axes, (x0 + x1) / 2, 0.04 + thickness / 144, words, WEIGHT, 7, "bottom")
-            else:
-                foot, head = (_height(graph, graph.nodes[name]) / 2 for name in (source, target))
-                _arrow(axes, (x0, -foot), (x1, -head), BEND, WEIGHT, thickness, "solid")
-                _write(axes, (x0 + x1) / 2, -(foot + head) / 2 - 0.5 * BEND * (x1 - x0), words, WEIGHT, 7, "center")
-        if arc["gate"] != 0:
-            foot, head = (_height(graph, graph.nodes[name]) / 2 for name in (source, target))
-            _arrow(axes, (x0, foot), (x1, head), -BEND, SKIP, 1.2, "dashed")
-            apex = (foot + head) / 2 + 0.5 * BEND * (x1 - x0)
-            _write(axes, (x0 + x1) / 2, apex, f"{arc['gate']:.2f}", SKIP, 8, "center")
-
-
-def _write(axes: Any, x: float, y: float, words: str, colour: str, size: int, at: str) -> None:
-    """Words with their bottom or centre at this place, on white."""
-    ground = {"fc": "white", "ec": "none", "pad": 0.8} if at == "center" else None
-    axes.text(x, y, words, ha="center", va=at, fontsize=size, color=colour, linespacing=1.1, bbox=ground)
-
-
-def _paint_units(axes: Any, graph: nx.DiGraph, places: dict[str, tuple[float, float]]) -> None:
+def _paint_units(graph: nx.DiGraph, path: Path) -> None:
+    """A dot for every unit, a column for every node, by matplotlib."""
     from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
 
-    for kind, colour in (("norm", WEIGHT), ("gate", SKIP)):
-        arcs = [
-            (source, target, arc)
-            for source, target, arc in graph.edges(data=True)
-            if arc[kind] != 0 and (kind == "gate" or _has_edge(arc))
-        ]
-        widths = [_thickness(graph, arc["norm"]) / 2 if kind == "norm" else 0.8 for *_, arc in arcs]
-        lines = [(places[source], places[target]) for source, target, _ in arcs]
-        axes.add_collection(LineCollection(lines, colors=colour, linewidths=widths, alpha=0.5))
-    for name, vertex in graph.nodes(data=True):
-        axes.plot(*places[name], "o", ms=6, mfc=COLOURS[vertex["kind"]], mec=INK, mew=0.6)
-
-
-def _arrow(
-    axes: Any, start: tuple[float, float], end: tuple[float, float], bend: float, colour: str, width: float, style: str
-) -> None:
-    from matplotlib.patches import FancyArrowPatch
-
-    axes.add_patch(
-        FancyArrowPatch(
-            start, end, arrowstyle="-|>", mutation_scale=8, shrinkA=0, shrinkB=0,
-            connectionstyle=f"arc3,rad={bend}", color=colour, lw=width, linestyle=style,
-        )
+    places = _places(graph)
+    columns = 1 + max(x for x, _ in places.values()) / STEP
+    tall = max(abs(y) for _, y in places.values()) + 0.4
+    figure = Figure(figsize=(STEP * columns, 2 * tall), facecolor=PAPER)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(-STEP / 2, STEP * (columns - 0.5)), ylim=(-tall, tall))
+    axes.set_axis_off()
+    groups: tuple[tuple[str, Callable[[dict[str, Any]], bool]], ...] = (
+        (WEIGHT, has_weights), (POSITIVE, lambda arc: arc["gate"] > 0), (NEGATIVE, lambda arc: arc["gate"] < 0),
     )  # fmt: skip
-
-
-ENGINES = {"dot": _by_dot, "matplotlib": _by_matplotlib}
+    for colour, belongs in groups:
+        lines = [(places[source], places[target]) for source, target, arc in graph.edges(data=True) if belongs(arc)]
+        dashes = (0, (5, 3)) if colour == NEGATIVE else "solid"
+        axes.add_collection(LineCollection(lines, colors=colour, linewidths=0.7, alpha=0.5, linestyles=dashes))
+    for name in graph:
+        axes.plot(*places[name], "o", ms=6, mfc=ALIVE, mec=INK, mew=0.6)
+    figure.savefig(path)

@@ -13,7 +13,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from nas import __version__
-from nas.cli import compare, denoise, export, extract, front, resume, retrain, search, show, sweep, verify
+from nas.cli import compare, denoise, export, extract, front, report, resume, retrain, search, show, sweep, verify
 from nas.cli.shared import Result, Signalled, make_parser, sentence
 from nas.registry import import_registrations
 from nas.steering import DeadTraining
@@ -45,7 +45,8 @@ VERBS = {
     "extract": Verb("the compact network, with proof", extract.parser, extract.perform),
     "verify": Verb("recompute the proof", verify.parser, verify.perform),
     "retrain": Verb("train the compact network", retrain.parser, retrain.perform),
-    "denoise": Verb("clean a picture", denoise.parser, denoise.perform),
+    "denoise": Verb("clean pictures", denoise.parser, denoise.perform),
+    "report": Verb("a run, or several, in one page", report.parser, report.perform),
     "export": Verb("for machines without this package", export.parser, export.perform),
 }
 
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0: done. 1: a certificate does not hold. 2: something the user can mend, said in one sentence.
+        0: done. 1: a certificate does not hold, or some of many pictures failed. 2: something the user can mend, said
+        in one sentence.
         130: interrupted with Ctrl-C. 143: stopped by SIGTERM or SIGHUP.
     """
     torch.set_flush_denormal(True)  # moments of silent units decay into denormal numbers, on which a step is slow
@@ -80,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"{name}: the memory of this machine does not suffice for networks or pictures so large", file=sys.stderr)
         return 2
-    return 1 if False in (result.get("holds"), result.get("certificate", {}).get("holds")) else 0
+    holds = (result.get("holds"), result.get("certificate", {}).get("holds"))
+    return 1 if False in holds or result.get("failed") else 0
 
 
 def _parse(argv: Sequence[str]) -> Namespace:

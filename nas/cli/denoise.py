@@ -1,23 +1,40 @@
 """``nas denoise``."""
 
+import glob
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
+from tqdm import tqdm
 
-from nas.cli.shared import Result, add_choice, check_free, load_chosen, make_run_parser
+from nas.cli.shared import Result, add_choice, check_free, load_chosen, make_run_parser, sentence
+from nas.models.dag import DagNet
 from nas.search.config import TASKS
-from nas.search.data.images import read_picture, write_picture
+from nas.search.data.formats.files import check_sheet, encoded, read_sheet, write_sheet
+from nas.search.data.formats.values import parse_range
+from nas.search.data.images import write_picture
 from nas.search.run import Run
+from nas.search.tasks.files import DONE, EARLIER, FAILED, NO_PICTURE, Outcome, denoise_files, find_jobs
 from nas.search.tasks.restoration import Restoration
-from nas.search.tasks.use import beside, denoise_pixels
+from nas.search.tasks.use import before_after, denoise_sheet
+
+STANDARD = Path("-")  # input or output
 
 
 def parser() -> ArgumentParser:
-    parser = make_run_parser("Clean a picture with the retrained network (the compact one if it was not retrained).")
-    parser.add_argument("picture", type=Path, help="any grey or colour picture")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="file to write")
+    parser = make_run_parser("Clean pictures with the retrained network (the compact one if it was not retrained).")
+    parser.add_argument(
+        "pictures", type=Path, nargs="+", help="grey or colour pictures, folders of them, or - for standard input"
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, help="file to write (- for standard output), or folder for several"
+    )
     add_choice(parser)
-    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+    parser.add_argument("--tile", type=int, help="side of the tiles in pixels (default: as memory allows)")
+    parser.add_argument("--range", type=str, help="pixel values that are black and white, such as 0:4095")
+    parser.add_argument("--force", action="store_true", help="replace files that exist, clean finished ones again")
     return parser
 
 
@@ -28,15 +45,107 @@ def perform(options: Namespace) -> Result:
             f"the task of {run.folder} is {run.config.task}; denoise is for networks that restore pictures"
         )
     folder, net = load_chosen(run, options)
-    comparison = options.out.with_name(f"{options.out.stem}-before-after.png")
-    for path in (options.out, comparison):
-        if path.resolve() == options.picture.resolve():
+    use = _Use(net, folder, options.tile, parse_range(options.range) if options.range else None, options.force)
+    pictures, out = options.pictures, options.out
+    if STANDARD in (*pictures, out):
+        if len(pictures) > 1 or out.is_dir() or pictures[0].is_dir():
+            raise ValueError("- stands for one picture; name one picture and one file, or -, with -o")
+        if out == STANDARD and options.json:
+            raise ValueError("--json and -o - both write to standard output; choose another -o")
+    if len(pictures) == 1 and not out.is_dir() and (pictures[0].is_file() or not _is_pattern_or_folder(pictures[0])):
+        return _clean_one(use, pictures[0], out)
+    return _clean_many(use, [path for picture in pictures for path in _expand(picture)], out)
+
+
+@dataclass(frozen=True)
+class _Use:
+    """A network, where it came from, and how it is used."""
+
+    net: DagNet
+    folder: Path
+    tile: int | None
+    given: tuple[float, float] | None
+    force: bool
+
+
+def _is_pattern_or_folder(path: Path) -> bool:
+    return path.is_dir() or glob.has_magic(str(path))
+
+
+def _expand(path: Path) -> Iterator[Path]:
+    """The files that a pattern stands for, where there is no file of this name.
+
+    Raises:
+        ValueError: nothing matches.
+    """
+    if path.exists() or not glob.has_magic(str(path)):
+        yield path
+        return
+    found = sorted(glob.glob(str(path), recursive=True))
+    if not found:
+        raise ValueError(f"no file matches {path}")
+    yield from map(Path, found)
+
+
+def _clean_one(use: _Use, picture: Path, out: Path) -> Result:
+    """One picture into one file, and both side by side in another."""
+    comparison = out.with_name(f"{out.stem}-before-after.png")
+    files = [] if out == STANDARD else [out, comparison]
+    for path in files:
+        if picture != STANDARD and path.resolve() == picture.resolve():
             raise ValueError(f"{path} is the picture to be cleaned; choose another -o")
-        check_free(path, options.force)
-    pixels = read_picture(options.picture)
-    cleaned = denoise_pixels(net, pixels)
-    both = beside([pixels, cleaned])
-    write_picture(options.out, cleaned)
-    write_picture(comparison, both)
-    print(f"cleaned {options.picture} with the network in {folder}; wrote {options.out} and {comparison}")
-    return {"network": str(folder), "files": [str(options.out), str(comparison)]}
+        check_free(path, use.force)
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {out.parent} for {out}")
+    source = sys.stdin.buffer.read() if picture == STANDARD else picture
+    before = read_sheet(source, "standard input" if picture == STANDARD else None, use.given)
+    if out != STANDARD:
+        check_sheet(before, out)
+    after = denoise_sheet(use.net, before, use.tile)
+    if out == STANDARD:
+        data, lost = encoded(after, before.suffix)
+        sys.stdout.buffer.write(data)
+    else:
+        lost = write_sheet(after, out)
+        write_picture(comparison, before_after(before, after))
+        print(f"cleaned {before.name} with the network in {use.folder}; wrote {out} and {comparison}")
+    notes = [*before.notes, *lost]
+    _say(before.name, notes)
+    return {"network": str(use.folder), "files": list(map(str, files)), "notes": notes}
+
+
+def _clean_many(use: _Use, pictures: list[Path], out: Path) -> Result:
+    """Several pictures into a folder; what fails is said and does not stop the others."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; several pictures need a folder as -o")
+    jobs = find_jobs(pictures, out)
+    outcomes: dict[str, list[Outcome]] = {DONE: [], EARLIER: [], NO_PICTURE: [], FAILED: []}
+    work = denoise_files(use.net, jobs, tile=use.tile, given=use.given, force=use.force)
+    for outcome in tqdm(work, total=len(jobs), unit="file", disable=None, leave=False):
+        outcomes[outcome.state].append(outcome)
+        if outcome.problem is not None:
+            _say("", [sentence(outcome.problem)])
+        _say(str(outcome.job.source), outcome.notes)
+    done, earlier, others, failed = outcomes.values()
+    print(f"cleaned {len(done)} of {len(jobs)} files with the network in {use.folder}, into {out}")
+    for count, text in (
+        (len(earlier), "were there already (--force cleans them again)"),
+        (len(others), "are not pictures"),
+        (len(failed), "failed"),
+    ):
+        if count:
+            print(f"  {count} {text}")
+    return {
+        "network": str(use.folder),
+        "files": [str(outcome.job.target) for outcome in done],
+        "notes": {str(outcome.job.source): list(outcome.notes) for outcome in done if outcome.notes},
+        "earlier": [str(outcome.job.target) for outcome in earlier],
+        "not_pictures": [str(outcome.job.source) for outcome in others],
+        "failed": {str(outcome.job.source): sentence(outcome.problem) for outcome in failed if outcome.problem},
+    }
+
+
+def _say(name: str, notes: list[str] | tuple[str, ...]) -> None:
+    """Print what was assumed or lost, without disturbing the progress bar."""
+    if notes:
+        tqdm.write(": ".join(filter(None, ["nas denoise", name, "; ".join(notes)])), file=sys.stderr)

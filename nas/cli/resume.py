@@ -5,6 +5,7 @@ from jsonargparse import ArgumentParser, Namespace
 from nas.cli import retrain
 from nas.cli.search import run_to_the_end
 from nas.cli.shared import Result, add_checkpoints, make_run_parser, seconds
+from nas.cli.watch import add_watching, check_watching, watching
 from nas.search.run import Run, Search
 
 
@@ -13,12 +14,15 @@ def parser() -> ArgumentParser:
         "Go on with a search, or a retraining, that was interrupted; the same as if it had not been, bit for bit."
     )
     add_checkpoints(parser)
+    add_watching(parser)
     return parser
 
 
 def perform(options: Namespace) -> Result:
+    check_watching(options)
     run, every = Run.open(options.run), seconds(options.checkpoint_every)
     if (stopped := retrain.stopped_options(run)) is not None:
         now = {"run": str(options.run), "checkpoint_every": options.checkpoint_every}
         return retrain.perform(retrain.parser().parse_object({**stopped, **now}))
-    return run_to_the_end(Search(run, resume=True, checkpoint_every=every))
+    with watching(run, options, fresh=False) as watch:
+        return run_to_the_end(Search(run, resume=True, checkpoint_every=every), watch)

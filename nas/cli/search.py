@@ -12,11 +12,14 @@ from tqdm import tqdm
 from nas.analysis.agreement import check_fraction
 from nas.cli.repeat import add_repetitions, search_repeatedly
 from nas.cli.shared import Result, add_checkpoints, make_parser, seconds, sizes, stopping
+from nas.cli.watch import Watch, add_watching, check_watching, watching
 from nas.search.config import SearchConfig
 from nas.search.path import Point
 from nas.search.repeat import repetitions
 from nas.search.run import Run, Search
 from nas.search.tasks.task import Metric, score_trivial
+
+NEAR = 0.95  # of a target: reached
 
 
 def parser() -> ArgumentParser:
@@ -29,6 +32,7 @@ def parser() -> ArgumentParser:
     )
     add_repetitions(parser)
     add_checkpoints(parser)
+    add_watching(parser)
     parser.add_argument("--download", action="store_true", help="fetch a data set that is missing")
     return parser
 
@@ -44,12 +48,13 @@ def perform(options: Namespace) -> Result:
         if options.seeds == 1:
             raise ValueError("--stable goes with --seeds of 2 or more")
     run = Run(options.out or Path("runs") / f"{config.task}-{config.data}", config)
+    check_watching(options)
     if options.seeds == 1:
-        return run_to_the_end(_begin(run, options))
+        return _finish(_begin(run, options), options)
     runs = repetitions(run, options.seeds, resume=options.resume, force=options.force)
     again = "the same command and --resume"
     return search_repeatedly(
-        runs, lambda each: _begin(each, options), lambda engine: run_to_the_end(engine, again), options.stable
+        runs, lambda each: _begin(each, options), lambda engine: _finish(engine, options, again), options.stable
     )
 
 
@@ -58,16 +63,26 @@ def _begin(run: Run, options: Namespace) -> Search:
     return Search(run, resume=resume, force=options.force, download=options.download, checkpoint_every=every)
 
 
-def run_to_the_end(engine: Search, how_to_go_on: str | None = None) -> Result:
+def _finish(engine: Search, options: Namespace, how_to_go_on: str | None = None) -> Result:
+    with watching(engine.run, options, fresh=len(engine.points) == 1) as watch:
+        return run_to_the_end(engine, watch, how_to_go_on)
+
+
+def run_to_the_end(engine: Search, watch: Watch, how_to_go_on: str | None = None) -> Result:
     """Search with a progress bar, and say what was picked; by default `nas resume` goes on after a signal."""
     run, metric = engine.run, engine.task.metrics[0]
     name, before = score_trivial(engine.validation, engine.task)
     _announce(engine)
     print(f"at the start {_alive(engine.points[0], run)}; {name} in validation: {metric.text(before[metric.key])}")
-    iterate(engine, how_to_go_on or f"nas resume {run.folder}")
+    iterate(engine, how_to_go_on or f"nas resume {run.folder}", watch=watch)
     chosen = run.choose()
     picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
     print(f"picked {_when(chosen.snapshot.epoch, run.config.epochs)}: {picked}")
+    if (target := run.config.target) is not None and (reached := engine.cost(chosen)) < NEAR * target:
+        print(
+            f"the target of {target:,} {run.config.sizes_in} was not reached: what has grown has {reached:,.0f}; "
+            "search longer, or with a larger supernet"
+        )
     return {
         "run": str(run.folder),
         "epoch": chosen.snapshot.epoch,
@@ -93,7 +108,9 @@ def _announce(engine: Search) -> None:
         )
 
 
-def iterate(engine: Search, how_to_go_on: str, points: Iterable[Point] | None = None) -> None:
+def iterate(
+    engine: Search, how_to_go_on: str, points: Iterable[Point] | None = None, watch: Watch = lambda: None
+) -> None:
     """Search with a progress bar; ``points`` iterates over the engine itself, by default, or around it."""
     config, metric = engine.run.config, engine.task.metrics[0]
     done = min(len(engine.points) - 1, config.epochs)
@@ -103,6 +120,7 @@ def iterate(engine: Search, how_to_go_on: str, points: Iterable[Point] | None = 
         for point in engine if points is None else points:
             if point.snapshot.epoch <= config.epochs:
                 _show_epoch(bar, point, metric)
+            watch()
 
 
 def _show_epoch(bar: Any, point: Point, metric: Metric) -> None:

@@ -11,6 +11,7 @@ from nas.analysis.cost import Cost, cost
 from nas.analysis.drawing.curves import draw_growth
 from nas.analysis.drawing.draw import draw
 from nas.analysis.drawing.graph_files import write_graph
+from nas.analysis.report.film import draw_film
 from nas.analysis.share import skip_shares
 from nas.analysis.structure import Structure, structure
 from nas.analysis.topology import LEVELS, topology
@@ -19,6 +20,7 @@ from nas.models.compact import compact
 from nas.search.path import Point, births, deaths, kernel_history
 from nas.search.run import DRAWINGS, Run
 
+FILM = "growth.gif"
 Ages = Mapping[str, Mapping[int, int]]  # node -> unit -> epoch
 
 
@@ -28,6 +30,7 @@ def parser() -> ArgumentParser:
     )
     add_choice(parser)
     parser.add_argument("--level", choices=LEVELS, default="node", help="draw nodes, or every unit")
+    parser.add_argument("--film", action="store_true", help="also write growth.gif, the network growing along the path")
     return parser
 
 
@@ -37,14 +40,20 @@ def perform(options: Namespace) -> Result:
     net = run.supernet(chosen.snapshot.epoch)
     history = points[: chosen.snapshot.epoch + 1]
     born, died = births(history), deaths(history)
-    files = _draw(run, topology(net, options.level, births=born, deaths=died), points, chosen)
+    graph = topology(net, options.level, births=born, deaths=died)
+    shares = skip_shares(net, [example.observed for example in run.validation(run.data())])
+    if options.level == "node":
+        nx.set_edge_attributes(graph, shares, "share")
+    files = _draw(run, graph, points, chosen)
+    if options.film:
+        files.append(run.folder / FILM)
+        draw_film(run, files[-1])
 
     last, metric = points[-1].snapshot.epoch, run.config.headline
     state = "" if last >= run.config.epochs else f" (the search stopped after epoch {last} of {run.config.epochs})"
     print(f"{run.folder}: epoch {chosen.snapshot.epoch}{state}, validation {metric.text(chosen.headline)}\n")
     _print_nodes(net.plan.units, chosen, born, died)
     _print_kernels(kernel_history(history))
-    shares = skip_shares(net, [example.observed for example in run.validation(run.data())])
     _print_skips(chosen, shares)
     whole, small, full = structure(topology(net)), cost(compact(net)), cost(net)
     _print_structure(whole)

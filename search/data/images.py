@@ -1,4 +1,4 @@
-"""Reading and writing picture files, and conversion between arrays and tensors in [0, 1]."""
+"""Pictures as arrays and as tensors in [0, 1], and the files that a search reads and writes."""
 
 from __future__ import annotations
 
@@ -10,49 +10,49 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nas.files import replacing
+from nas.search.data.formats.files import read_sheet, write_sheet
+from nas.search.data.formats.sheet import CMYK, GREY, PLANES, RGB, NotAPictureError, Sheet
+from nas.search.data.formats.values import UnusableError, Values
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-class NotAPictureError(ValueError):
-    """The file is not in a picture format that can be read."""
-
-
 def read_picture(path: Path) -> np.ndarray:
-    """The pixels of a picture file, upright: (height, width) or (height, width, 2..4), uint8 or uint16.
+    """The pixels of a picture file, upright, to learn from: (height, width) or (height, width, 2..4).
 
-    Floats in [0, 1] become 16 bits; of several frames the first is read.
+    uint8 or uint16 as in the file where black is 0 and white the highest number, else float32, black 0 and white 1.
+    Of several frames the first is read, with a warning.
 
     Raises:
         NotAPictureError: the file is not a picture.
-        ValueError: the file is a picture, but truncated or damaged.
+        ValueError: the file is a picture, but truncated or damaged, or neither grey nor colour.
         OSError: the file is missing or cannot be read.
     """
-    import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    sheet = read_sheet(path)
+    if sheet.space not in (GREY, RGB, CMYK):
+        raise UnusableError(f"the picture {path} holds {sheet.colours} channels; grey and colour can be learnt from")
+    if len(sheet.frames) > 1:
+        warnings.warn(f"{path} holds {len(sheet.frames)} pictures; the first is used", stacklevel=2)
+    pixels = plain(sheet)
+    return pixels if pixels.flags.writeable else pixels.copy()
 
-    with path.open("rb") as data:
-        try:
-            picture = ImageOps.exif_transpose(Image.open(data))
-        except UnidentifiedImageError:
-            raise NotAPictureError(f"{path} is not a picture") from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
-            raise ValueError(f"the picture {path} is truncated, damaged or too large ({_line(problem)})") from None
-    if picture.mode.startswith("I"):  # 16 bit grey, in one of Pillow's spellings
-        return np.asarray(picture).clip(0, 65535).astype(np.uint16)
-    if picture.mode == "F":
-        pixels = np.asarray(picture)
-        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
-            raise ValueError(f"the picture {path} has values outside of [0, 1]")
-        deep: np.ndarray = np.rint(pixels * 65535).astype(np.uint16)
-        return deep
-    if picture.mode == "1":
-        picture = picture.convert("L")
-    if picture.mode not in ("L", "LA", "RGB", "RGBA"):
-        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-    return np.array(picture)
+
+def plain(sheet: Sheet) -> np.ndarray:
+    """The first frame as `read_picture` returns it; inks become RGB, and of channels that are no colours the first."""
+    import numpy as np
+
+    pixels, values = sheet.frames[0], sheet.values
+    if sheet.space == PLANES:
+        return values.to_unit(pixels[..., 0])
+    full = {"uint8": 255.0, "uint16": 65535.0}.get(pixels.dtype.name)
+    if (values.black, values.white) != (0.0, full) or sheet.space == CMYK:
+        colours, alpha = values.to_unit(pixels[..., : sheet.colours]), pixels[..., sheet.colours :]
+        if sheet.space == CMYK:
+            colours = (1 - colours[..., :3]) * (1 - colours[..., 3:])
+        opaque = np.float32(np.iinfo(alpha.dtype).max if alpha.dtype.kind in "ui" else 1)
+        pixels = np.concatenate([colours, alpha.astype(np.float32) / opaque], axis=2)
+    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 
 
 def read_folder(folder: Path, skipped: list[str]) -> Iterator[tuple[Path, np.ndarray]]:
@@ -81,25 +81,13 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
 
     Raises:
         ValueError: the suffix names no format that can hold these pixels.
+        OSError: the file cannot be written.
     """
-    import numpy as np
-    from PIL import Image
-
-    suffix = path.suffix.lower()
-    if pixels.dtype == np.uint16 and suffix not in (".png", ".tif", ".tiff"):
-        pixels = np.rint(pixels / 257).astype(np.uint8)
-
-    def save(temporary: Path) -> None:
-        try:
-            Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, Image.registered_extensions()[suffix])
-        except (KeyError, OSError) as problem:
-            raise ValueError(f"cannot write {path}: choose a suffix such as .png ({_line(problem)})") from None
-
-    replacing(path, save)
-
-
-def _line(problem: Exception) -> str:
-    return " ".join(str(problem).split())
+    colours, alpha = split_alpha(pixels)
+    values = Values.between(0, 255 if pixels.dtype.itemsize == 1 else 65535)
+    frame = pixels[..., None] if pixels.ndim == 2 else pixels
+    space = GREY if colours.shape[-1] == 1 else RGB
+    write_sheet(Sheet(str(path), path.suffix, (frame,), space, alpha.shape[-1] > 0, values), path)
 
 
 def to_tensor(pixels: np.ndarray, channels: int) -> Tensor:
@@ -110,9 +98,10 @@ def to_tensor(pixels: np.ndarray, channels: int) -> Tensor:
             or fourth channel (alpha) is left out.
         channels: 1 (colour becomes luminance) or 3 (grey is repeated).
     """
+    import numpy as np
     from skimage import color, util
 
-    colours = split_alpha(util.img_as_float32(pixels))[0]
+    colours = split_alpha(pixels if pixels.dtype == np.float32 else util.img_as_float32(pixels))[0]
     if colours.shape[-1] == 3 and channels == 1:
         colours = color.rgb2gray(colours)[..., None]
     return torch.from_numpy(colours).permute(2, 0, 1).clamp(0, 1).expand(channels, -1, -1).contiguous()

@@ -1,0 +1,103 @@
+"""The certificate, the costs, and how it was made."""
+
+import os
+import platform
+import shlex
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from nas import __version__
+from nas.analysis.cost import cost
+from nas.analysis.extraction.changes import NodeChanges, describe_changes
+from nas.analysis.report.front import read_json
+from nas.models.dag import DagNet
+from nas.search.config import SearchConfig
+from nas.search.run import COMPACT, Run
+
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-image", "networkx", "safetensors")
+
+
+def certificate(run: Run) -> dict[str, Any]:
+    """What certificate.json says, in words.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    record = read_json(run.folder / COMPACT / "certificate.json", f"It is made by nas extract {run.folder}.")
+    try:
+        found = record["certificate"]
+        changed = [NodeChanges(**each) for each in found["changes"]]
+        return {
+            "epoch": record["epoch"],
+            "holds": bool(found["holds"]),
+            "words": _words(found),
+            "changes": describe_changes(changed).splitlines(),
+            "hashes": found["hashes"],
+            "latency": [_timing(each) for each in record["latency"]],
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise ValueError(f"{run.folder / COMPACT}/certificate.json is damaged: {problem}") from None
+
+
+def _words(found: dict[str, Any]) -> list[str]:
+    def number(name: str) -> str:
+        return "not finite" if found[name] is None else f"{found[name]:.2g}"
+
+    verdict = (
+        "The certificate holds: the compact network computes the same function as the searched one."
+        if found["holds"]
+        else "The certificate does NOT hold: the compact network differs from the searched one."
+    )
+    compared = (
+        f"Compared on {found['num_random']} random inputs and {found['num_given']} held-out pictures, the outputs "
+        f"differ by at most {number('max_abs_float32')} in single precision and {number('max_abs_float64')} in double "
+        f"precision; they are as large as {number('max_output')}."
+    )
+    nodes = [each["max_abs_float32"] for each in found["nodes"].values()]
+    inside = f"Inside, the states of all {len(nodes)} surviving nodes were compared, too, on the units that survive."
+    constant = ["The network is constant: no path leads from input to output."] if found["constant"] else []
+    return [verdict, compared, inside, *constant]
+
+
+def _timing(timed: dict[str, Any]) -> dict[str, Any]:
+    milliseconds = {name: 1e3 * float(timed[name]["median"]) for name in ("supernet", "compact")}
+    return {"shape": " x ".join(map(str, timed["shape"])), "threads": timed["threads"], **milliseconds,
+            "speed_up": float(timed["speed_up"])}  # fmt: skip
+
+
+def costs(net: DagNet, small: DagNet) -> list[dict[str, Any]]:
+    """Parameters, floating point operations and bytes of a supernet and of a compact network, with their ratio."""
+    whole, compact = asdict(cost(net)), asdict(cost(small))
+    titles = {"params": "parameters", "flops": "FLOPs (256 x 256 pixels, or a vector)", "bytes": "bytes of the weights"}
+    return [
+        {"title": title, "supernet": whole[name], "compact": compact[name], "part": compact[name] / whole[name]}
+        for name, title in titles.items()
+    ]
+
+
+def command(config: SearchConfig) -> str:
+    """The command that makes the same search: every option that is not at its default."""
+    import yaml
+
+    words = ["nas", "search"]
+    chosen, defaults = (yaml.safe_load(each.to_yaml()) for each in (config, SearchConfig()))
+    for name, value in chosen.items():
+        if value != defaults[name]:
+            text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
+            words.append(f"--{name.replace('_', '-')}={text}")
+    return shlex.join(words)
+
+
+def surroundings() -> dict[str, str]:
+    """Versions and the machine, of the report: a run does not record them."""
+    found = {"nas": __version__, "Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    machine = f"{platform.system()} {platform.machine()}, cores: {os.cpu_count()}, threads: {torch.get_num_threads()}"
+    return {**found, "machine": machine}

@@ -1,0 +1,114 @@
+"""What the network does to held-out pictures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nas.analysis.report.pixels import png_uri
+from nas.models.compact import compact
+from nas.models.dag import DagNet
+from nas.models.store import load
+from nas.search.data.images import to_array
+from nas.search.data.stack import Pictures
+from nas.search.run import COMPACT, RETRAINED, Run
+from nas.search.tasks.classification import Classify
+from nas.search.tasks.restoration import Restoration, restore
+from nas.search.tasks.task import Example, predict
+
+SIDE = 320  # of the detail that is shown, in pixels
+MOST = 4  # pictures
+MOST_BYTES = 2_500_000  # of all of them
+MOST_MISTAKES, MOST_CLASSIFIED, MOST_CLASSES = 24, 2000, 50
+BATCH = 64
+
+
+def final_network(run: Run) -> tuple[str, DagNet]:
+    """The network that a run ends with, and what it is: retrained, if it is, else as the search left it.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    extracted, retrained = run.folder / COMPACT, run.folder / RETRAINED
+    if retrained.is_dir():
+        net = load(retrained)
+        if not extracted.is_dir() or load(extracted).plan == net.plan:
+            return "the retrained network", net
+    epoch = run.choose().snapshot.epoch
+    return f"the network of epoch {epoch}, as the search left it", compact(run.supernet(epoch))
+
+
+def held_out_pictures(run: Run, data: Pictures) -> dict[str, Any]:
+    """Restored pictures, or what a classifier takes for what.
+
+    Raises:
+        ValueError: the task is of another kind, or a network is damaged.
+    """
+    task, test = run.task(data), run.test(data)
+    title, net = final_network(run)
+    if isinstance(task, Restoration):
+        return {"title": title, "observed": task.observed_name, "restored": restored(net, test, task)}
+    if isinstance(task, Classify):
+        return {"title": title, "classified": classified(net, test, task)}
+    raise ValueError(f"The task {run.config.task} has no pictures that this report knows how to show.")
+
+
+def restored(net: DagNet, test: Sequence[Example], task: Restoration) -> list[dict[str, Any]]:
+    """The first pictures with the scores of the whole and the middle of each view as data URIs."""
+    found: list[dict[str, Any]] = []
+    size = 0
+    for example in test[:MOST]:
+        (output,) = restore(net, [example.observed])
+        views = {"observed": example.observed, "restored": output, "clean": example.target}
+        uris = {name: png_uri(to_array(_detail(view))) for name, view in views.items()}
+        size += sum(map(len, uris.values()))
+        if found and size > MOST_BYTES:
+            break
+        scores = {name: task.score(views[name], example.target) for name in ("observed", "restored")}
+        texts = {
+            name: ", ".join(metric.text(each[metric.key]) for metric in task.metrics) for name, each in scores.items()
+        }
+        found.append({"name": example.name, "uris": uris, "scores": texts, "side": list(_detail(output).shape[-2:])})
+    return found
+
+
+def _detail(picture: Tensor) -> Tensor:
+    """The middle of a picture."""
+    top, left = (max(0, (side - SIDE) // 2) for side in picture.shape[-2:])
+    return picture[..., top : top + SIDE, left : left + SIDE]
+
+
+@torch.no_grad()
+def classified(net: DagNet, test: Sequence[Example], task: Classify) -> dict[str, Any]:
+    """A confusion matrix and the mistakes of which the network is surest.
+
+    Returns:
+        "classes"; "counts", rows by the true class, columns by the found one (None for more than `MOST_CLASSES`
+        classes); "right" of "total"; "mistakes": name, uri, true and found class, and the probability of the latter.
+    """
+    examples = list(test[:: max(1, -(-len(test) // MOST_CLASSIFIED))])
+    logits = torch.stack(predict(net, [example.observed for example in examples]))
+    probabilities, guesses = logits.softmax(dim=1).max(dim=1)
+    truths = torch.stack([example.target for example in examples])
+    n = len(task.classes)
+    counts = (truths * n + guesses).bincount(minlength=n * n).reshape(n, n)
+    wrong = (guesses != truths).nonzero()[:, 0]
+    worst = wrong[probabilities[wrong].argsort(descending=True)][:MOST_MISTAKES].tolist()
+    mean, std = (torch.tensor(each)[:, None, None] for each in (task.mean, task.std))
+    return {
+        "classes": list(task.classes),
+        "counts": counts.tolist() if n <= MOST_CLASSES else None,
+        "right": int((guesses == truths).sum()),
+        "total": len(examples),
+        "mistakes": [
+            {
+                "name": examples[k].name,
+                "uri": png_uri(to_array(_detail(examples[k].observed * std + mean))),
+                "true": task.classes[int(truths[k])],
+                "found": task.classes[int(guesses[k])],
+                "probability": float(probabilities[k]),
+            }
+            for k in worst
+        ],
+    }

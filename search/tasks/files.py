@@ -1,0 +1,135 @@
+"""Many picture files at a time: which ones, where to, and what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nas.models.dag import DagNet
+from nas.search.data.formats.files import check_sheet, read_sheet, write_sheet
+from nas.search.data.formats.sheet import NotAPictureError
+from nas.search.data.formats.writing import known_suffixes
+from nas.search.tasks.tiles import tiles
+from nas.search.tasks.use import denoise_sheet
+
+DONE, EARLIER, NO_PICTURE, FAILED = "done", "earlier", "no picture", "failed"  # what became of a file
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file to be cleaned, and the one to write.
+
+    ``named``: the user asked for this file; otherwise it was found in a folder.
+    """
+
+    source: Path
+    target: Path
+    named: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: DONE, EARLIER (it was there already), NO_PICTURE (a file of a folder) or FAILED.
+
+    Attributes:
+        notes: what was assumed or lost, in words.
+        problem: why it failed.
+    """
+
+    job: Job
+    state: str
+    notes: tuple[str, ...] = ()
+    problem: Exception | None = None
+
+
+def find_jobs(sources: Sequence[Path], out: Path) -> list[Job]:
+    """Every file, and every file below every folder but hidden ones, with a place of the same name in ``out``.
+
+    Raises:
+        ValueError: a source is missing, two have the same place, or an output would overwrite an input.
+    """
+    jobs: list[Job] = []
+    for source in sources:
+        if source.is_dir():
+            jobs += [Job(file, out / file.relative_to(source), named=False) for file in _files_below(source, out)]
+        elif source.exists():
+            jobs.append(Job(source, out / source.name))
+        else:
+            raise ValueError(f"there is no file or folder {source}")
+    jobs = list(dict.fromkeys(jobs))  # what was named twice is cleaned once
+    _check_targets(jobs)
+    return jobs
+
+
+def _files_below(folder: Path, out: Path) -> Iterator[Path]:
+    """In the order of their names, without hidden ones, and without what lies in ``out``."""
+    inside = out.resolve() if out.resolve() != folder.resolve() else None
+    for file in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if file.is_file() and not hidden and not (inside and inside in file.resolve().parents):
+            yield file
+
+
+def _check_targets(jobs: Iterable[Job]) -> None:
+    jobs = list(jobs)
+    sources, targets = {job.source.resolve() for job in jobs}, dict[Path, Path]()
+    for job in jobs:
+        if job.target.resolve() in sources:
+            raise ValueError(f"{job.target} is a picture to be cleaned; choose another -o")
+        other = targets.setdefault(job.target, job.source)
+        if other != job.source:
+            raise ValueError(f"{other} and {job.source} would both become {job.target}; clean them one after the other")
+
+
+def denoise_files(
+    net: DagNet,
+    jobs: Iterable[Job],
+    *,
+    tile: int | None = None,
+    given: tuple[float, float] | None = None,
+    force: bool = False,
+) -> Iterator[Outcome]:
+    """Clean one file after the other. One that fails does not stop the others; each is written whole or not at all.
+
+    Args:
+        net: a denoiser of pictures in [0, 1].
+        jobs: of `find_jobs`. Folders of their targets are made.
+        tile: side of the tiles in pixels; by default what memory allows.
+        given: values that are black and white, where files do not say so.
+        force: clean those, too, whose target is there already.
+
+    Raises:
+        ValueError: ``tile`` is not positive, or the network does not return pictures.
+        OSError: a target cannot be written (full disk, no permission); what is finished stays.
+    """
+    list(tiles(1, 1, net.plan, tile))  # complains before the first file is read
+    for job in jobs:
+        if job.target.exists() and not force:
+            yield Outcome(job, EARLIER)
+            continue
+        try:
+            notes = _denoise_file(net, job, tile, given)
+        except NotAPictureError as problem:
+            is_other = not job.named and job.source.suffix.lower() not in known_suffixes()
+            yield Outcome(job, NO_PICTURE) if is_other else Outcome(job, FAILED, problem=problem)
+        except (ValueError, _ReadError, MemoryError) as problem:
+            yield Outcome(job, FAILED, problem=problem)
+        else:
+            yield Outcome(job, DONE, notes)
+
+
+class _ReadError(Exception):
+    """An input cannot be read; other inputs may."""
+
+
+def _denoise_file(net: DagNet, job: Job, tile: int | None, given: tuple[float, float] | None) -> tuple[str, ...]:
+    """What was assumed or lost."""
+    try:
+        sheet = read_sheet(job.source, given=given)
+    except OSError as problem:
+        raise _ReadError(f"{job.source}: {problem.strerror}") from None
+    check_sheet(sheet, job.target)
+    cleaned = denoise_sheet(net, sheet, tile)
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    return *sheet.notes, *write_sheet(cleaned, job.target)
