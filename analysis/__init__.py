@@ -1,5 +1,6 @@
 """What was found: the topology graph, exact extraction and its certificate, cost, drawings, the report."""
 
+from nas.analysis.agreement import Agreement, agreement
 from nas.analysis.cost import Cost, cost
 from nas.analysis.drawing.curves import draw_growth
 from nas.analysis.drawing.draw import draw
@@ -11,14 +12,18 @@ from nas.analysis.extraction.extract import extract
 from nas.analysis.extraction.verify import verify
 from nas.analysis.latency import latency
 from nas.analysis.report.report import write_report
+from nas.analysis.runs import Outcome, outcome
 from nas.analysis.share import skip_shares
 from nas.analysis.structure import Structure, similarity, structure
 from nas.analysis.topology import topology
 
 __all__ = [
+    "Agreement",
     "Certificate",
     "Cost",
+    "Outcome",
     "Structure",
+    "agreement",
     "certify",
     "changes",
     "cost",
@@ -29,6 +34,7 @@ __all__ = [
     "extract",
     "fingerprint",
     "latency",
+    "outcome",
     "read_graph",
     "similarity",
     "skip_shares",

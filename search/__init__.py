@@ -9,8 +9,11 @@ from nas.search.data.stack import Picture, Pictures, Stack
 from nas.search.front import thin_out
 from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Choice, Point, births, deaths, pick
+from nas.search.repeat import recommended, repetitions
 from nas.search.retrain import retrain
 from nas.search.run import Run, Search
+from nas.search.sweep.sweep import Sweep
+from nas.search.sweep.trials import Sweeping
 from nas.search.tasks.classification import Classify
 from nas.search.tasks.restoration import Deblur, Denoise, Restoration, restore
 from nas.search.tasks.task import Example, Metric, Task, evaluate, held_out, predict, score
@@ -33,6 +36,8 @@ __all__ = [
     "SearchConfig",
     "Snapshot",
     "Stack",
+    "Sweep",
+    "Sweeping",
     "Task",
     "births",
     "cifar10",
@@ -51,9 +56,11 @@ __all__ = [
     "predict",
     "random_crops",
     "random_samples",
+    "recommended",
     "read_sheet",
     "register_data",
     "register_task",
+    "repetitions",
     "restore",
     "retrain",
     "score",

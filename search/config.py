@@ -25,6 +25,7 @@ from nas.steering import EARLIEST
 
 AUTO: Literal["auto"] = "auto"
 NONE = "none"
+PROBLEM = ("task", "task_options", "data", "channels", "sigma")  # options that say what is to be learnt
 TASKS: Registry[type[Task]] = Registry("task", {"denoise": Denoise, "deblur": Deblur, "classify": Classify})
 
 
@@ -253,7 +254,7 @@ class SearchConfig:
         if "sigma" in parameters:
             given["sigma"] = self.sigma
         options = {name: parameter.default for name, parameter in parameters.items() if name not in given}
-        _check_options(self.task, self.task_options, options)
+        check_options(self.task, self.task_options, options)
         for name, default in options.items():
             if default is inspect.Parameter.empty and name not in self.task_options:
                 raise ValueError(f"{self.task} needs the option {name!r}")
@@ -276,7 +277,7 @@ class SearchConfig:
         Raises:
             ValueError: the supernet does not take the ``model_options``.
         """
-        _check_options(self.model, self.model_options, self._known_options())
+        check_options(self.model, self.model_options, self._known_options())
         return RECIPES.find(self.model)(self.channels, **self.model_options)
 
 
@@ -302,7 +303,8 @@ def parse_size(text: str) -> int:
     return int(size)
 
 
-def _check_options(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+def check_options(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ValueError if something called ``name`` is given an option that it does not know."""
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"{name} has no option {unknown[0]!r}; its options are {', '.join(known) or 'none'}")
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jsonargparse import ArgumentParser, Namespace
 
 from nas import __version__
-from nas.cli import denoise, export, extract, front, report, resume, retrain, search, show, verify
+from nas.cli import compare, denoise, export, extract, front, report, resume, retrain, search, show, sweep, verify
 from nas.cli.shared import Result, Signalled, make_parser, sentence
 from nas.process import tune_process
 from nas.registry import import_registrations
@@ -39,6 +39,8 @@ VERBS = {
     "search": Verb("find a network", search.parser, search.perform),
     "resume": Verb("go on with an interrupted search", resume.parser, resume.perform),
     "front": Verb("the networks of several sizes", front.parser, front.perform),
+    "compare": Verb("runs side by side", compare.parser, compare.perform),
+    "sweep": Verb("many searches, with options drawn from ranges", sweep.parser, sweep.perform),
     "show": Verb("what is alive", show.parser, show.perform),
     "extract": Verb("the compact network, with proof", extract.parser, extract.perform),
     "verify": Verb("recompute the proof", verify.parser, verify.perform),

@@ -1,6 +1,7 @@
 """``nas search``; and how a search runs to its end, which `nas.cli.resume` shares."""
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,13 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
+from nas.analysis.agreement import check_fraction
+from nas.cli.repeat import add_repetitions, search_repeatedly
 from nas.cli.shared import Result, add_checkpoints, make_parser, seconds, sizes, stopping
 from nas.cli.watch import Watch, add_watching, check_watching, watching
 from nas.search.config import SearchConfig
 from nas.search.path import Point
+from nas.search.repeat import repetitions
 from nas.search.run import Run, Search
 from nas.search.tasks.task import Metric, score_trivial
 
@@ -26,6 +30,7 @@ def parser() -> ArgumentParser:
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run that is in the folder, if there is one"
     )
+    add_repetitions(parser)
     add_checkpoints(parser)
     add_watching(parser)
     parser.add_argument("--download", action="store_true", help="fetch a data set that is missing")
@@ -38,21 +43,38 @@ def perform(options: Namespace) -> Result:
         config = replace(config, data_root=config.data_root.resolve())
     if options.resume and options.force:
         raise ValueError("a run is resumed or, with --force, replaced, not both")
+    if options.stable is not None:
+        check_fraction(options.stable)
+        if options.seeds == 1:
+            raise ValueError("--stable goes with --seeds of 2 or more")
     run = Run(options.out or Path("runs") / f"{config.task}-{config.data}", config)
     check_watching(options)
+    if options.seeds == 1:
+        return _finish(_begin(run, options), options)
+    runs = repetitions(run, options.seeds, resume=options.resume, force=options.force)
+    again = "the same command and --resume"
+    return search_repeatedly(
+        runs, lambda each: _begin(each, options), lambda engine: _finish(engine, options, again), options.stable
+    )
+
+
+def _begin(run: Run, options: Namespace) -> Search:
     resume, every = options.resume and Run.is_in(run.folder), seconds(options.checkpoint_every)
-    engine = Search(run, resume=resume, force=options.force, download=options.download, checkpoint_every=every)
-    with watching(engine.run, options, fresh=not resume) as watch:
-        return run_to_the_end(engine, watch)
+    return Search(run, resume=resume, force=options.force, download=options.download, checkpoint_every=every)
 
 
-def run_to_the_end(engine: Search, watch: Watch) -> Result:
-    """Search with a progress bar, and say what was picked."""
+def _finish(engine: Search, options: Namespace, how_to_go_on: str | None = None) -> Result:
+    with watching(engine.run, options, fresh=len(engine.points) == 1) as watch:
+        return run_to_the_end(engine, watch, how_to_go_on)
+
+
+def run_to_the_end(engine: Search, watch: Watch, how_to_go_on: str | None = None) -> Result:
+    """Search with a progress bar, and say what was picked; by default `nas resume` goes on after a signal."""
     run, metric = engine.run, engine.task.metrics[0]
     name, before = score_trivial(engine.validation, engine.task)
     _announce(engine)
     print(f"at the start {_alive(engine.points[0], run)}; {name} in validation: {metric.text(before[metric.key])}")
-    _iterate(engine, watch)
+    iterate(engine, how_to_go_on or f"nas resume {run.folder}", watch=watch)
     chosen = run.choose()
     picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
     print(f"picked {_when(chosen.snapshot.epoch, run.config.epochs)}: {picked}")
@@ -86,13 +108,16 @@ def _announce(engine: Search) -> None:
         )
 
 
-def _iterate(engine: Search, watch: Watch) -> None:
+def iterate(
+    engine: Search, how_to_go_on: str, points: Iterable[Point] | None = None, watch: Watch = lambda: None
+) -> None:
+    """Search with a progress bar; ``points`` iterates over the engine itself, by default, or around it."""
     config, metric = engine.run.config, engine.task.metrics[0]
     done = min(len(engine.points) - 1, config.epochs)
     bar = tqdm(total=config.epochs, initial=done, unit="epoch", desc="search")
     engine.on_fit = lambda params: _show_fit(bar, params)
-    with stopping(engine.stop, f"nas resume {engine.run.folder}"), bar:
-        for point in engine:
+    with stopping(engine.stop, how_to_go_on), bar:
+        for point in engine if points is None else points:
             if point.snapshot.epoch <= config.epochs:
                 _show_epoch(bar, point, metric)
             watch()
