@@ -17,11 +17,14 @@ demo: .venv/.core  ## search, look, extract, retrain, use: about 8 minutes on 2 
 	$(BIN)/nas denoise $(DEMO) $(DEMO)/pictures/camera-noisy.png -o $(DEMO)/camera-cleaned.png --force
 	$(BIN)/nas report $(DEMO)
 
+# A process for each core, and each computes on one: two programs that both use all cores slow each other many times over.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
 test: .venv/.dev  ## the tests, without the slow ones
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: .venv/.dev  ## the tests, with the slow ones
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 check: .venv/.dev  ## formatting, lint, types
 	$(BIN)/ruff format --check .
