@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
+from nas.cli.shared import compute
 from nas.models.families import HAND_MADE
 from nas.search.compare import Competitor, Memory, Trained, Training, compete
 from nas.search.config import check_seed
@@ -53,7 +54,7 @@ def make_training(run: Run, data: Pictures, options: Namespace) -> Training:
     seeds = tuple(range(options.seed, options.seed + options.seeds)) if options.compare else (options.seed,)
     return Training(
         run.task(data), batches, run.validation(data), run.test(data), options.epochs, run.config.steps, rates, seeds,
-        patience=options.patience,
+        patience=options.patience, compute=compute(options),
     )  # fmt: skip
 
 

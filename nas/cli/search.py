@@ -8,7 +8,18 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from nas.cli.shared import Result, add_checkpoints, make_parser, seconds, sizes, stopping
+from nas.cli.shared import (
+    Result,
+    add_checkpoints,
+    add_compute,
+    compute,
+    compute_words,
+    make_parser,
+    say_compute,
+    seconds,
+    sizes,
+    stopping,
+)
 from nas.cli.watch import Watch, add_watching, check_watching, watching
 from nas.search.config import SearchConfig
 from nas.search.path import Point
@@ -27,6 +38,7 @@ def parser() -> ArgumentParser:
         "--resume", action="store_true", help="go on with the run that is in the folder, if there is one"
     )
     add_checkpoints(parser)
+    add_compute(parser)
     add_watching(parser)
     parser.add_argument("--download", action="store_true", help="fetch a data set that is missing")
     return parser
@@ -41,18 +53,21 @@ def perform(options: Namespace) -> Result:
     run = Run(options.out or Path("runs") / f"{config.task}-{config.data}", config)
     check_watching(options)
     resume, every = options.resume and Run.is_in(run.folder), seconds(options.checkpoint_every)
-    engine = Search(run, resume=resume, force=options.force, download=options.download, checkpoint_every=every)
+    engine = Search(
+        run, resume=resume, force=options.force, download=options.download, checkpoint_every=every,
+        compute=compute(options),
+    )  # fmt: skip
     with watching(engine.run, options, fresh=not resume) as watch:
-        return run_to_the_end(engine, watch)
+        return run_to_the_end(engine, watch, compute_words(options))
 
 
-def run_to_the_end(engine: Search, watch: Watch) -> Result:
-    """Search with a progress bar, and say what was picked."""
+def run_to_the_end(engine: Search, watch: Watch, words: str) -> Result:
+    """Search with a progress bar, and say what was picked. ``words`` are options for going on with it."""
     run, metric = engine.run, engine.task.metrics[0]
     name, before = score_trivial(engine.validation, engine.task)
     _announce(engine)
     print(f"at the start {_alive(engine.points[0], run)}; {name} in validation: {metric.text(before[metric.key])}")
-    _iterate(engine, watch)
+    _iterate(engine, watch, words)
     chosen = run.choose()
     picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
     print(f"picked {_when(chosen.snapshot.epoch, run.config.epochs)}: {picked}")
@@ -77,6 +92,7 @@ def _announce(engine: Search) -> None:
         f"{folder}: {config.task} with {config.model} by {config.optimizer} on {config.data}, {engine.task}, "
         f"seed {config.seed}"
     )
+    say_compute(str(engine.compute), engine.computed)
     steps, entry_time = config.epochs * config.steps, engine.entry_time
     if entry_time is not None:
         print(f"the first units can wake after about {entry_time:.0f} of {steps} steps (lam = {engine.lam:.3g})")
@@ -86,12 +102,12 @@ def _announce(engine: Search) -> None:
         )
 
 
-def _iterate(engine: Search, watch: Watch) -> None:
+def _iterate(engine: Search, watch: Watch, words: str) -> None:
     config, metric = engine.run.config, engine.task.metrics[0]
     done = min(len(engine.points) - 1, config.epochs)
     bar = tqdm(total=config.epochs, initial=done, unit="epoch", desc="search")
     engine.on_fit = lambda params: _show_fit(bar, params)
-    with stopping(engine.stop, f"nas resume {engine.run.folder}"), bar:
+    with stopping(engine.stop, f"nas resume {engine.run.folder}{words}"), bar:
         for point in engine:
             if point.snapshot.epoch <= config.epochs:
                 _show_epoch(bar, point, metric)
