@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from nas.files import write_bytes, write_json
-from nas.search.compute import on_cpu
+from nas.search.compute import CPU, on_cpu
 from nas.search.loop import Snapshot
 
 ROWS_SUFFIX = ".rows"
@@ -224,7 +224,7 @@ def load_sparse(net: nn.Module, file: Path, sha256: str) -> None:
 
 
 def _filled(like: Tensor, values: Tensor, rows: Tensor) -> Tensor:
-    return torch.zeros_like(like).index_copy(0, rows, values)
+    return torch.zeros_like(like, device=CPU).index_copy(0, rows, values)
 
 
 def write_points(file: Path, points: Iterable[Point], config: str) -> None:
