@@ -229,16 +229,16 @@ class DagNet(nn.Module):
     def states(self, x: Tensor) -> dict[str, Tensor]:
         """The state of every node for the input ``x``, "in" first; `unit_axis` is the axis of their units."""
         states = {INPUT: self._enter(x)}
-        live = self.liveness() if self._knows_what_lives() else {}
+        live = self._alive()
         for name, node in self.nodes.items():
             states[name] = node(states, live.get(name))
         return states
 
-    def _knows_what_lives(self) -> bool:
-        """Compiled, and by autocast, all is computed."""
-        if torch.compiler.is_compiling() or self.liveness is None:  # in this order, so that liveness is no guard
-            return False
-        return not torch.is_autocast_enabled("cpu")
+    def _alive(self) -> "Mapping[str, LiveNode]":
+        """What is alive, within `nas.models.alive_only`; compiled, and by autocast, all is computed."""
+        if torch.compiler.is_compiling() or self.liveness is None or torch.is_autocast_enabled("cpu"):
+            return {}  # in this order: what is compiled does not depend on `liveness`
+        return self.liveness()
 
     def _enter(self, x: Tensor) -> Tensor:
         x = x - self.plan.offset

@@ -1,5 +1,5 @@
-"""A device that every machine has: tensors that say they are on "meta", hold numbers in the memory of the CPU, and refuse
-what CUDA refuses: to meet tensors of the CPU."""
+"""A device that every machine has: its tensors say that they are on "meta", have their numbers in the memory of the CPU,
+and refuse what those of CUDA refuse: to meet tensors of the CPU."""
 
 import sys
 from contextlib import contextmanager

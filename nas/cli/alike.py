@@ -35,7 +35,8 @@ def add_training(parser: ArgumentParser) -> None:
 
 
 def check_training(options: Namespace) -> None:
-    """Raise ValueError for an option of `add_training` out of range."""
+    """Raise ValueError for an option of `add_training`, or of `add_compute`, out of range."""
+    compute(options)
     if options.seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {options.seeds}")
     if not 0 < options.lr < math.inf:
