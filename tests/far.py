@@ -1,4 +1,4 @@
-"""A device that every machine has: its tensors say that they are on "meta", have their numbers in the memory of the CPU,
+"""A device that every machine has: its tensors say they are on "meta", have their numbers in the memory of the CPU,
 and refuse what those of CUDA refuse: to meet tensors of the CPU."""
 
 import sys
