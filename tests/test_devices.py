@@ -316,6 +316,20 @@ def test_compiled_by_torch():
     assert next(compiled).loss == pytest.approx(next(plain).loss, rel=1e-4)
 
 
+def test_a_translation_that_fails_is_one_sentence(config, tmp_path, capsys, monkeypatch):
+    def fail(graph, inputs):
+        raise RuntimeError("there is no compiler\nand more")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    words = ["search", f"--config={tmp_path / 'config.yaml'}", f"--out={tmp_path / 'run'}", "--compile"]
+    assert main(words) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("nas search: torch.compile fails on this machine (backend='fail' raised:")
+    assert error.endswith("there is no compiler); leave out --compile")
+    torch.compiler.reset()
+
+
 def test_fits_are_not_compiled(config, tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda net: compiled.append(net) or net)
