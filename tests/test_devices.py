@@ -31,8 +31,9 @@ from nas.search import (
     held_out,
     retrain,
     search,
+    thin_out,
 )
-from nas.search.checkpoints import Checkpoints
+from nas.search.checkpoints import Checkpoints, Stopped
 from nas.search.compare import Competitor, Training, compete, fresh
 from nas.search.compute import device_of, devices, on_cpu
 from nas.search.loop import Loop
@@ -115,8 +116,9 @@ def test_a_run_elsewhere(config, tmp_path, monkeypatch):
     run = Run(tmp_path / "far", config)
     with far_away():
         engine = Search(run, compute=Compute(DEVICE))
-        next(iter(engine))
-        engine.close()
+        engine.stop()
+        with pytest.raises(Stopped):
+            list(engine)  # within the first epoch
         assert device_of(engine.net).type == DEVICE
         assert isinstance(engine.optimizer.state[engine.net.nodes["out"].bias]["dual"], Far)
         list(Search(run, resume=True, compute=Compute(DEVICE)))
@@ -181,7 +183,7 @@ def test_retraining_and_comparisons_elsewhere(far, config, tmp_path):
     )
     trained = compete(Competitor("found", fresh(net.plan)), rules)
     assert trained.network is None or device_of(trained.network).type == DEVICE
-    assert thinned_from_dense(run, 1000, task, batches, 0, far).plan.num_params <= 1000
+    assert device_of(thinned_from_dense(run, 5000, task, batches, 0, far)).type == DEVICE
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -307,6 +309,13 @@ def test_compiled(monkeypatch):
         assert next(compiled).loss == pytest.approx(next(plain).loss, rel=1e-5)
     assert len(graphs) == 1
     torch.compiler.reset()
+
+
+def test_thinning_out_elsewhere(far):
+    """The probe moves to the network."""
+    net, probe = small_net(), next(few(1))
+    options = {"size": 0.95 * net.plan.num_params, "fit": lambda net: None, "loss_fn": F.mse_loss, "probe": probe}
+    assert fingerprint(thin_out(far.place(copy.deepcopy(net)), **options)) == fingerprint(thin_out(net, **options))
 
 
 @pytest.mark.slow
