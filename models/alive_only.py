@@ -26,7 +26,7 @@ def alive_only(net: DagNet) -> Iterator[None]:
 
     A network whose edges join some of the units of two nodes, as those of compact ones do, is computed densely, since
     little in it is zero; so is any on another device than a CPU, which would wait for the indices, and within
-    `torch.compile`. Gradients of gradients are not available.
+    `torch.compile` and `torch.autocast`. Gradients of gradients are not available.
     """
     on_cpu = all(p.device.type == "cpu" for p in net.parameters())
     before, net.liveness = net.liveness, Liveness(net) if on_cpu and _joins_all(net) else None

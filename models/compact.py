@@ -266,7 +266,7 @@ def _widen(
         widened, wide[key] = _widen_edge(edge, tensors[key], places, len(rows), before[edge.source], units[edge.source])
         edges.append(widened)
     if plan.bias:
-        wide["bias"] = tensors["bias"].new_zeros(len(rows)).index_copy(0, places, tensors["bias"])
+        wide["bias"] = _placed(tensors["bias"], places, len(rows))
 
     skips = []
     for skip in plan.skips:
@@ -291,8 +291,15 @@ def _widen_edge(edge: Edge, weight: Tensor, places: Tensor, rows: int, before: i
         return dataclasses.replace(edge, take=_all_but_new(edge.take, before, units), put=put), weight
     weight = _padded(weight, len(weight), units if edge.take is None else weight.shape[1])
     if put is None:
-        weight = weight.new_zeros(rows, *weight.shape[1:]).index_copy(0, places, weight)
+        weight = _placed(weight, places, rows)
     return dataclasses.replace(edge, put=put), weight
+
+
+def _placed(tensor: Tensor, places: Tensor, rows: int) -> Tensor:
+    """The slices of the tensor at these places among ``rows``, zeros at the others."""
+    wide = tensor.new_zeros(rows, *tensor.shape[1:])
+    wide[places] = tensor
+    return wide
 
 
 def _padded(tensor: Tensor, rows: int, columns: int) -> Tensor:

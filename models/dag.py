@@ -229,10 +229,16 @@ class DagNet(nn.Module):
     def states(self, x: Tensor) -> dict[str, Tensor]:
         """The state of every node for the input ``x``, "in" first; `unit_axis` is the axis of their units."""
         states = {INPUT: self._enter(x)}
-        live = {} if self.liveness is None or torch.compiler.is_compiling() else self.liveness()
+        live = self._alive()
         for name, node in self.nodes.items():
             states[name] = node(states, live.get(name))
         return states
+
+    def _alive(self) -> "Mapping[str, LiveNode]":
+        """What is alive, within `nas.models.alive_only`; compiled, and by autocast, all is computed."""
+        if torch.compiler.is_compiling() or self.liveness is None or torch.is_autocast_enabled("cpu"):
+            return {}  # in this order: what is compiled does not depend on `liveness`
+        return self.liveness()
 
     def _enter(self, x: Tensor) -> Tensor:
         x = x - self.plan.offset
@@ -316,6 +322,6 @@ class DagNet(nn.Module):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
         write_bytes(folder / "model.safetensors", save(tensors))
         write_json(folder / "config.json", self.plan.to_dict())

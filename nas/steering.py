@@ -30,7 +30,7 @@ def density(optimizer: Penalised) -> float:
     active = list(active_groups(optimizer).values())
     if not active:
         raise ValueError("density: no parameter group of the optimiser has a penalty")
-    return torch.cat(active).double().mean().item()
+    return torch.cat(active).cpu().double().mean().item()
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """What happens over time: data and tasks, the search loop and its path, runs, retraining."""
 
+from nas.search.compute import Compute
 from nas.search.config import SearchConfig, register_task
 from nas.search.data.batches import Batches, random_crops, random_samples
 from nas.search.data.formats.files import read_sheet, write_sheet
@@ -23,6 +24,7 @@ __all__ = [
     "Batches",
     "Choice",
     "Classify",
+    "Compute",
     "Deblur",
     "Denoise",
     "Example",

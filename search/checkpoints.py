@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from nas.files import remove, write_bytes
+from nas.search.compute import CPU, on_cpu
 
 State = dict[str, Any]  # plain data and tensors
 EVERY = 60.0  # seconds
@@ -25,6 +26,8 @@ class Stopped(Exception):
 
 class Checkpoints:
     """The newest states of a run, one file each: NUMBER-DIGEST.pt, where DIGEST begins the SHA-256 of its bytes.
+
+    All tensors in them are on the CPU, wherever they were.
 
     Args:
         folder: made with the first file.
@@ -62,7 +65,7 @@ class Checkpoints:
             OSError: it cannot be written; those before stay as they are.
         """
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save(on_cpu(state), buffer)
         self.folder.mkdir(exist_ok=True)
         older = self._files()
         number = int(older[-1].name.partition("-")[0]) + 1 if older else 1
@@ -83,7 +86,7 @@ class Checkpoints:
         for file in reversed(files):
             data = file.read_bytes()
             if file.stem.partition("-")[2] == _digest(data):
-                state: State = torch.load(io.BytesIO(data), weights_only=True)
+                state: State = torch.load(io.BytesIO(data), map_location=CPU, weights_only=True)
                 return state
             warnings.warn(f"the checkpoint {file} is damaged and not used", stacklevel=1)
         if files:

@@ -15,6 +15,7 @@ from nas.models.dag import DagNet
 from nas.models.families import HAND_MADE, describe, widest
 from nas.models.plan import OUTPUT, Plan
 from nas.models.sample import random_subnet
+from nas.search.compute import Compute, device_of
 from nas.search.data.batches import Batches
 from nas.search.retrain import retrain
 from nas.search.tasks.task import Example, Metric, Scores, Task, evaluate, score
@@ -94,6 +95,7 @@ class Training:
         seeds: of weights and training data, at least one.
         every: epochs between two looks at the validation pictures; a training ends with its best weights.
         patience: stop after so many looks without a new best; never by default.
+        compute: where and how every competitor is trained.
 
     Raises:
         ValueError: no seed, or a rate that is not > 0.
@@ -109,6 +111,7 @@ class Training:
     seeds: tuple[int, ...] = (0, 1, 2)
     every: int = 5
     patience: int | None = None
+    compute: Compute = Compute()
 
     def __post_init__(self) -> None:
         if not self.seeds:
@@ -253,6 +256,7 @@ def _trained(
             validate=validate,
             every=training.every,
             patience=training.patience,
+            compute=training.compute,
         )
     except FloatingPointError:
         return None
@@ -263,7 +267,7 @@ def _trained(
 @torch.no_grad()
 def _is_constant(net: DagNet, training: Training) -> bool:
     """Whether what the network computes is the same everywhere: all its rectifiers are dead."""
-    inputs = [example.observed for example in training.validation[:LOOKED_AT]]
+    inputs = [example.observed.to(device_of(net)) for example in training.validation[:LOOKED_AT]]
     states = [net.states(x[None])[OUTPUT].movedim(net.unit_axis, -1).flatten(0, -2) for x in inputs]
     values = torch.cat(states)
     return bool((values == values[:1]).all())

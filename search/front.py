@@ -6,7 +6,7 @@ measurement, a few at a time, and the rest is fitted in between.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count, islice
 from typing import Any
@@ -19,6 +19,7 @@ from nas.models.dag import DagNet
 from nas.models.price import Currency, total
 from nas.parameters import param_groups
 from nas.parts import Part, active_parts, alive_entries
+from nas.search.compute import Compute, device_of
 from nas.search.config import SearchConfig
 from nas.search.data.batches import Batches
 from nas.search.loop import LossFunction, OnStep
@@ -59,7 +60,7 @@ class Inner:
 class Slimming:
     """How a run makes a smaller network of a larger one: fitted, thinned out, refitted.
 
-    It can stop after any step and go on from its `state_dict`, bit for bit; of a fit that was stopped nothing is kept.
+    It can stop after any step and go on from its `state_dict`; of a fit that was stopped nothing is kept.
 
     Args:
         net: of the searched plan; left as it is.
@@ -70,6 +71,7 @@ class Slimming:
         first_epoch: such that the data differ from those of the search and of other networks.
         on_fit: called after each fit with the number of parameters.
         on_step: called between two steps of training.
+        compute: where and how; the fits, of many networks for a few steps each, are never compiled.
     """
 
     def __init__(
@@ -83,10 +85,11 @@ class Slimming:
         *,
         on_fit: Callable[[int], None] = lambda params: None,
         on_step: OnStep = lambda: None,
+        compute: Compute = Compute(),
     ) -> None:
-        self.net, self.size, self.config, self.task = net, size, config, task
+        self.net, self.size, self.config, self.task = compute.place(copy.deepcopy(net)), size, config, task
         self.batches, self.first_epoch = batches, first_epoch
-        self.on_fit, self.on_step = on_fit, on_step
+        self.on_fit, self.on_step, self.compute = on_fit, on_step, compute
         self._fits = 0
         self._refitting: Retraining | None = None
         self._refit_state: Mapping[str, Any] | None = None
@@ -113,14 +116,15 @@ class Slimming:
     def _fit(self, net: DagNet) -> None:
         steps = self.config.fit
         batches = partial(self._pairs, self._fits * steps, steps)
-        retrain(net, batches, self.task.loss, epochs=1, steps=steps, lr=FIT_LR, on_step=self.on_step)
+        compute = replace(self.compute, compile=False)
+        retrain(net, batches, self.task.loss, epochs=1, steps=steps, lr=FIT_LR, on_step=self.on_step, compute=compute)
         self.on_fit(net.plan.num_params)
 
     def _refit(self, net: DagNet) -> None:
         steps = self.config.steps
         self._refitting = Retraining(
             net, partial(self._pairs, self._fits * self.config.fit, steps), self.task.loss,
-            epochs=self.config.refit, steps=steps, lr=REFIT_LR, on_step=self.on_step,
+            epochs=self.config.refit, steps=steps, lr=REFIT_LR, on_step=self.on_step, compute=self.compute,
         )  # fmt: skip
         if self._refit_state is not None:
             self._refitting.load_state_dict(self._refit_state)
@@ -144,7 +148,6 @@ class Slimming:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        self.net = copy.deepcopy(self.net)
         self.net.load_state_dict(state["net"])
         self._fits, self._refit_state = state["fits"], state["refit"]
 
@@ -234,7 +237,7 @@ def thinning(
 @torch.no_grad()
 def _least_missed_first(net: DagNet, loss_fn: LossFunction, probe: Pair, rank_by: Currency | None) -> list[Part]:
     """The parts by their losses per price."""
-    x, y = probe
+    x, y = (each.to(device_of(net)) for each in probe)
 
     def measured() -> tuple[float, float]:
         return float(loss_fn(net(x), y)), 0.0 if rank_by is None else total(alive_plan(net), rank_by)

@@ -15,6 +15,7 @@ from nas.models.alive import active_rows, find_alive, spread
 from nas.models.alive_only import alive_only
 from nas.models.dag import DagNet
 from nas.penalised import Penalised
+from nas.search.compute import Compute, device_of, on_device
 from nas.search.data.batches import Batches
 from nas.steering import Watchdog, check_entry_times
 
@@ -66,15 +67,17 @@ def snapshot(net: DagNet, epoch: int, loss: float | None = None) -> Snapshot:
 class Loop:
     """Trains a network in place and yields the epoch and its mean loss, without end.
 
-    It can stop after any step and go on from its `state_dict`, bit for bit.
+    It can stop after any step and go on from its `state_dict`: bit for bit on the same CPU. It computes where the
+    network is.
 
     Args:
         net: any network.
-        batches: function of the epoch that iterates over pairs (x, y) on the device of ``net``.
+        batches: function of the epoch that iterates over pairs (x, y), which are moved to the device of ``net``.
         optimizer: of its parameters.
         loss_fn: mean loss of ``(prediction, y)``.
         scheduler: stepped after every batch.
         on_step: called between two steps of an epoch; the state is complete then.
+        compute: precision, and whether to compile.
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
@@ -89,9 +92,12 @@ class Loop:
         *,
         scheduler: LRScheduler | None = None,
         on_step: OnStep = lambda: None,
+        compute: Compute = Compute(),
     ) -> None:
-        self.net, self.batches, self.optimizer, self.loss_fn = net, batches, optimizer, loss_fn
-        self.scheduler, self.on_step = scheduler, on_step
+        device = device_of(net)
+        self.net, self.batches, self.optimizer, self.loss_fn = net, on_device(batches, device), optimizer, loss_fn
+        self.scheduler, self.on_step, self.compute = scheduler, on_step, compute
+        self._forward, self._scaler = compute.compiled(net), compute.scaler(device)
         self.epoch, self._losses, self._num_samples = 1, list[Tensor](), 0  # under way; of its steps so far
 
     def __iter__(self) -> Iterator[tuple[int, float]]:
@@ -115,10 +121,15 @@ class Loop:
 
     def _step(self, x: Tensor, y: Tensor) -> None:
         self.optimizer.zero_grad()
-        loss = self.loss_fn(self.net(x), y)
-        loss.backward()
-        self.optimizer.step()
-        if self.scheduler is not None:
+        with self.compute.autocast(x.device):
+            loss = self.loss_fn(self._forward(x), y)
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self.optimizer)
+        scale = self._scaler.get_scale()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        was_left_out = self._scaler.get_scale() < scale
+        if self.scheduler is not None and not was_left_out:
             self.scheduler.step()
         self._losses.append(loss.detach() * len(x))
         self._num_samples += len(x)
@@ -137,6 +148,7 @@ class Loop:
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scaler": self._scaler.state_dict(),
             "random": torch.get_rng_state(),
         }
 
@@ -146,9 +158,11 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+        if scaler := state.get("scaler"):  # empty under another precision than fp16
+            self._scaler.load_state_dict(scaler)
         torch.set_rng_state(state["random"])
         self.epoch, self._num_samples = state["epoch"], state["num_samples"]
-        self._losses = list(state["losses"])
+        self._losses = list(state["losses"].to(device_of(self.net)))
 
 
 class Growth:
@@ -183,7 +197,7 @@ class Growth:
         return {"loop": self.loop.state_dict(), "watchdog": self.watchdog.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there, bit for bit."""
+        """Go on from there."""
         self.loop.load_state_dict(state["loop"])
         self.watchdog.load_state_dict(state["watchdog"])
 
@@ -196,6 +210,7 @@ def search(
     *,
     scheduler: LRScheduler | None = None,
     on_step: OnStep = lambda: None,
+    compute: Compute = Compute(),
 ) -> Growth:
     """Train in place and yield one snapshot per epoch, without end; the caller stops, prints, saves.
 
@@ -203,11 +218,12 @@ def search(
 
     Args:
         net: a sparsely started supernet.
-        batches: function of the epoch that iterates over pairs (x, y) on the device of ``net``.
+        batches: function of the epoch that iterates over pairs (x, y), which are moved to the device of ``net``.
         optimizer: an optimiser of this package for ``nas.param_groups(net, ...)``.
         loss_fn: mean loss of ``(prediction, y)``.
         scheduler: stepped after every batch.
         on_step: called between two steps of an epoch, where the state of what is returned is complete.
+        compute: precision, and whether to compile.
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
@@ -215,4 +231,5 @@ def search(
             no gradient reaches what is asleep under LinBreg.
         DeadTraining: for three epochs no gradient was left and nothing woke (`nas.steering.Watchdog`).
     """
-    return Growth(net, Loop(net, batches, optimizer, loss_fn, scheduler=scheduler, on_step=on_step), optimizer)
+    loop = Loop(net, batches, optimizer, loss_fn, scheduler=scheduler, on_step=on_step, compute=compute)
+    return Growth(net, loop, optimizer)

@@ -33,6 +33,7 @@ from nas.penalised import Penalised
 from nas.penalties import Zero, scaled
 from nas.proximal import XRDA, ProxSGD
 from nas.registry import Registry
+from nas.search.compute import device_of
 from nas.search.loop import LossFunction
 from nas.split_lbi import SplitLBI
 
@@ -63,7 +64,7 @@ class Start:
     Attributes:
         net: started, not trained yet; it is left as it is.
         groups: `nas.param_groups` of it with lr = lam = 1, but for the factors of gates and prices.
-        pairs: batches (x, y) for a trial.
+        pairs: batches (x, y) for a trial, in single precision where the network is.
         loss_fn: mean loss of ``(prediction, y)``.
         lr: the option s of the equations above.
         entry_time: T; not a number where there is none.
@@ -112,8 +113,8 @@ def trial(start: Start, *, asleep: bool = True) -> Sizes:
     parameters = dict(net.named_parameters())
     members = {group["name"]: [parameters[name] for name, _ in group["params"]] for group in start.groups}
     awake = {p: p.detach().ne(0) for p in parameters.values() if asleep}
-    rule, squares = Adam(parameters.values(), TRIAL_LR), []
-    for x, y in start.pairs:
+    rule, squares, device = Adam(parameters.values(), TRIAL_LR), [], device_of(net)
+    for x, y in ((x.to(device), y.to(device)) for x, y in start.pairs):
         rule.zero_grad()
         start.loss_fn(net(x), y).backward()
         squares.append({name: _rms(p.grad for p in group) ** 2 for name, group in members.items()})

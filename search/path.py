@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from nas.files import write_bytes, write_json
+from nas.search.compute import CPU, on_cpu
 from nas.search.loop import Snapshot
 
 ROWS_SUFFIX = ".rows"
@@ -194,7 +195,7 @@ def save_sparse(net: nn.Module, file: Path) -> str:
         The SHA-256 of the file.
     """
     tensors = {}
-    for name, tensor in net.state_dict().items():
+    for name, tensor in on_cpu(net.state_dict()).items():
         rows = tensor.ne(0).reshape(len(tensor), max(1, tensor[:1].numel())).any(dim=1).nonzero()[:, 0]
         tensors[name], tensors[name + ROWS_SUFFIX] = tensor[rows].contiguous(), rows
     data = save(tensors)
@@ -223,7 +224,7 @@ def load_sparse(net: nn.Module, file: Path, sha256: str) -> None:
 
 
 def _filled(like: Tensor, values: Tensor, rows: Tensor) -> Tensor:
-    return torch.zeros_like(like).index_copy(0, rows, values)
+    return torch.zeros_like(like, device=CPU).index_copy(0, rows, values)
 
 
 def write_points(file: Path, points: Iterable[Point], config: str) -> None:

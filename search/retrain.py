@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from nas.models.alive import active_rows, pick
 from nas.models.compact import compact
 from nas.models.dag import DagNet
+from nas.search.compute import Compute
 from nas.search.data.batches import Batches
 from nas.search.loop import Loop, LossFunction, OnStep
 
@@ -39,6 +40,7 @@ class Retraining:
         or_start: the weights it starts with are a candidate, too.
         every: epochs between two validations, >= 1; the last epoch is always validated.
         patience: stop after so many validations in a row without a new best, >= 1; never by default.
+        compute: where and how; ``net`` is moved to its device.
 
     Attributes:
         best: the best score so far; -inf before the first.
@@ -62,6 +64,7 @@ class Retraining:
         or_start: bool = False,
         every: int = 5,
         patience: int | None = None,
+        compute: Compute = Compute(),
     ) -> None:
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
@@ -71,12 +74,13 @@ class Retraining:
             raise ValueError(f"every and patience must be at least 1, got every={every}, patience={patience}")
         self.epochs, self.on_epoch, self.every, self.patience = epochs, on_epoch, every, patience
         self.validate, self.or_start = validate, or_start
+        compute.place(net)
         optimizer = torch.optim.Adam(net.parameters(), lr, fused=True)
         self._guard = _SpikeGuard(list(net.parameters()))
         optimizer.register_step_pre_hook(self._guard)
         rise = min(0.9, max(0.1, 1.5 / (epochs * steps)))  # a rise of exactly one step would divide by zero
         scheduler = OneCycleLR(optimizer, lr, epochs=epochs, steps_per_epoch=steps, pct_start=rise)
-        self.loop = Loop(net, batches, optimizer, loss_fn, scheduler=scheduler, on_step=on_step)
+        self.loop = Loop(net, batches, optimizer, loss_fn, scheduler=scheduler, on_step=on_step, compute=compute)
         self.best, self._behind = -math.inf, 0
         self._best_weights: dict[str, Any] | None = None
 
@@ -117,7 +121,7 @@ class Retraining:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there, bit for bit."""
+        """Go on from there."""
         self.loop.load_state_dict(state["loop"])
         self._guard.mean = state["mean_norm"]
         self.best, self._best_weights, self._behind = state["best"], state["best_weights"], state["behind"]
@@ -157,5 +161,5 @@ def rewound(net: DagNet, early: DagNet, *, seed: int = 0) -> DagNet:
         for edge, weight in node.weighted_edges():
             rows = pick(unborn, edge.put)
             drawn = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
-            weight[rows] = drawn[rows] * math.sqrt(2 / max(1, fan_in))
+            weight[rows] = drawn[rows].to(weight.device) * math.sqrt(2 / max(1, fan_in))
     return small

@@ -34,6 +34,7 @@ from nas.penalised import Penalised
 from nas.penalties import scaled, strengths
 from nas.search import optimizers
 from nas.search.checkpoints import EVERY, Checkpoints, State
+from nas.search.compute import Compute, device_of, on_device
 from nas.search.config import AUTO, SearchConfig
 from nas.search.data.batches import Batches
 from nas.search.data.sources import load_data
@@ -171,6 +172,11 @@ class Search:
         force: replace a run that the folder holds.
         download: fetch a data set that is missing.
         checkpoint_every: seconds between two checkpoints within an epoch, > 0.
+        compute: where and how; the trials that choose lam and steps are in single precision.
+
+    Attributes:
+        compute: the same, with the name of the device.
+        computed: how the process before this one computed, in words; None if there was none.
 
     Raises:
         ValueError: bad options or data, a folder that is in use, or nothing to continue.
@@ -184,6 +190,7 @@ class Search:
         force: bool = False,
         download: bool = False,
         checkpoint_every: float = EVERY,
+        compute: Compute = Compute(),
     ) -> None:
         data = run.data(download=download)
         self.task = run.task(data)
@@ -192,10 +199,13 @@ class Search:
         self.checkpoints = Checkpoints(run.folder / CHECKPOINTS, every=checkpoint_every)
         self.validation = run.validation(data)
         run.test(data)  # what is wrong with the test pictures is said now, not after the search
-        self.batches, self.data = run.batches(data, config.seed), data.fingerprint()
+        batches, self.data = run.batches(data, config.seed), data.fingerprint()
         self.net = copy.deepcopy(run.blank)
-        if not config.kind.dense:
-            sparse_start(self.net, config.density, seed=config.seed, batch=next(self.batches(0))[0])
+        if not config.kind.dense:  # on the CPU, so that it is the same start everywhere
+            sparse_start(self.net, config.density, seed=config.seed, batch=next(batches(0))[0])
+        device = device_of(compute.place(self.net))
+        self.batches, self.compute = on_device(batches, device), replace(compute, device=str(device))
+        self.computed: str | None = None
         self.dear = {} if config.currency is None else prices(self.net.plan, config.currency)
         self.optimizer = self._make_optimizer()
         self.points: list[Point] = []
@@ -234,8 +244,9 @@ class Search:
         self.scheduler = CosineAnnealingLR(self.optimizer, T_max=config.epochs * config.steps)
         self._controller = None if config.target is None else self._steered_to(config.target)
         self._growth = search(
-            self.net, self.batches, self.optimizer, self.task.loss, scheduler=self.scheduler, on_step=self._on_step
-        )
+            self.net, self.batches, self.optimizer, self.task.loss, scheduler=self.scheduler, on_step=self._on_step,
+            compute=self.compute,
+        )  # fmt: skip
         if state is not None:
             self._restore(state)
         else:
@@ -366,7 +377,7 @@ class Search:
         epoch, larger = len(self.points), self._larger(size).snapshot.epoch
         self._slimming = Slimming(
             self.run.supernet(larger), size, self.run.config, self.task, self.batches, FITS * epoch,
-            on_fit=self.on_fit, on_step=self._on_step,
+            on_fit=self.on_fit, on_step=self._on_step, compute=self.compute,
         )  # fmt: skip
         if self._slimming_state is not None:
             self._slimming.load_state_dict(self._slimming_state)
@@ -409,6 +420,7 @@ class Search:
         return {
             "config": self.run.config.to_yaml(),
             "data": self.data,
+            "compute": str(self.compute),
             "seconds": self._seconds,
             "points": json.dumps([point.to_dict() for point in self.points]),
             "metrics": json.dumps(self.metrics),
@@ -449,13 +461,16 @@ class Search:
             raise ValueError(f"the checkpoint of {folder} is of another network: {_first_line(problem)}") from None
         if self._controller is not None:
             self._controller.load_state_dict(state["controller"])
+        self.computed = state.get("compute")
         self.points, self.metrics = points, json.loads(state["metrics"])
         self._began, self._slimming_state = time.perf_counter() - state["seconds"], state["slimming"]
         write_text(folder / CONFIG, config.to_yaml())
         self._write_path()
 
 
-def thinned_from_dense(run: Run, size: int, task: Task, batches: Batches, seed: int) -> DagNet:
+def thinned_from_dense(
+    run: Run, size: int, task: Task, batches: Batches, seed: int, compute: Compute = Compute()
+) -> DagNet:
     """What the front does without any growth: the dense supernet, trained for as long as the search, thinned out.
 
     Raises:
@@ -465,8 +480,8 @@ def thinned_from_dense(run: Run, size: int, task: Task, batches: Batches, seed: 
     config = run.config
     torch.manual_seed(seed)
     net = DagNet(run.blank.plan)
-    retrain(net, batches, task.loss, epochs=config.epochs, steps=config.steps)
-    return compact(Slimming(net, size, config, task, batches, FITS * (config.epochs + 1)).run())
+    retrain(net, batches, task.loss, epochs=config.epochs, steps=config.steps, compute=compute)
+    return compact(Slimming(net, size, config, task, batches, FITS * (config.epochs + 1), compute=compute).run())
 
 
 def _first_line(problem: Exception) -> str:

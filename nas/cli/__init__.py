@@ -78,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: {sentence(problem)}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as problem:
+        if type(problem).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = " ".join(str(problem).strip().splitlines()[:2])
+            print(f"{name}: torch.compile fails on this machine ({reason}); leave out --compile", file=sys.stderr)
+            return 2
         if "memory" not in str(problem).lower():
             raise
         print(f"{name}: the memory of this machine does not suffice for networks or pictures so large", file=sys.stderr)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
+from nas.cli.shared import compute
 from nas.models.families import HAND_MADE
 from nas.search.compare import Competitor, Memory, Trained, Training, compete
 from nas.search.config import check_seed
@@ -34,7 +35,8 @@ def add_training(parser: ArgumentParser) -> None:
 
 
 def check_training(options: Namespace) -> None:
-    """Raise ValueError for an option of `add_training` out of range."""
+    """Raise ValueError for an option of `add_training`, or of `add_compute`, out of range."""
+    compute(options)
     if options.seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {options.seeds}")
     if not 0 < options.lr < math.inf:
@@ -53,7 +55,7 @@ def make_training(run: Run, data: Pictures, options: Namespace) -> Training:
     seeds = tuple(range(options.seed, options.seed + options.seeds)) if options.compare else (options.seed,)
     return Training(
         run.task(data), batches, run.validation(data), run.test(data), options.epochs, run.config.steps, rates, seeds,
-        patience=options.patience,
+        patience=options.patience, compute=compute(options),
     )  # fmt: skip
 
 

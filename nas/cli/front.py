@@ -5,7 +5,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.latency import seconds_per_call
 from nas.cli.alike import add_training, check_training, make_training, train_alike
-from nas.cli.shared import Result, make_run_parser
+from nas.cli.shared import Result, add_compute, compute, make_run_parser, say_compute
 from nas.models.compact import compact
 from nas.search.compare import Competitor, hand_made_networks
 from nas.search.path import Point
@@ -27,6 +27,7 @@ def parser() -> ArgumentParser:
     )
     parser.add_argument("--epochs", type=int, default=40, help="of these trainings")
     add_training(parser)
+    add_compute(parser)
     return parser
 
 
@@ -46,6 +47,7 @@ def perform(options: Namespace) -> Result:
             f"{metric.number(row[metric.key]):>12}{'  recommended' if row['epoch'] == recommended else ''}"
         )
     if options.compare:
+        say_compute(str(compute(options)), None)
         print(f"\n{metric.title} on the held-out pictures after {options.epochs} epochs (mean; spread over the seeds)")
         rows = [{**row, **_compared(row, run, options)} for row in rows]
     return {"recommended": recommended, "front": rows}

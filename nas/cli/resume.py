@@ -4,16 +4,17 @@ from jsonargparse import ArgumentParser, Namespace
 
 from nas.cli import retrain
 from nas.cli.search import run_to_the_end
-from nas.cli.shared import Result, add_checkpoints, make_run_parser, seconds
+from nas.cli.shared import Result, add_checkpoints, add_compute, compute, compute_words, make_run_parser, seconds
 from nas.cli.watch import add_watching, check_watching, watching
 from nas.search.run import Run, Search
 
 
 def parser() -> ArgumentParser:
     parser = make_run_parser(
-        "Go on with a search, or a retraining, that was interrupted; the same as if it had not been, bit for bit."
+        "Go on with a search, or a retraining, that was interrupted; on the same CPU bit for bit as if not."
     )
     add_checkpoints(parser)
+    add_compute(parser)
     add_watching(parser)
     return parser
 
@@ -22,7 +23,9 @@ def perform(options: Namespace) -> Result:
     check_watching(options)
     run, every = Run.open(options.run), seconds(options.checkpoint_every)
     if (stopped := retrain.stopped_options(run)) is not None:
-        now = {"run": str(options.run), "checkpoint_every": options.checkpoint_every}
+        names = ("checkpoint_every", "device", "precision", "compile")
+        now = {"run": str(options.run), **{name: options[name] for name in names}}
         return retrain.perform(retrain.parser().parse_object({**stopped, **now}))
     with watching(run, options, fresh=False) as watch:
-        return run_to_the_end(Search(run, resume=True, checkpoint_every=every), watch)
+        engine = Search(run, resume=True, checkpoint_every=every, compute=compute(options))
+        return run_to_the_end(engine, watch, f"nas resume {run.folder}{compute_words(options)}")

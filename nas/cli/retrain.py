@@ -17,11 +17,14 @@ from nas.cli.shared import (
     Result,
     add_checkpoints,
     add_choice,
+    add_compute,
     choice,
+    compute_words,
     load_compact,
     load_retrained,
     make_run_parser,
     save,
+    say_compute,
     seconds,
     stopping,
 )
@@ -72,6 +75,7 @@ def parser() -> ArgumentParser:
         "--force", action="store_true", help="replace a better retrained network, or a retraining that was stopped"
     )
     add_checkpoints(parser)
+    add_compute(parser)
     return parser
 
 
@@ -102,7 +106,8 @@ class _Retrain:
             "network": fingerprint(self.found),
             "data": self.data.fingerprint(),
         }
-        self.state = self._stopped_state()
+        self.state, self.compute = self._stopped_state(), str(self.training.compute)
+        say_compute(self.compute, self.state.get("compute"))
 
     def _stopped_state(self) -> State:
         """What an earlier call with the same options, that was stopped, left."""
@@ -124,7 +129,8 @@ class _Retrain:
         before = evaluate(net, test, task)
         compared: list[Trained] = []
         try:
-            with stopping(self.checkpoints.stop, f"nas resume {self.run.folder}"):
+            words = compute_words(self.options)
+            with stopping(self.checkpoints.stop, f"nas resume {self.run.folder}{words}"):
                 if self.options.compare:
                     net, compared = self._beside_others()
                 else:
@@ -200,7 +206,7 @@ class _Retrain:
             return headline
 
         def keep() -> None:
-            self.checkpoints.keep(lambda: {**self.begun, "training": retraining.state_dict()})
+            self.checkpoints.keep(lambda: {**self.begun, "compute": self.compute, "training": retraining.state_dict()})
 
         retraining = Retraining(
             net,
@@ -214,6 +220,7 @@ class _Retrain:
             validate=validate,
             or_start=not options.from_scratch,
             patience=options.patience,
+            compute=training.compute,
         )
         with bar:
             if self.state:
@@ -226,7 +233,7 @@ class _Retrain:
         memory: Memory = self.state.get("memory", {})
 
         def keep() -> None:
-            self.checkpoints.keep(lambda: {**self.begun, "memory": memory})
+            self.checkpoints.keep(lambda: {**self.begun, "compute": self.compute, "memory": memory})
 
         found, *others = _competitors(self.found, self.run, self.options, self.training)
         (first,) = train_alike([found], self.training, memory, keep)
@@ -237,7 +244,7 @@ class _Retrain:
 
 def _those_that_matter(options: Namespace) -> dict[str, Any]:
     """Options that determine what a retraining leads to."""
-    left_out = ("run", "config", "json", "force", "checkpoint_every")
+    left_out = ("run", "config", "json", "force", "checkpoint_every", "device", "precision", "compile")
     return {name: value for name, value in options.items() if name not in left_out}
 
 
@@ -274,7 +281,7 @@ def _competitors(found: DagNet, run: Run, options: Namespace, training: Training
         Competitor("the supernet, dense", fresh(supernet)),
         Competitor(
             "thinned out from it",
-            lambda seed: thinned_from_dense(run, params, training.task, training.batches(seed), seed),
+            lambda seed: thinned_from_dense(run, params, training.task, training.batches(seed), seed, training.compute),
         ),
     ]
     try:

@@ -11,7 +11,18 @@ from tqdm import tqdm
 
 from nas.analysis.agreement import check_fraction
 from nas.cli.repeat import add_repetitions, search_repeatedly
-from nas.cli.shared import Result, add_checkpoints, make_parser, seconds, sizes, stopping
+from nas.cli.shared import (
+    Result,
+    add_checkpoints,
+    add_compute,
+    compute,
+    compute_words,
+    make_parser,
+    say_compute,
+    seconds,
+    sizes,
+    stopping,
+)
 from nas.cli.watch import Watch, add_watching, check_watching, watching
 from nas.search.config import SearchConfig
 from nas.search.path import Point
@@ -32,6 +43,7 @@ def parser() -> ArgumentParser:
     )
     add_repetitions(parser)
     add_checkpoints(parser)
+    add_compute(parser)
     add_watching(parser)
     parser.add_argument("--download", action="store_true", help="fetch a data set that is missing")
     return parser
@@ -60,21 +72,25 @@ def perform(options: Namespace) -> Result:
 
 def _begin(run: Run, options: Namespace) -> Search:
     resume, every = options.resume and Run.is_in(run.folder), seconds(options.checkpoint_every)
-    return Search(run, resume=resume, force=options.force, download=options.download, checkpoint_every=every)
+    return Search(
+        run, resume=resume, force=options.force, download=options.download, checkpoint_every=every,
+        compute=compute(options),
+    )  # fmt: skip
 
 
 def _finish(engine: Search, options: Namespace, how_to_go_on: str | None = None) -> Result:
+    how_to_go_on = how_to_go_on or f"nas resume {engine.run.folder}{compute_words(options)}"
     with watching(engine.run, options, fresh=len(engine.points) == 1) as watch:
         return run_to_the_end(engine, watch, how_to_go_on)
 
 
-def run_to_the_end(engine: Search, watch: Watch, how_to_go_on: str | None = None) -> Result:
-    """Search with a progress bar, and say what was picked; by default `nas resume` goes on after a signal."""
+def run_to_the_end(engine: Search, watch: Watch, how_to_go_on: str) -> Result:
+    """Search with a progress bar, and say what was picked; after a signal, how to go on."""
     run, metric = engine.run, engine.task.metrics[0]
     name, before = score_trivial(engine.validation, engine.task)
     _announce(engine)
     print(f"at the start {_alive(engine.points[0], run)}; {name} in validation: {metric.text(before[metric.key])}")
-    iterate(engine, how_to_go_on or f"nas resume {run.folder}", watch=watch)
+    iterate(engine, how_to_go_on, watch=watch)
     chosen = run.choose()
     picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
     print(f"picked {_when(chosen.snapshot.epoch, run.config.epochs)}: {picked}")
@@ -99,6 +115,7 @@ def _announce(engine: Search) -> None:
         f"{folder}: {config.task} with {config.model} by {config.optimizer} on {config.data}, {engine.task}, "
         f"seed {config.seed}"
     )
+    say_compute(str(engine.compute), engine.computed)
     steps, entry_time = config.epochs * config.steps, engine.entry_time
     if entry_time is not None:
         print(f"the first units can wake after about {entry_time:.0f} of {steps} steps (lam = {engine.lam:.3g})")

@@ -18,6 +18,7 @@ from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.models.store import load
 from nas.search.checkpoints import Stopped
+from nas.search.compute import AUTO, PRECISIONS, SINGLE, Compute
 from nas.search.config import parse_size
 from nas.search.path import Choice, Point
 from nas.search.run import COMPACT, RETRAINED, SNAPSHOTS, Run
@@ -58,6 +59,37 @@ def add_checkpoints(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint_every", type=str, default="60s", help="time between two checkpoints, such as 90s, 5m or 1h"
     )
+
+
+def add_compute(parser: ArgumentParser) -> None:
+    """Options of verbs that train."""
+    parser.add_argument(
+        "--device", type=str, default=AUTO, help="auto (a GPU, if there is one), cpu, cuda, cuda:1, mps"
+    )
+    parser.add_argument(
+        "--precision", type=str, default=SINGLE, help=f"of forward and loss: {', '.join(PRECISIONS)} (by autocast)"
+    )
+    parser.add_argument("--compile", action="store_true", help="let torch.compile translate the networks")
+
+
+def compute(options: Namespace) -> Compute:
+    """What the options of `add_compute` say."""
+    return Compute(options.device, options.precision, options.compile)
+
+
+def compute_words(options: Namespace) -> str:
+    """The options of `add_compute` that were given, with a blank before each."""
+    words = "" if options.device == AUTO else f" --device {options.device}"
+    words += "" if options.precision == SINGLE else f" --precision {options.precision}"
+    return words + (" --compile" if options.compile else "")
+
+
+def say_compute(now: str, before: str | None) -> None:
+    """Print where and how this computes, unless it is the usual, and whether what is continued did so."""
+    if before not in (None, now):
+        print(f"so far this was computed on {before}, now on {now}: it does not go on bit for bit")
+    elif now != "cpu":
+        print(f"computing on {now}")
 
 
 def seconds(text: str) -> float:

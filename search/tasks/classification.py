@@ -62,7 +62,7 @@ class Classify(Task):
 
     def observe(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """(clean - mean) / std, by channel."""
-        mean, std = (torch.tensor(each, dtype=clean.dtype)[:, None, None] for each in (self.mean, self.std))
+        mean, std = (clean.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
         return (clean - mean) / std
 
     def target(self, picture: Picture) -> Tensor:

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from nas.search.compute import device_of
 from nas.search.data.batches import Batches
 from nas.search.data.stack import Picture
 
@@ -149,13 +150,14 @@ def score_trivial(examples: Sequence[Example], task: Task) -> tuple[str, Scores]
 def predict(net: nn.Module, pictures: Sequence[Tensor]) -> list[Tensor]:
     """What ``net`` returns for each picture (channels, height, width), without the batch axis.
 
-    Neighbours of equal shape go through the network together.
+    Neighbours of equal shape go through the network together, where the network is; the outputs are on the CPU.
     """
     outputs: list[Tensor] = []
+    device = device_of(net)
     for _, equal in itertools.groupby(pictures, key=lambda picture: picture.shape):
         stack = torch.stack(list(equal))
         for batch in stack.split(max(1, MAX_PIXELS // stack[0].numel())):
-            outputs.extend(net(batch))
+            outputs.extend(net(batch.to(device)).cpu())
     return outputs
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from nas.models.dag import DagNet
 from nas.models.plan import Plan
 from nas.models.reach import grain, reach
+from nas.search.compute import device_of
 
 MEMORY = 2**28  # bytes that the states of a network may take, unless --tile says otherwise
 
@@ -62,10 +63,10 @@ def restore_in_tiles(net: DagNet, picture: Tensor, side: int | None = None) -> T
     Args:
         side: see `tiles`.
     """
-    result = torch.empty_like(picture)
+    result, device = torch.empty_like(picture), device_of(net)
     height, width = picture.shape[-2:]
     for tile in tiles(height, width, net.plan, side):
-        result[:, *tile.place] = net(picture[None, :, *tile.seen])[0][:, *tile.inside]
+        result[:, *tile.place] = net(picture[None, :, *tile.seen].to(device))[0][:, *tile.inside]
     return result
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nas.models.dag import DagNet
+from nas.search.compute import device_of
 from nas.search.data.formats.sheet import GREY, RGB, Sheet
 from nas.search.data.formats.values import Values
 from nas.search.data.images import plain, split_alpha, to_array, write_picture
@@ -54,16 +55,17 @@ def _clean(net: DagNet, frame: np.ndarray, cleaned: np.ndarray, part: Tile, shee
 
 @torch.no_grad()
 def _restored(net: DagNet, seen: Tensor, space: str) -> Tensor:
-    """What the network makes of (channels, height, width), not clamped.
+    """What the network makes of (channels, height, width), not clamped; on the CPU.
 
     A grey network cleans each channel on its own; a colour network sees a channel that is no colour three times, and
     the mean is taken.
     """
+    seen = seen.to(device_of(net))
     if net.plan.channels == 3 and space == RGB:
         together: Tensor = net(seen[None].contiguous())[0]
-        return together
+        return together.cpu()
     planes: list[Tensor] = [net(plane.expand(1, net.plan.channels, -1, -1).contiguous()) for plane in seen]
-    return torch.cat([plane.mean(dim=1) for plane in planes])
+    return torch.cat([plane.mean(dim=1) for plane in planes]).cpu()
 
 
 def denoise_pixels(net: DagNet, pixels: np.ndarray) -> np.ndarray:
