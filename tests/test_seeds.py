@@ -158,7 +158,7 @@ def test_what_was_complete_is_not_repeated(command, repeated, runs, capsys):
     printed, found = run_json([*command, f"--out={repeated}", "--seeds=3", "--resume", "--stable=0.6"], capsys)
     assert times(repeated) == before
     assert [each["run"] for each in found["seeds"]] == [str(run.folder) for run in runs]
-    assert found["failed"] == []
+    assert found["left_out"] == []
     counts = [len(run.choose().snapshot.units["t0"]) for run in runs]
     assert found["chosen"]["units"]["t0"] == counts
     assert found["chosen"]["stable"]["units"]["t0"] == sorted(counts)[1]
@@ -219,7 +219,7 @@ def test_one_that_fails_is_left_out(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Search, "__iter__", failing([3]))
     _, found = run_json(words, capsys)
     assert found["run"].endswith("seed-4")
-    assert found["failed"] == ["seed 3: training diverged"]
+    assert found["left_out"] == ["seed 3: training diverged"]
     monkeypatch.setattr(Search, "__iter__", failing([3, 4]))
     assert main([*words, "--force"]) == 2
     err = capsys.readouterr().err

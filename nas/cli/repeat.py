@@ -64,4 +64,4 @@ def search_repeatedly(
         f"these {len(done)} networks within {metric.number(run.config.tolerance)} of the best"
     )
     best = next(each for each in results if each["run"] == str(run.folder))
-    return {**best, "seeds": results, "failed": problems, "chosen": agreement_result(found, stably)}
+    return {**best, "seeds": results, "left_out": problems, "chosen": agreement_result(found, stably)}
