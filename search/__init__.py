@@ -7,12 +7,13 @@ from nas.search.data.formats.files import read_sheet, write_sheet
 from nas.search.data.labelled import cifar10, class_folder, fashion_mnist, mnist
 from nas.search.data.sources import folder, load_data, pictures, register_data
 from nas.search.data.stack import Picture, Pictures, Stack
+from nas.search.engine import Search
 from nas.search.front import thin_out
 from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Choice, Point, births, deaths, pick
 from nas.search.repeat import recommended, repetitions
 from nas.search.retrain import retrain
-from nas.search.run import Run, Search
+from nas.search.run import Run
 from nas.search.sweep.sweep import Sweep
 from nas.search.sweep.trials import Sweeping
 from nas.search.tasks.classification import Classify

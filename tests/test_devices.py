@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import nas.search.engine
 import nas.search.optimizers
-import nas.search.run
 from nas import AdaBreg, param_groups, sparse_start
 from nas.analysis.cost import cost
 from nas.analysis.extraction.certificate import certify, fingerprint
@@ -36,10 +36,10 @@ from nas.search import (
 from nas.search.checkpoints import Checkpoints, Stopped
 from nas.search.compare import Competitor, Training, compete, fresh
 from nas.search.compute import device_of, devices, on_cpu
+from nas.search.engine import thinned_from_dense
 from nas.search.loop import Loop
 from nas.search.path import load_sparse, save_sparse
 from nas.search.retrain import Retraining, rewound
-from nas.search.run import thinned_from_dense
 from nas.search.tasks.tiles import restore_in_tiles
 from tests.far import DEVICE, Far, far_away
 from tests.nets import random_net
@@ -148,8 +148,8 @@ def test_a_run_moves(config, tmp_path, resumed):
 def test_every_optimiser_elsewhere(far, config, tmp_path, monkeypatch, optimizer):
     """With its trial, or the one that chooses lam; and with a controller."""
     monkeypatch.setattr(nas.search.optimizers, "TRIAL_STEPS", 3)
-    monkeypatch.setattr(nas.search.run, "TRIAL_STEPS", 3)
-    monkeypatch.setattr(nas.search.run, "STEERING", 2)
+    monkeypatch.setattr(nas.search.engine, "TRIAL_STEPS", 3)
+    monkeypatch.setattr(nas.search.engine, "STEERING", 2)
     entry_time = "auto" if nas.search.optimizers.OPTIMIZERS[optimizer].calibrates else None
     changes = {"sizes": "none"} if optimizer == "xrda" else {"sizes": "auto", "target_params": "400"}
     config = replace(config, optimizer=optimizer, lr=None, epochs=1, entry_time=entry_time, **changes)

@@ -123,7 +123,7 @@ def test_a_killed_search_goes_on_bit_for_bit(whole, config, tmp_path_factory, da
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_while_writing(whole, config, tmp_path, monkeypatch, name, call, after):
     """Before and after each of the files of an epoch is written."""
-    import nas.search.run as module
+    import nas.search.engine as module
 
     owner, _, attribute = name.rpartition(".")
     owner = getattr(module, owner) if owner else module

@@ -208,7 +208,7 @@ def test_an_interrupted_run_is_valid_and_goes_on_bit_for_bit(tmp_path, config):
 
 def test_lam_from_a_trial(tmp_path, config, monkeypatch):
     """The trial leaves the start as it was, and a run with the lam that it chose goes on bit for bit."""
-    monkeypatch.setattr("nas.search.run.TRIAL_STEPS", 80)
+    monkeypatch.setattr("nas.search.engine.TRIAL_STEPS", 80)
     auto = replace(config, entry_time="auto")
     plain, engine = Search(Run(tmp_path / "plain", config)), Search(Run(tmp_path / "run", auto))
     assert same(plain.net.state_dict(), engine.net.state_dict())
@@ -241,7 +241,7 @@ def test_a_forced_search_that_fails_keeps_the_old_run(tmp_path, config, monkeypa
     def fail(*_):
         raise ValueError("no")
 
-    monkeypatch.setattr("nas.search.run.evaluate", fail)
+    monkeypatch.setattr("nas.search.engine.evaluate", fail)
     with pytest.raises(ValueError, match="no"):
         Search(run, force=True)
     assert before == {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()}

@@ -6,7 +6,8 @@ from nas.cli import retrain
 from nas.cli.search import run_to_the_end
 from nas.cli.shared import Result, add_checkpoints, add_compute, compute, compute_words, make_run_parser, seconds
 from nas.cli.watch import add_watching, check_watching, watching
-from nas.search.run import Run, Search
+from nas.search.engine import Search
+from nas.search.run import Run
 
 
 def parser() -> ArgumentParser:

@@ -42,9 +42,10 @@ from nas.search.compare import (
     summarised,
     table,
 )
+from nas.search.engine import thinned_from_dense
 from nas.search.path import Choice
 from nas.search.retrain import Retraining, rewound
-from nas.search.run import COMPACT, PICTURES, RETRAINED, RETRAINING, Run, thinned_from_dense
+from nas.search.run import COMPACT, PICTURES, RETRAINED, RETRAINING, Run
 from nas.search.tasks.restoration import Restoration
 from nas.search.tasks.task import Metric, Scores, evaluate, score_trivial
 from nas.search.tasks.use import write_restored

@@ -25,9 +25,10 @@ from nas.cli.shared import (
 )
 from nas.cli.watch import Watch, add_watching, check_watching, watching
 from nas.search.config import SearchConfig
+from nas.search.engine import Search
 from nas.search.path import Point
 from nas.search.repeat import repetitions
-from nas.search.run import Run, Search
+from nas.search.run import Run
 from nas.search.tasks.task import Metric, score_trivial
 
 NEAR = 0.95  # of a target: reached

@@ -15,8 +15,9 @@ from filelock import FileLock, Timeout
 
 from nas.files import LOCK
 from nas.search.checkpoints import EVERY
+from nas.search.engine import Search
 from nas.search.path import Point
-from nas.search.run import Run, Search
+from nas.search.run import Run
 from nas.search.sweep.ranges import Choices
 from nas.search.sweep.study import naming, open_study, state_of, without_password
 from nas.search.sweep.sweep import Sweep, hopeless
