@@ -311,6 +311,15 @@ def test_compiled(monkeypatch):
     torch.compiler.reset()
 
 
+def test_a_start_elsewhere(far):
+    """The same as here, whatever the device."""
+    net, x = small_net(), next(few(1))[0]
+    there = far.place(copy.deepcopy(net))
+    sparse_start(net, 0.3, seed=1, batch=x)
+    sparse_start(there, 0.3, seed=1, batch=x.to(DEVICE))
+    assert fingerprint(there) == fingerprint(net)
+
+
 def test_thinning_out_elsewhere(far):
     """The probe moves to the network."""
     net, probe = small_net(), next(few(1))
