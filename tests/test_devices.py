@@ -57,14 +57,14 @@ def config(data_root):
         data="folder",
         data_root=data_root,
         model="separable_autoencoder",
-        model_options={"depth": 2, "width": 6, "hidden": 6, "kernel": 5},
+        model_options={"depth": 1, "width": 4, "hidden": 4, "kernel": 5},
         epochs=2,
         steps=4,
         batch=2,
         crop=12,
         density=0.5,
         lr=0.01,
-        sizes="300",
+        sizes="100",
         fit=2,
         refit=1,
     )
@@ -121,7 +121,10 @@ def test_a_run_elsewhere(config, tmp_path, monkeypatch):
             list(engine)  # within the first epoch
         assert device_of(engine.net).type == DEVICE
         assert isinstance(engine.optimizer.state[engine.net.nodes["out"].bias]["dual"], Far)
-        list(Search(run, resume=True, compute=Compute(DEVICE)))
+        engine, fits = Search(run, resume=True, compute=Compute(DEVICE)), []
+        engine.on_fit = fits.append
+        list(engine)
+    assert len(fits) > 2  # parts were removed
     here = Run(tmp_path / "here", config)
     list(Search(here))
     assert files(run.folder) == files(here.folder)
@@ -151,7 +154,7 @@ def test_every_optimiser_elsewhere(far, config, tmp_path, monkeypatch, optimizer
     monkeypatch.setattr(nas.search.engine, "TRIAL_STEPS", 3)
     monkeypatch.setattr(nas.search.engine, "STEERING", 2)
     entry_time = "auto" if nas.search.optimizers.OPTIMIZERS[optimizer].calibrates else None
-    changes = {"sizes": "none"} if optimizer == "xrda" else {"sizes": "auto", "target_params": "400"}
+    changes = {"sizes": "none"} if optimizer == "xrda" else {"sizes": "auto", "target_params": "120"}
     config = replace(config, optimizer=optimizer, lr=None, epochs=1, entry_time=entry_time, **changes)
     engine = Search(Run(tmp_path / "run", config), compute=far)
     assert next(iter(engine)).snapshot.epoch == 1
@@ -186,7 +189,7 @@ def test_retraining_and_comparisons_elsewhere(far, config, tmp_path):
     assert device_of(thinned_from_dense(run, 5000, task, batches, 0, far)).type == DEVICE
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_extraction_elsewhere(far, tmp_path, seed):
     """Of any network, with and without rounding to blocks; the same as here."""
     net, x = random_net(seed)
@@ -311,10 +314,19 @@ def test_compiled(monkeypatch):
     torch.compiler.reset()
 
 
+def test_a_start_elsewhere(far):
+    """The same as here, whatever the device."""
+    net, x = small_net(), next(few(1))[0]
+    there = far.place(copy.deepcopy(net))
+    sparse_start(net, 0.3, seed=1, batch=x)
+    sparse_start(there, 0.3, seed=1, batch=x.to(DEVICE))
+    assert fingerprint(there) == fingerprint(net)
+
+
 def test_thinning_out_elsewhere(far):
     """The probe moves to the network."""
-    net, probe = small_net(), next(few(1))
-    options = {"size": 0.95 * net.plan.num_params, "fit": lambda net: None, "loss_fn": F.mse_loss, "probe": probe}
+    net, probe = separable_autoencoder(1, depth=1, width=3, hidden=3, kernel=3), next(few(1))
+    options = {"size": 0.97 * net.plan.num_params, "fit": lambda net: None, "loss_fn": F.mse_loss, "probe": probe}
     assert fingerprint(thin_out(far.place(copy.deepcopy(net)), **options)) == fingerprint(thin_out(net, **options))
 
 
