@@ -52,9 +52,8 @@ CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINTS = (
 NEXT_CONFIG = ".config.yaml.next"  # of a run that takes the place of another
 COMPACT, RETRAINED, PICTURES, EXPORT = "compact", "retrained", "pictures", "export"  # folders that later steps add
 RETRAINING = "retraining"  # checkpoints
-DRAWINGS = (
-    "topology.svg", "topology.json", "topology.graphml", "growth.svg", "growth.gif", "report.html", "tensorboard"
-)  # fmt: skip
+DRAWINGS = "topology.svg", "topology.json", "topology.graphml", "growth.svg"
+FILM, REPORT, TENSORBOARD = "growth.gif", "report.html", "tensorboard"
 VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
 MAX_COMPARED = 1000
 TRIAL_STEPS, TRIAL_FRACTION = 200, 0.1  # of the trial that chooses lam
@@ -524,6 +523,9 @@ def _replace_run(folder: Path) -> None:
             PICTURES,
             EXPORT,
             *DRAWINGS,
+            FILM,
+            REPORT,
+            TENSORBOARD,
         ):
             remove(folder / name)
         (folder / NEXT_CONFIG).replace(folder / CONFIG)

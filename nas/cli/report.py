@@ -5,8 +5,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.report.report import write_report
-from nas.cli.shared import REPORT, Result, check_free, make_parser
-from nas.search.run import Run
+from nas.cli.shared import Result, check_free, make_parser
+from nas.search.run import REPORT, Run
 
 
 def parser() -> ArgumentParser:

@@ -23,7 +23,6 @@ from nas.search.path import Choice, Point
 from nas.search.run import COMPACT, RETRAINED, SNAPSHOTS, Run
 
 Result = dict[str, Any]  # what --json prints
-REPORT = "report.html"
 RESULT = "result.json"
 CONSTANT = "the network is constant: no path from input to output"
 
