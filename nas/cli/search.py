@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import fields, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -91,7 +92,7 @@ def _iterate(engine: Search, watch: Watch) -> None:
     done = min(len(engine.points) - 1, config.epochs)
     bar = tqdm(total=config.epochs, initial=done, unit="epoch", desc="search")
     engine.on_fit = lambda params: _show_fit(bar, params)
-    with stopping(engine.stop, f"nas resume {engine.run.folder}"), bar:
+    with stopping(engine.stop, f"nas resume {quote(str(engine.run.folder))}"), bar:
         for point in engine:
             if point.snapshot.epoch <= config.epochs:
                 _show_epoch(bar, point, metric)
