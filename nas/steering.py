@@ -13,6 +13,7 @@ from nas.penalised import Penalised, gradient, penalised_sets, seen
 from nas.penalties import groups_of, scaled, strengths
 
 EARLIEST = 20  # steps; sleeping groups that can wake sooner all wake at once
+ROUNDING = 1e-3  # of an entry time of exactly so many steps, in single precision
 EARLIEST_LINBREG = 3  # gradients differ, so that groups do not wake together
 ATTEMPTS = 12  # of a calibration, each with 4 times the lam of the one before
 
@@ -79,10 +80,11 @@ def check_entry_times(optimizer: Bregman, steps: float) -> None:
         lam, median, first = lams[name], times.median().item(), _smallest(times, 0.01)
         if first == math.inf:
             raise ValueError(f"parameter group {name!r}: no gradient reaches its sleeping groups; see nas.check_start")
-        if median < earliest:
+        if median < (1 - ROUNDING) * earliest:
             raise ValueError(
                 f"parameter group {name!r}: half of its groups would wake within {median:.3g} steps, all at once; use "
-                f"lam of at least {lam * earliest / median:.3g} instead of {lam:g}, or a smaller lr"
+                f"lam of at least {lam * earliest / median:.4g} instead of {lam:g} (nas search: a longer entry_time), "
+                "or a smaller lr"
             )
         if first > steps:
             raise ValueError(

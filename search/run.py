@@ -33,8 +33,8 @@ CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINTS = (
 NEXT_CONFIG = ".config.yaml.next"  # of a run that takes the place of another
 COMPACT, RETRAINED, PICTURES, EXPORT = "compact", "retrained", "pictures", "export"  # folders that later steps add
 RETRAINING = "retraining"  # checkpoints
-DRAWINGS = ("topology.svg", "topology.json", "topology.graphml", "growth.svg")
-REPORTS = ("report.html", "growth.gif", "tensorboard")
+DRAWINGS = "topology.svg", "topology.json", "topology.graphml", "growth.svg"
+FILM, REPORT, TENSORBOARD = "growth.gif", "report.html", "tensorboard"
 VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
 MAX_COMPARED = 1000
 
@@ -184,7 +184,9 @@ def _replace_run(folder: Path) -> None:
             PICTURES,
             EXPORT,
             *DRAWINGS,
-            *REPORTS,
+            FILM,
+            REPORT,
+            TENSORBOARD,
         ):
             remove(folder / name)
         (folder / NEXT_CONFIG).replace(folder / CONFIG)

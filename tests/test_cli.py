@@ -348,7 +348,12 @@ def test_ctrl_c_leaves_a_valid_run(place, search_result):
     [
         ([], 'expected "verb" to be one of'),
         (["find"], "invalid choice: 'find'"),
-        (["search", "--sigma=loud"], "Expected a <class 'float'>. Got value: loud"),
+        (["search", "--sigma=loud"], "sigma must be a number, got loud"),
+        (["search", "--epochs=1.5"], "epochs must be an integer, got 1.5"),
+        (["search", "--model-options=deep"], "model_options must be a mapping such as {depth: 3}, got deep"),
+        (["search", "--config=data/notes.txt"], "a configuration must name options of the verb"),
+        (["retrain", "run", "--patience=0"], "retrain: patience must be at least 1, got 0"),
+        (["show"], "the following arguments are required: run"),
         (["search", "--sigm=20"], "--sigm=20"),
         (["search", "--sigma=-25"], r"sigma must lie in \(0, 255\], on the 0..255 scale, got -25.0"),
         (["search", "--sigma=1e9"], r"sigma must lie in \(0, 255\]"),

@@ -207,7 +207,10 @@ def test_a_full_disk_under_tifffile_is_said(call, place, monkeypatch):
     [
         (("in", "-o", "in"), "in/a.png is a picture to be cleaned; choose another -o"),
         (("in", "-o", "in/a.png"), "in/a.png is a file; several pictures need a folder as -o"),
-        (("in/a.png", "in/sub/../a.png", "-o", "out"), "in/a.png and in/sub/../a.png would both become out/a.png"),
+        (
+            ("in/a.png", "in/sub/../a.png", "-o", "out"),
+            "in/a.png and in/sub/../a.png would both become out/a.png; clean them into different folders",
+        ),
         (("in/a.png", "nowhere.png", "-o", "out"), "there is no file or folder nowhere.png"),
         (("nowhere/*.png", "-o", "out"), "no file matches nowhere/*.png"),
         (("in/a.png", "-", "-o", "out"), "- stands for one picture; name one picture and one file, or -, with -o"),

@@ -210,7 +210,9 @@ def test_the_command(place, copied, capsys, monkeypatch, tmp_path):
     assert main(["report", "run"]) == 0
     assert main(["report", "run", str(place / EVIL), "-o", "both.html", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"files": ["both.html"]}
+    (tmp_path / "report.html").write_text("of somebody else")
     for words, problem in (
+        (["run", str(place / EVIL)], "report.html exists; choose another -o, or --force to replace it"),
         (["run", "-o", "both.html"], "both.html exists; choose another -o, or --force to replace it"),
         (["run", "-o", "page.txt"], "the suffix must be .html"),
         (["nothing"], "nothing holds no run"),

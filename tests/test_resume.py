@@ -354,9 +354,29 @@ def test_a_stopped_retraining_is_not_lost(extracted, tmp_path, capsys):
         patch.setattr(Checkpoints, "keep", killed_at(3, 1))
         main(["retrain", folder, *RETRAIN])
     assert main(["retrain", folder, *RETRAIN, "--lr=0.001"]) == 2
-    assert "with other options, network or data was stopped; go on with it by nas resume" in capsys.readouterr().err
+    assert "with other options was stopped; go on with it by nas resume" in capsys.readouterr().err
     assert main(["retrain", folder, *RETRAIN, "--lr=0.001", "--force"]) == 0
     assert main(["resume", folder]) == 0  # of the search, which is complete
+
+
+def test_a_refused_retraining_leaves_the_extracted_network_as_it_was(extracted, tmp_path, capsys):
+    """So that what it says helps: nas resume still finds the network whose retraining was stopped."""
+    folder = copy_of(extracted, tmp_path)
+    compact = (Path(folder) / "compact" / "model.safetensors").read_bytes()
+    for words in (["--crop=5000"], ["--rewind-epoch=99"]):
+        assert main(["retrain", folder, "--epoch=0", *words]) == 2
+        assert (Path(folder) / "compact" / "model.safetensors").read_bytes() == compact
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpoints, "keep", killed_at(3, 1))
+        main(["retrain", folder, *RETRAIN])
+    assert main(["retrain", folder, *RETRAIN, "--epoch=0"]) == 2
+    assert (Path(folder) / "compact" / "model.safetensors").read_bytes() == compact
+    assert main(["extract", folder, "--epoch=0", "--no-latency"]) == 0
+    capsys.readouterr()
+    assert main(["resume", folder]) == 2
+    assert "is another one now; extract that one again, or begin anew with nas retrain" in capsys.readouterr().err
+    assert main(["extract", folder, "--no-latency"]) == 0
+    assert main(["resume", folder]) == 0
 
 
 def test_a_retraining_never_makes_it_worse(extracted, tmp_path, capsys):

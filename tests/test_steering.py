@@ -105,6 +105,7 @@ def test_entry_times_are_checked_before_a_run():
     theta.grad = torch.ones(8)
     with pytest.raises(ValueError, match="'0': half of its groups would wake within 1 steps, .* at least 0.3 instead"):
         check_entry_times(LinBreg([theta], lr=0.1, penalty=L1(0.1)), steps=100)
+    check_entry_times(LinBreg([theta], lr=0.1, penalty=L1(0.3 * (1 - 1e-6))), steps=100)  # as rounding makes it
     with pytest.raises(ValueError, match="would sleep for 200 steps, and the run has 100; use lam below 10"):
         check_entry_times(LinBreg([theta], lr=0.1, penalty=L1(20.0)), steps=100)
     theta.grad = torch.zeros(8)

@@ -41,6 +41,8 @@ def check_training(options: Namespace) -> None:
         raise ValueError(f"seeds must be at least 1, got {options.seeds}")
     if not 0 < options.lr < math.inf:
         raise ValueError(f"lr must be > 0, got {options.lr}")
+    if options.patience is not None and options.patience < 1:
+        raise ValueError(f"patience must be at least 1, got {options.patience}")
     check_seed(options.seed)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.report.report import write_report
-from nas.cli.shared import REPORT, Result, check_free, make_parser
-from nas.search.run import Run
+from nas.cli.shared import Result, check_free, make_parser
+from nas.search.run import REPORT, Run
 
 
 def parser() -> ArgumentParser:
@@ -15,7 +15,7 @@ def parser() -> ArgumentParser:
     parser.add_argument(
         "-o", "--out", type=Path, help=f"file to write (default: {REPORT} in the run folder; of several runs, here)"
     )
-    parser.add_argument("--force", action="store_true", help="replace the file of -o")
+    parser.add_argument("--force", action="store_true", help="replace the file of -o, or the comparison that is here")
     return parser
 
 
@@ -23,10 +23,10 @@ def perform(options: Namespace) -> Result:
     runs = [Run.open(folder) for folder in options.runs]
     if len({run.folder.resolve() for run in runs}) < len(runs):
         raise ValueError("a run is named twice")
-    if options.out is None:
-        file = runs[0].folder / REPORT if len(runs) == 1 else Path(REPORT)
+    if options.out is None and len(runs) == 1:
+        file = runs[0].folder / REPORT
     else:
-        file = options.out
+        file = options.out or Path(REPORT)
         check_free(file, options.force)
     if file.suffix != ".html":
         raise ValueError(f"cannot write {file}: the suffix must be .html")

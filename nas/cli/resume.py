@@ -1,5 +1,7 @@
 """``nas resume``."""
 
+from shlex import quote
+
 from jsonargparse import ArgumentParser, Namespace
 
 from nas.cli import retrain
@@ -29,4 +31,4 @@ def perform(options: Namespace) -> Result:
         return retrain.perform(retrain.parser().parse_object({**stopped, **now}))
     with watching(run, options, fresh=False) as watch:
         engine = Search(run, resume=True, checkpoint_every=every, compute=compute(options))
-        return run_to_the_end(engine, watch, f"nas resume {run.folder}{compute_words(options)}")
+        return run_to_the_end(engine, watch, f"nas resume {quote(str(run.folder))}{compute_words(options)}")

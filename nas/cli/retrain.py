@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Sequence
+from shlex import quote
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -93,35 +94,50 @@ def stopped_options(run: Run) -> dict[str, Any] | None:
 
 
 class _Retrain:
-    """One call of ``nas retrain``."""
+    """One call of ``nas retrain``; what is wrong with its options or data is said before anything is written."""
 
     def __init__(self, run: Run, options: Namespace) -> None:
         self.run, self.options = run, options
         self.checkpoints = Checkpoints(run.folder / RETRAINING, every=seconds(options.checkpoint_every))
+        self.data = run.data()
+        self.training = make_training(run, self.data, options)
+        self.training.batches(options.seed)  # what is wrong with batch and crop is said now
+        self.begun = {"options": json.dumps(_those_that_matter(options)), "data": self.data.fingerprint()}
+        self.state = self._stopped_state()
         if (chosen := choice(options)) != Choice():
             write_extract(run, chosen, timed=False)
-        self.found, self.data = load_compact(run), run.data()
-        self.training = make_training(run, self.data, options)
-        self.begun = {
-            "options": json.dumps(_those_that_matter(options)),
-            "network": fingerprint(self.found),
-            "data": self.data.fingerprint(),
-        }
-        self.state, self.compute = self._stopped_state(), str(self.training.compute)
+        self.found = load_compact(run)
+        self.begun["network"] = fingerprint(self.found)
+        if self.state:
+            self._check_network()
+            print("going on with the retraining that was stopped")
+        self.compute = str(self.training.compute)
         say_compute(self.compute, self.state.get("compute"))
 
     def _stopped_state(self) -> State:
         """What an earlier call with the same options, that was stopped, left."""
-        state = None if self.options.force else self.checkpoints.newest()
+        state, folder = None if self.options.force else self.checkpoints.newest(), self.run.folder
         if state is None:
             return {}
-        if {name: state[name] for name in self.begun} != self.begun:
+        if state["options"] != self.begun["options"]:
             raise ValueError(
-                f"a retraining of {self.run.folder} with other options, network or data was stopped; go on with it by "
-                f"nas resume {self.run.folder}, or begin anew with --force"
+                f"a retraining of {folder} with other options was stopped; go on with it by nas resume {folder}, or "
+                "begin anew with --force"
             )
-        print("going on with the retraining that was stopped")
+        if state["data"] != self.begun["data"]:
+            raise ValueError(
+                f"a retraining of {folder} was stopped, and its data are other ones now; bring those back, or begin "
+                "anew with nas retrain --force"
+            )
         return state
+
+    def _check_network(self) -> None:
+        """Raise ValueError if another network was extracted since the retraining was stopped."""
+        if self.state["network"] != self.begun["network"]:
+            raise ValueError(
+                f"a retraining of {self.run.folder} was stopped, and the network in {self.run.folder / COMPACT} is "
+                "another one now; extract that one again, or begin anew with nas retrain --force"
+            )
 
     def perform(self) -> Result:
         test, task = self.training.test, self.training.task
@@ -130,8 +146,8 @@ class _Retrain:
         before = evaluate(net, test, task)
         compared: list[Trained] = []
         try:
-            words = compute_words(self.options)
-            with stopping(self.checkpoints.stop, f"nas resume {self.run.folder}{words}"):
+            words = f"nas resume {quote(str(self.run.folder))}{compute_words(self.options)}"
+            with stopping(self.checkpoints.stop, words):
                 if self.options.compare:
                     net, compared = self._beside_others()
                 else:
@@ -259,7 +275,10 @@ def _open(options: Namespace) -> Run:
     for name in ("epochs", "batch", "crop"):
         if options[name] is not None and options[name] < 1:
             raise ValueError(f"{name} must be at least 1, got {options[name]}")
-    return Run.open(options.run)
+    run = Run.open(options.run)
+    if options.rewind_epoch is not None:
+        run.choose(Choice(epoch=options.rewind_epoch))
+    return run
 
 
 def _with_first_weights(net: DagNet, run: Run, options: Namespace, seed: int) -> DagNet:

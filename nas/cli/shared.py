@@ -24,8 +24,8 @@ from nas.search.path import Choice, Point
 from nas.search.run import COMPACT, RETRAINED, SNAPSHOTS, Run
 
 Result = dict[str, Any]  # what --json prints
-REPORT = "report.html"
 RESULT = "result.json"
+KINDS = {"int": "an integer", "float": "a number", "dict": "a mapping such as {depth: 3}", "bool": "true or false"}
 CONSTANT = "the network is constant: no path from input to output"
 
 
@@ -265,6 +265,13 @@ def sentence(problem: BaseException) -> str:
         key, kinds, value = literal.groups()
         accepted = " or ".join(re.findall(r"'(\w+)'", kinds))
         return f"{key} must be {accepted}, got {value}"
+    if kind := re.fullmatch(r'Parser key "(\w+)": Expected a <class \'(\w+)\'>. Got value: (.*)', text):
+        key, name, value = kind.groups()
+        return f"{key} must be {KINDS.get(name, name)}, got {value}"
+    if text.startswith("the following arguments are required: "):
+        return re.sub(r"\b\w+\.(?=\w)", "", text)  # without the verb before each
+    if text.startswith("Unexpected config:"):
+        return "a configuration must name options of the verb, such as epochs: 20; this one names none"
     if union := re.fullmatch(
         r'Parser key "(\w+)": Does not validate .* Subtypes: \[(.*)\] Errors: .* value: (.*)', text
     ):

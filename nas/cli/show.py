@@ -18,9 +18,8 @@ from nas.analysis.topology import LEVELS, topology
 from nas.cli.shared import CONSTANT, Result, add_choice, choice, make_run_parser, sizes
 from nas.models.compact import compact
 from nas.search.path import Point, births, deaths, kernel_history
-from nas.search.run import DRAWINGS, Run
+from nas.search.run import DRAWINGS, FILM, Run
 
-FILM = "growth.gif"
 Ages = Mapping[str, Mapping[int, int]]  # node -> unit -> epoch
 
 

@@ -10,12 +10,10 @@ from contextlib import contextmanager
 from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.report.report import write_report
-from nas.cli.shared import REPORT
-from nas.search.run import METRICS, Run
+from nas.search.run import METRICS, REPORT, TENSORBOARD, Run
 
 REFRESH = 5  # seconds after which the page loads itself anew
 PATIENCE = 10  # times as long as it takes to write the report it is left alone
-BOARD = "tensorboard"  # the logger and its folder
 Watch = Callable[[], None]  # called after every point of the path
 
 
@@ -24,12 +22,12 @@ def add_watching(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--live", action="store_true", help=f"keep {REPORT} in the run folder current; open it in a browser and watch"
     )
-    parser.add_argument("--logger", choices=["none", BOARD], default="none", help="also log for TensorBoard")
+    parser.add_argument("--logger", choices=["none", TENSORBOARD], default="none", help="also log for TensorBoard")
 
 
 def check_watching(options: Namespace) -> None:
     """Raise ValueError, before anything is written, if a logger is not installed."""
-    if options.logger == BOARD and importlib.util.find_spec(BOARD) is None:
+    if options.logger == TENSORBOARD and importlib.util.find_spec(TENSORBOARD) is None:
         raise ValueError("tensorboard is not installed: pip install tensorboard, or leave out --logger")
 
 
@@ -43,7 +41,7 @@ def watching(run: Run, options: Namespace, *, fresh: bool) -> Iterator[Watch]:
         fresh: the search begins, so that what an earlier one logged goes.
     """
     watches: list[Watch] = [_Live(run)] if options.live else []
-    if options.logger == BOARD:
+    if options.logger == TENSORBOARD:
         with _board(run, fresh) as log:
             yield lambda: _call([*watches, log])
     else:
@@ -76,7 +74,7 @@ def _board(run: Run, fresh: bool) -> Iterator[Watch]:
     """Writes the last line of metrics.jsonl as scalars."""
     from torch.utils.tensorboard import SummaryWriter
 
-    folder = run.folder / BOARD
+    folder = run.folder / TENSORBOARD
     if fresh and folder.is_dir():
         shutil.rmtree(folder)
 

@@ -79,7 +79,9 @@ def _check_targets(jobs: Iterable[Job]) -> None:
             raise ValueError(f"{job.target} is a picture to be cleaned; choose another -o")
         other = targets.setdefault(job.target, job.source)
         if other != job.source:
-            raise ValueError(f"{other} and {job.source} would both become {job.target}; clean them one after the other")
+            raise ValueError(
+                f"{other} and {job.source} would both become {job.target}; clean them into different folders"
+            )
 
 
 def denoise_files(
