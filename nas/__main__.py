@@ -1,16 +1,26 @@
 """The command ``nas``, also as ``python -m nas``."""
 
+import os
+import signal
 import sys
 
 
 def main() -> int:
-    """`nas.cli.main`; Ctrl-C is answered while Python still imports it, too."""
+    """`nas.cli.main`; Ctrl-C is answered while Python still imports it, too. Signals leave no unfinished files."""
+    for number in (getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
     try:
         from nas.cli import main as run
     except KeyboardInterrupt:
         print("nas: interrupted", file=sys.stderr)
         return 130
     return run()
+
+
+def _stop(*_: object) -> None:
+    os.write(2, b"nas: stopped\n")  # a handler may not print in the middle of another print
+    sys.exit(143)
 
 
 if __name__ == "__main__":

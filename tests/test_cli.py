@@ -343,6 +343,30 @@ def test_ctrl_c_leaves_a_valid_run(place, search_result):
     assert nas("extract", "long", "--no-latency", cwd=place).returncode == 0
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_leaves_no_unfinished_file(tmp_path, name):
+    """Of the verbs that need no checkpoint, such as denoise."""
+    code = f"""
+import os, signal
+from pathlib import Path
+import nas.__main__, nas.cli
+from nas.files import replacing
+
+def write(file):
+    file.write_bytes(b"half")
+    os.kill(os.getpid(), signal.{name})
+
+nas.cli.main = lambda: replacing(Path("picture.png"), write)
+nas.__main__.main()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    stopped = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (stopped.returncode, stopped.stderr) == (143, "nas: stopped\n")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -353,6 +377,7 @@ def test_ctrl_c_leaves_a_valid_run(place, search_result):
         (["search", "--model-options=deep"], "model_options must be a mapping such as {depth: 3}, got deep"),
         (["search", "--config=data/notes.txt"], "a configuration must name options of the verb"),
         (["retrain", "run", "--patience=0"], "retrain: patience must be at least 1, got 0"),
+        (["retrain", "run", "--families", "foo"], "there is no network 'foo'; write chain3, residual2 or"),
         (["show"], "the following arguments are required: run"),
         (["search", "--sigm=20"], "--sigm=20"),
         (["search", "--sigma=-25"], r"sigma must lie in \(0, 255\], on the 0..255 scale, got -25.0"),

@@ -7,7 +7,7 @@ from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from nas.cli.shared import compute
-from nas.models.families import HAND_MADE
+from nas.models.families import HAND_MADE, describe
 from nas.search.compare import Competitor, Memory, Trained, Training, compete
 from nas.search.config import check_seed
 from nas.search.data.batches import Batches
@@ -44,6 +44,8 @@ def check_training(options: Namespace) -> None:
     if options.patience is not None and options.patience < 1:
         raise ValueError(f"patience must be at least 1, got {options.patience}")
     check_seed(options.seed)
+    for name in options.families:
+        describe(name)
 
 
 def make_training(run: Run, data: Pictures, options: Namespace) -> Training:
