@@ -91,7 +91,7 @@ def test_scores_of_stored_networks(tmp_path, data_root, capsys):
     count, first, line = capsys.readouterr().out.splitlines()
     assert count.endswith(" pictures")
     assert first.startswith("noisy: PSNR 2")
-    assert line.startswith(f"{tmp_path / 'net'}: 150 parameters, PSNR ")
+    assert line.startswith(f"{tmp_path / 'net'}: 150 parameters: PSNR ")
     with pytest.raises(SystemExit, match="2"):
         score.main(["--test", str(data_root), str(tmp_path / "nowhere")])
     assert "No such file or directory" in capsys.readouterr().err
