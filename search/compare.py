@@ -146,7 +146,7 @@ class Trained:
     Attributes:
         title: of the competitor.
         params: number of parameters.
-        rate: the learning rate that was chosen; None if the network does not train, at every rate or with one of the
+        rate: the learning rate that was chosen; None if at every rate the network does not train with one of the
             seeds: its loss diverged, its output is constant, or it is no better than no network. Then it has no scores.
         validation: scores for each seed.
         test: scores for each seed.
@@ -198,7 +198,8 @@ def compete(
     on_epoch: OnEpoch = lambda what, loss: None,
     memory: Memory | None = None,
 ) -> Trained:
-    """Train a network at every rate with the first seed, then with the other seeds at the rate that was best.
+    """Train a network at every rate with the first seed, then with the other seeds at the rate that was best; where it
+    does not train with one of them, at the next best.
 
     Args:
         competitor: what is trained.
@@ -226,14 +227,14 @@ def compete(
 
     tried = {rate: trained(start, rate, first) for rate in training.rates}
     alive = {rate: result for rate, result in tried.items() if result is not None}
-    rate = max(alive, key=lambda rate: alive[rate][1][training.headline], default=None)
-    results = [] if rate is None else [alive[rate], *(trained(competitor.network(s), rate, s) for s in others)]
-    nets = [result for result in results if result is not None]
-    if rate is None or len(nets) < len(results):
-        return Trained(competitor.title, params, None, (), (), time.perf_counter() - began)
-    validation = tuple(scores for _, scores in nets)
-    test = tuple(evaluate(net, training.test, training.task) for net, _ in nets)
-    return Trained(competitor.title, params, rate, validation, test, time.perf_counter() - began, nets[0][0])
+    for rate in sorted(alive, key=lambda rate: alive[rate][1][training.headline], reverse=True):
+        results = [alive[rate], *(trained(competitor.network(seed), rate, seed) for seed in others)]
+        nets = [result for result in results if result is not None]
+        if len(nets) == len(results):
+            validation = tuple(scores for _, scores in nets)
+            test = tuple(evaluate(net, training.test, training.task) for net, _ in nets)
+            return Trained(competitor.title, params, rate, validation, test, time.perf_counter() - began, nets[0][0])
+    return Trained(competitor.title, params, None, (), (), time.perf_counter() - began)
 
 
 def _trained(

@@ -10,7 +10,7 @@ import torch
 from nas.models import RECIPES, DagNet, conv_skip_autoencoder, dense_mlp, mlp, separable_autoencoder
 from nas.models.families import HAND_MADE, describe, hand_made, widest
 from nas.models.sample import TIGHT, random_subnet
-from nas.search import Denoise, folder, held_out
+from nas.search import Denoise, compare, folder, held_out
 from nas.search.compare import (
     Competitor,
     Trained,
@@ -181,6 +181,20 @@ def _diverging(seed):
 
 def _sometimes(seed):
     return _constant(seed) if seed else CHAIN(seed)
+
+
+def test_where_a_seed_does_not_train_the_next_best_rate_is_taken(training, monkeypatch):
+    (competitor,) = hand_made_networks(conv_skip_autoencoder(depth=2, width=8).plan, 500, ["chain1"])
+    best = compete(competitor, training).rate
+    train = compare._trained
+    monkeypatch.setattr(
+        compare,
+        "_trained",
+        lambda net, rate, seed, *rest: None if (rate, seed) == (best, 1) else train(net, rate, seed, *rest),
+    )
+    second = compete(competitor, training)
+    assert second.rate == next(rate for rate in training.rates if rate != best)
+    assert len(second.test) == 2
 
 
 @pytest.mark.parametrize("network", [_constant, _diverging, _sometimes])
