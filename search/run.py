@@ -9,7 +9,7 @@ checkpoints/       to go on from, bit for bit
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,7 +87,10 @@ class Run:
 
     def front(self) -> list[Point]:
         """The networks of the front, so far as they are there."""
-        return [point for point in self.points() if point.snapshot.epoch > self.config.epochs]
+        return self._front_of(self.points())
+
+    def _front_of(self, points: Sequence[Point]) -> list[Point]:
+        return [point for point in points if point.snapshot.epoch > self.config.epochs]
 
     def choose(self, choice: Choice = Choice()) -> Point:
         """The point that is meant: of the front, if there is one, unless an epoch is chosen; else of the path.
@@ -95,9 +98,9 @@ class Run:
         Raises:
             ValueError: there is none such.
         """
-        front = self.front()
-        points = self.points() if choice.epoch is not None or not front else front
-        return choice.of(points, self.config.tolerance)
+        points = self.points()
+        front = self._front_of(points)
+        return choice.of(points if choice.epoch is not None or not front else front, self.config.tolerance)
 
     def supernet(self, epoch: int) -> DagNet:
         """The searched network as it was after ``epoch``.

@@ -1,12 +1,10 @@
 """``nas resume``."""
 
-from shlex import quote
-
 from jsonargparse import ArgumentParser, Namespace
 
 from nas.cli import retrain
 from nas.cli.search import run_to_the_end
-from nas.cli.shared import Result, add_checkpoints, add_compute, compute, compute_words, make_run_parser, seconds
+from nas.cli.shared import Result, add_checkpoints, add_compute, compute, make_run_parser, resume_command, seconds
 from nas.cli.watch import add_watching, check_watching, watching
 from nas.search.engine import Search
 from nas.search.run import Run
@@ -31,4 +29,4 @@ def perform(options: Namespace) -> Result:
         return retrain.perform(retrain.parser().parse_object({**stopped, **now}))
     with watching(run, options, fresh=False) as watch:
         engine = Search(run, resume=True, checkpoint_every=every, compute=compute(options))
-        return run_to_the_end(engine, watch, f"nas resume {quote(str(run.folder))}{compute_words(options)}")
+        return run_to_the_end(engine, watch, resume_command(run, options))

@@ -3,7 +3,6 @@
 import json
 import warnings
 from collections.abc import Sequence
-from shlex import quote
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -20,10 +19,10 @@ from nas.cli.shared import (
     add_choice,
     add_compute,
     choice,
-    compute_words,
     load_compact,
     load_retrained,
     make_run_parser,
+    resume_command,
     save,
     say_compute,
     seconds,
@@ -146,8 +145,7 @@ class _Retrain:
         before = evaluate(net, test, task)
         compared: list[Trained] = []
         try:
-            words = f"nas resume {quote(str(self.run.folder))}{compute_words(self.options)}"
-            with stopping(self.checkpoints.stop, words):
+            with stopping(self.checkpoints.stop, resume_command(self.run, self.options)):
                 if self.options.compare:
                     net, compared = self._beside_others()
                 else:

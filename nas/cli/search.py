@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -17,8 +16,8 @@ from nas.cli.shared import (
     add_checkpoints,
     add_compute,
     compute,
-    compute_words,
     make_parser,
+    resume_command,
     say_compute,
     seconds,
     sizes,
@@ -81,7 +80,7 @@ def _begin(run: Run, options: Namespace) -> Search:
 
 
 def _finish(engine: Search, options: Namespace, how_to_go_on: str | None = None) -> Result:
-    how_to_go_on = how_to_go_on or f"nas resume {quote(str(engine.run.folder))}{compute_words(options)}"
+    how_to_go_on = how_to_go_on or resume_command(engine.run, options)
     with watching(engine.run, options, fresh=len(engine.points) == 1) as watch:
         return run_to_the_end(engine, watch, how_to_go_on)
 

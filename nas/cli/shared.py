@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -77,11 +78,11 @@ def compute(options: Namespace) -> Compute:
     return Compute(options.device, options.precision, options.compile)
 
 
-def compute_words(options: Namespace) -> str:
-    """The options of `add_compute` that were given, with a blank before each."""
+def resume_command(run: Run, options: Namespace) -> str:
+    """What goes on with what is stopped, with the options of `add_compute` that were given."""
     words = "" if options.device == AUTO else f" --device {options.device}"
     words += "" if options.precision == SINGLE else f" --precision {options.precision}"
-    return words + (" --compile" if options.compile else "")
+    return f"nas resume {quote(str(run.folder))}{words}{' --compile' if options.compile else ''}"
 
 
 def say_compute(now: str, before: str | None) -> None:
@@ -196,8 +197,10 @@ def load_last(run: Run) -> tuple[Path, DagNet]:
     """
     extracted, folder = load_compact(run), run.folder / RETRAINED
     if folder.is_dir():
-        if load(folder).plan == extracted.plan:
-            return folder, load_retrained(run)[0]
+        retrained = load(folder)
+        if retrained.plan == extracted.plan:
+            _result_of(retrained, folder)
+            return folder, retrained
         warnings.warn(f"{folder} is of an earlier extraction and not used", stacklevel=1)
     return run.folder / COMPACT, extracted
 
@@ -211,6 +214,16 @@ def load_retrained(run: Run) -> tuple[DagNet, Result]:
     """
     folder = run.folder / RETRAINED
     net = load(folder)
+    return net, _result_of(net, folder)
+
+
+def _result_of(net: DagNet, folder: Path) -> Result:
+    """The result.json in the folder of a retrained network.
+
+    Raises:
+        ValueError: it is damaged, or of another network.
+        OSError: there is none.
+    """
     try:
         result: Result = json.loads((folder / RESULT).read_bytes())
         sha256 = result["sha256"]
@@ -220,7 +233,7 @@ def load_retrained(run: Run) -> tuple[DagNet, Result]:
         raise ValueError(
             f"the network in {folder} is not the one that its {RESULT} is of; make it anew with nas retrain"
         )
-    return net, result
+    return result
 
 
 def save(net: DagNet, folder: Path, name: str, result: Result) -> None:
