@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -287,6 +288,17 @@ def test_a_sweep_is_stopped_and_gone_on_with(whole, optuna, call, tmp_path, monk
     assert "trial 2, gone on with: " in printed
     assert weights(out) == weights(whole)
     assert json.loads(printed.splitlines()[-1])["trials"] == {"complete": 3, "pruned": 0, "failed": 0, "running": 0}
+
+
+def test_a_trial_that_ends_while_another_process_looks_is_not_gone_on_with(sweep, whole, monkeypatch):
+    """What was read before its lock was free is out of date."""
+    sweeping = Sweeping(sweep, whole)
+    before = [copy(trial) for trial in sweeping.study.trials()]
+    for trial in before:
+        trial.state = type(trial.state).RUNNING
+    now, looks = sweeping.study.trials(), iter([before])
+    monkeypatch.setattr(type(sweeping.study), "trials", lambda study: next(looks, now))
+    assert work(sweeping) == []
 
 
 def sweep_twice(options, place, storage, folders):

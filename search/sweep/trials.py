@@ -168,7 +168,9 @@ class Sweeping:
                         lock.acquire(timeout=0)
                     except Timeout:
                         continue
-                    return each.number, self._drawn(each.params), True, lock
+                    if not self.study.trials()[each.number].state.is_finished():
+                        return each.number, self._drawn(each.params), True, lock
+                    lock.release()  # it came to its end between the first look and the lock
             return None if len(trials) >= self.sweep.trials else self._ask()
 
     def _ask(self) -> tuple[int, dict[str, Any], bool, FileLock]:
