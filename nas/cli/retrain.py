@@ -213,7 +213,7 @@ class _Retrain:
 
         def progress(epoch: int, loss: float) -> None:
             bar.set_postfix_str(f"loss {loss:.5f}", refresh=False)
-            bar.update()
+            bar.update(epoch - bar.n)  # some are repeated
 
         def validate() -> float:
             headline = evaluate(net, training.validation, training.task)[metric.key]
