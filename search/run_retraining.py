@@ -160,8 +160,8 @@ class RunRetraining:
     Attributes:
         training: how it is trained.
         competitors: what is trained alike, the found network first; after `open`.
-        epochs_done: of a retraining that was stopped.
-        computed: how that computed, in words; None if there is none.
+        epochs_done: of a retraining that is alone.
+        computed: how the retraining that was stopped computed, in words; None if there is none.
 
     Raises:
         ValueError: bad options or data; one with other options or data was stopped.
@@ -266,6 +266,11 @@ class RunRetraining:
             what = f"{TITLE}, {metric.text(headline)}"
             return headline
 
+        def progress(epoch: int, loss: float) -> None:
+            if epoch > self.epochs_done:  # some are repeated
+                self.epochs_done = epoch
+                on_epoch(what, loss)
+
         retraining = Retraining(
             net,
             training.batches(self.config.seed),
@@ -273,7 +278,7 @@ class RunRetraining:
             epochs=training.epochs,
             steps=training.steps,
             lr=self.config.lr,
-            on_epoch=lambda epoch, loss: on_epoch(what, loss),
+            on_epoch=progress,
             on_step=lambda: self._keep(lambda: {"training": retraining.state_dict()}),
             validate=validate,
             or_start=not self.config.from_scratch,
