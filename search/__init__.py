@@ -18,9 +18,11 @@ from nas.search.run_retraining import RetrainConfig, RunRetraining
 from nas.search.sweep.sweep import Sweep
 from nas.search.sweep.trials import Sweeping
 from nas.search.tasks.classification import Classify
-from nas.search.tasks.restoration import Deblur, Denoise, Restoration, restore
+from nas.search.tasks.degradations import Deblur
+from nas.search.tasks.noise import Denoise
+from nas.search.tasks.restoration import Restoration, restore
 from nas.search.tasks.task import Example, Metric, Task, evaluate, held_out, predict, score
-from nas.search.tasks.use import denoise_pixels, denoise_sheet
+from nas.search.tasks.use import Noise, denoise_pixels, denoise_sheet, estimate_sigma
 
 __all__ = [
     "Batches",
@@ -31,6 +33,7 @@ __all__ = [
     "Denoise",
     "Example",
     "Metric",
+    "Noise",
     "Picture",
     "Pictures",
     "Point",
@@ -51,6 +54,7 @@ __all__ = [
     "deaths",
     "denoise_pixels",
     "denoise_sheet",
+    "estimate_sigma",
     "evaluate",
     "fashion_mnist",
     "folder",
