@@ -1,5 +1,7 @@
 """What happens over time: data and tasks, the search loop and its path, runs, retraining."""
 
+from nas.search.callbacks.callback import Callback
+from nas.search.callbacks.loggers import LOGGERS, Logger
 from nas.search.compute import Compute
 from nas.search.config import SearchConfig, register_task
 from nas.search.data.batches import Batches, random_crops, random_samples
@@ -25,13 +27,16 @@ from nas.search.tasks.task import Example, Metric, Task, evaluate, held_out, pre
 from nas.search.tasks.use import Noise, denoise_pixels, denoise_sheet, estimate_sigma
 
 __all__ = [
+    "LOGGERS",
     "Batches",
+    "Callback",
     "Choice",
     "Classify",
     "Compute",
     "Deblur",
     "Denoise",
     "Example",
+    "Logger",
     "Metric",
     "Noise",
     "Picture",

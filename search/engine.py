@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain, count, islice
@@ -23,6 +23,8 @@ from nas.models.price import prices, total
 from nas.penalised import Penalised
 from nas.penalties import scaled, strengths
 from nas.search import optimizers
+from nas.search.callbacks.callback import Callback
+from nas.search.callbacks.loggers import MetricsFile
 from nas.search.checkpoints import EVERY, Checkpoints, State
 from nas.search.compute import Compute, device_of, on_device
 from nas.search.config import AUTO, SearchConfig
@@ -31,7 +33,7 @@ from nas.search.front import Slimming, without_groups
 from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Point, points_of, save_sparse, write_points
 from nas.search.retrain import retrain
-from nas.search.run import CHECKPOINTS, CONFIG, METRICS, PATH, SNAPSHOTS, Run, begun
+from nas.search.run import CHECKPOINTS, CONFIG, PATH, SNAPSHOTS, Run, begun
 from nas.search.tasks.task import Task, evaluate
 from nas.steering import EARLIEST, LamController, calibrate
 
@@ -46,8 +48,7 @@ class Search:
     """One search in its folder; iterate over it to let it run.
 
     Everything that can be wrong with the options or the data is found before the folder is touched. From then until the
-    iteration ends, or `close`, no other process may write there. Its attribute ``on_fit`` can be set to a function that
-    is called with the number of parameters after each removal of the front.
+    iteration ends, or `close`, no other process may write there.
 
     Args:
         run: the folder and the options; `Search.run` has those options too that the data determine.
@@ -56,8 +57,10 @@ class Search:
         download: fetch a data set that is missing.
         checkpoint_every: seconds between two checkpoints within an epoch, > 0.
         compute: where and how; the trials that choose lam and steps are in single precision.
+        callbacks: what is told of the search on its way, from here to its end.
 
     Attributes:
+        callbacks: these, after the one that keeps metrics.jsonl; more may be added.
         compute: the same, with the name of the device.
         computed: how the process before this one computed, in words; None if there was none.
 
@@ -74,6 +77,7 @@ class Search:
         download: bool = False,
         checkpoint_every: float = EVERY,
         compute: Compute = Compute(),
+        callbacks: Iterable[Callback] = (),
     ) -> None:
         data = run.data(download=download)
         self.task = run.task(data)
@@ -93,7 +97,7 @@ class Search:
         self.optimizer = self._make_optimizer()
         self.points: list[Point] = []
         self.metrics: list[dict[str, Any]] = []
-        self.on_fit: Callable[[int], None] = lambda params: None
+        self.callbacks: list[Callback] = [MetricsFile(), *callbacks]
         self._began = time.perf_counter()
         self._slimming: Slimming | None = None
         self._slimming_state: Mapping[str, Any] | None = None
@@ -105,6 +109,9 @@ class Search:
                 if not resume:
                     held.enter_context(begun(run, force))
                 self._record(start, self.found)
+            for each in self.callbacks:
+                each.on_start(self)
+            held.push(self._end)
             self._held = held.pop_all()
 
     def _resumed(self, held: ExitStack) -> State | None:
@@ -116,8 +123,12 @@ class Search:
         return state
 
     def close(self) -> None:
-        """Let others write in the folder."""
+        """End the search here, and let others write in the folder."""
         self._held.close()
+
+    def _end(self, kind: type[BaseException] | None, problem: BaseException | None, trace: object) -> None:
+        for each in self.callbacks:
+            each.on_end(self, problem)
 
     def _prepare_growth(self, state: State | None = None) -> None:
         """What trains; in the given state of an earlier process, if any."""
@@ -218,6 +229,10 @@ class Search:
     def _on_step(self) -> None:
         self.checkpoints.keep(self._state)
 
+    def _on_fit(self, params: int) -> None:
+        for each in self.callbacks:
+            each.on_trial(params)
+
     @property
     def _seconds(self) -> float:
         return time.perf_counter() - self._began
@@ -260,7 +275,7 @@ class Search:
         epoch, larger = len(self.points), self._larger(size).snapshot.epoch
         self._slimming = Slimming(
             self.run.supernet(larger), size, self.run.config, self.task, self.batches, FITS * epoch,
-            on_fit=self.on_fit, on_step=self._on_step, compute=self.compute,
+            on_fit=self._on_fit, on_step=self._on_step, compute=self.compute,
         )  # fmt: skip
         if self._slimming_state is not None:
             self._slimming.load_state_dict(self._slimming_state)
@@ -284,19 +299,35 @@ class Search:
         return Point(found, scores, small.plan.num_params, total(small.plan, "flops"), self._seconds)
 
     def _record(self, point: Point, net: DagNet) -> Point:
-        """Weights first, then the path that names them and the metrics, then what the search goes on from."""
+        """Weights first, then the path that names them, the callbacks, and what the search goes on from."""
         folder = self.run.folder
         (folder / SNAPSHOTS).mkdir(exist_ok=True)
         sha256 = save_sparse(net, folder / SNAPSHOTS / f"{point.snapshot.epoch:04}.safetensors")
         self.points.append(replace(point, sha256=sha256))
         self.metrics.append(self._metrics(point, net))
         self._write_path()
+        if len(self.points) > 1:
+            self._tell()
         self.checkpoints.save(self._state())
         return self.points[-1]
 
     def _write_path(self) -> None:
         write_points(self.run.folder / PATH, self.points, self.run.config.identity)
-        write_text(self.run.folder / METRICS, "".join(json.dumps(line) + "\n" for line in self.metrics))
+
+    def _tell(self) -> None:
+        """What the last point brought, to all callbacks."""
+        (before, point), line = self.points[-2:], self.metrics[-1]
+        units, epoch = before.snapshot.units, point.snapshot.epoch
+        for each in self.callbacks:
+            if epoch > self.run.config.epochs:
+                each.on_network(point, line)
+                continue
+            for node, alive in point.snapshot.units.items():
+                if born := tuple(sorted({*alive} - {*units[node]})):
+                    each.on_birth(epoch, node, born)
+                if died := tuple(sorted({*units[node]} - {*alive})):
+                    each.on_death(epoch, node, died)
+            each.on_epoch(point, line)
 
     def _state(self) -> State:
         """All that the search goes on from."""

@@ -34,7 +34,8 @@ NEXT_CONFIG = ".config.yaml.next"  # of a run that takes the place of another
 COMPACT, RETRAINED, PICTURES, EXPORT = "compact", "retrained", "pictures", "export"  # folders that later steps add
 RETRAINING = "retraining"  # checkpoints
 DRAWINGS = "topology.svg", "topology.json", "topology.graphml", "growth.svg"
-FILM, REPORT, TENSORBOARD = "growth.gif", "report.html", "tensorboard"
+FILM, REPORT = "growth.gif", "report.html"
+TENSORBOARD, WANDB, LOGGED = "tensorboard", "wandb", "loggers.json"  # the last: what the run is called by loggers
 VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
 MAX_COMPARED = 1000
 
@@ -190,6 +191,8 @@ def _replace_run(folder: Path) -> None:
             FILM,
             REPORT,
             TENSORBOARD,
+            WANDB,
+            LOGGED,
         ):
             remove(folder / name)
         (folder / NEXT_CONFIG).replace(folder / CONFIG)
