@@ -25,6 +25,7 @@ from nas.steering import EARLIEST
 
 AUTO: Literal["auto"] = "auto"
 NONE = "none"
+LATER = ("patience",)  # options that there were not always; runs without them can be read
 PROBLEM = ("task", "task_options", "data", "channels", "sigma")  # options that say what is to be learnt
 TASKS: Registry[type[Task]] = Registry("task", {"denoise": Denoise, "deblur": Deblur, "classify": Classify})
 
@@ -58,6 +59,7 @@ class SearchConfig:
         channels: 1 searches on grey pictures, 3 on colour.
         sigma: standard deviation of the noise on the 0..255 scale (denoise, deblur).
         epochs: number of epochs; the learning rate falls to 0 along a cosine.
+        patience: stop growing after so many epochs without a better validation score; never by default.
         steps: optimiser steps per epoch.
         batch: crops, or pictures to classify, per step.
         crop: side of the training crops in pixels (denoise, deblur).
@@ -96,6 +98,7 @@ class SearchConfig:
     channels: int = 1
     sigma: float = 25.0
     epochs: int = 20
+    patience: int | None = None
     steps: int = 128
     batch: int = 8
     crop: int = 48
@@ -118,9 +121,10 @@ class SearchConfig:
         TASKS.find(self.task)
         SOURCES.find(self.data)
         RECIPES.find(self.model)
-        for name in ("epochs", "steps", "batch", "crop", "fit", "refit"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "patience", "steps", "batch", "crop", "fit", "refit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         for name, value in (("lr", self.learning_rate), ("gate_scale", self.gate_scale)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be > 0, got {value}")
@@ -204,7 +208,10 @@ class SearchConfig:
     def identity(self) -> str:
         """All that determines the run, as text; not where the data lie, nor the outputs, which follow from the data."""
         options = {name: value for name, value in self.model_options.items() if name != "outputs"}
-        return json.dumps(_as_floats(asdict(replace(self, data_root=None, model_options=options))))
+        given = asdict(replace(self, data_root=None, model_options=options))
+        return json.dumps(
+            _as_floats({name: given[name] for name in given if name not in LATER or given[name] is not None})
+        )
 
     def difference(self, other: "SearchConfig") -> str:
         """The first option in which the two differ: "lr 0.1, not 0.2"; empty if there is none."""
@@ -231,7 +238,7 @@ class SearchConfig:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls)
         try:
-            if missing := {option.name for option in fields(cls)} - set(yaml.safe_load(text) or ()):
+            if missing := {option.name for option in fields(cls)} - {*(yaml.safe_load(text) or ()), *LATER}:
                 raise ValueError(f"it lacks {min(missing)}")
             return cls(**parser.parse_string(text).as_dict())
         except (ArgumentError, TypeError, ValueError, RecursionError, yaml.YAMLError) as problem:

@@ -29,11 +29,12 @@ from nas.search.checkpoints import EVERY, Checkpoints, State
 from nas.search.compute import Compute, device_of, on_device
 from nas.search.config import AUTO, SearchConfig
 from nas.search.data.batches import Batches
-from nas.search.front import Slimming, without_groups
+from nas.search.front import Slimming, steps_of_slimming, without_groups
 from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Point, points_of, save_sparse, write_points
 from nas.search.retrain import retrain
 from nas.search.run import CHECKPOINTS, CONFIG, PATH, SNAPSHOTS, Run, begun
+from nas.search.stopping import Budget, growth_is_over
 from nas.search.tasks.task import Task, evaluate
 from nas.steering import EARLIEST, LamController, calibrate
 
@@ -58,6 +59,9 @@ class Search:
         checkpoint_every: seconds between two checkpoints within an epoch, > 0.
         compute: where and how; the trials that choose lam and steps are in single precision.
         callbacks: what is told of the search on its way, from here to its end.
+        hours: what the search may take, > 0, with what an earlier process has taken. It stops growing early enough for
+            the front, for which at most half of the time is kept; refits are shortened if need be, and networks left
+            out for which no time is left. By default it takes what it takes, and is the same every time.
 
     Attributes:
         callbacks: these, after the one that keeps metrics.jsonl; more may be added.
@@ -78,7 +82,11 @@ class Search:
         checkpoint_every: float = EVERY,
         compute: Compute = Compute(),
         callbacks: Iterable[Callback] = (),
+        hours: float | None = None,
     ) -> None:
+        if hours is not None and not 0 < hours < math.inf:
+            raise ValueError(f"hours must be > 0, got {hours}")
+        self._budget = None if hours is None else Budget(3600 * hours, lambda: self._seconds)
         data = run.data(download=download)
         self.task = run.task(data)
         run = self.run = Run(run.folder, run.config.with_outputs(self.task.num_outputs))
@@ -211,16 +219,34 @@ class Search:
             Stopped: after `stop`; a checkpoint was written.
             FloatingPointError: training diverged; the last good state is on disk.
         """
-        config = self.run.config
         with self._held:
-            for found in islice(self._growth, max(0, config.epochs + 1 - len(self.points))):
-                net = self.found
+            while not self._is_grown():
+                found, net = next(self._growth), self.found
                 seen = found if net is self.net else snapshot(net, found.epoch, found.loss)
                 yield self._record(self._measure(seen, net), net)
                 self._on_step()
-            for size in self.sizes()[len(self.points) - config.epochs - 1 :]:
-                yield self._add_to_front(size)
+            sizes = self.sizes()
+            for k in range(len(self.front), len(sizes)):
+                budget = self._budget and self._budget.part(len(sizes) - k)
+                if budget is not None and self.front and not budget.left:
+                    return
+                yield self._add_to_front(sizes[k], budget)
                 self._on_step()
+
+    def _is_grown(self) -> bool:
+        return self._slimming_state is not None or growth_is_over(self.points, self.run.config) or self._must_stop()
+
+    def _must_stop(self) -> bool:
+        """Whether another epoch of growth, as long as the last, would take the time that the front needs."""
+        if self._budget is None or len(self.points) < 2:
+            return False
+        epoch, config = self.points[-1].seconds - self.points[-2].seconds, self.run.config
+        sizes, cost, steps = self.sizes(), max(map(self.cost, self._grown())), 0
+        for size in sizes:
+            steps += steps_of_slimming(cost, size, config)
+            cost = size
+        front = min(steps * epoch / config.steps, self._budget.end / 2)
+        return self._budget.left < epoch + front
 
     def stop(self) -> None:
         """Let the search write a checkpoint after its present step, and end with `Stopped`; for handlers of signals."""
@@ -238,7 +264,7 @@ class Search:
         return time.perf_counter() - self._began
 
     def sizes(self) -> list[int]:
-        """What the networks of the front may cost, the largest first.
+        """What the networks of the front may cost, the largest first; within `hours` at most what has grown.
 
         Raises:
             ValueError: one is larger than all that has grown.
@@ -254,6 +280,8 @@ class Search:
             )
         if self.run.config.target is not None:
             return [min(chosen[0], int(largest))]
+        if self._budget is not None or self.front:
+            return sorted({min(size, int(largest)) for size in chosen}, reverse=True)
         if chosen and chosen[0] > largest:
             raise ValueError(
                 f"a network of {chosen[0]:,} {self.run.config.sizes_in} was asked for, and the largest that has grown "
@@ -268,14 +296,19 @@ class Search:
 
     def _grown(self) -> list[Point]:
         """The points of the search, but for its start."""
-        return self.points[1 : self.run.config.epochs + 1]
+        return [point for point in self.points[1:] if not point.snapshot.in_front]
 
-    def _add_to_front(self, size: int) -> Point:
+    @property
+    def front(self) -> list[Point]:
+        """The networks of the front, so far as they are there."""
+        return [point for point in self.points if point.snapshot.in_front]
+
+    def _add_to_front(self, size: int, budget: Budget | None) -> Point:
         """Thin out a larger network, refit it, and add it to the path."""
         epoch, larger = len(self.points), self._larger(size).snapshot.epoch
         self._slimming = Slimming(
             self.run.supernet(larger), size, self.run.config, self.task, self.batches, FITS * epoch,
-            on_fit=self._on_fit, on_step=self._on_step, compute=self.compute,
+            on_fit=self._on_fit, on_step=self._on_step, compute=self.compute, budget=budget,
         )  # fmt: skip
         if self._slimming_state is not None:
             self._slimming.load_state_dict(self._slimming_state)
@@ -285,11 +318,10 @@ class Search:
 
     def _larger(self, size: int) -> Point:
         """The smallest network with room for one of this size: of the front, else of what has grown."""
-        front = self.points[self.run.config.epochs + 1 :]
         grown = [point for point in self._grown() if self.cost(point) >= HEADROOM * size]
         largest = max(self._grown(), key=self.cost)
         best_of_equals = min(grown, key=lambda point: (self.cost(point), -point.headline), default=largest)
-        return front[-1] if front else best_of_equals
+        return self.front[-1] if self.front else best_of_equals
 
     def _measure(self, found: Snapshot, net: DagNet) -> Point:
         small = compact(net)
@@ -319,7 +351,7 @@ class Search:
         (before, point), line = self.points[-2:], self.metrics[-1]
         units, epoch = before.snapshot.units, point.snapshot.epoch
         for each in self.callbacks:
-            if epoch > self.run.config.epochs:
+            if point.snapshot.in_front:
                 each.on_network(point, line)
                 continue
             for node, alive in point.snapshot.units.items():
@@ -364,7 +396,7 @@ class Search:
         run, folder = self.run, self.run.folder
         config, begun = run.config, SearchConfig.from_yaml(state["config"])
         points = points_of(json.loads(state["points"]))
-        in_growth = len(points) <= begun.epochs + 1 and state["slimming"] is None
+        in_growth = not points[-1].snapshot.in_front and state["slimming"] is None
         if config.identity != begun.identity and not (in_growth and config.grows_like(begun)):
             raise ValueError(f"{folder} was begun with {begun.difference(config)}")
         if state["data"] != self.data:

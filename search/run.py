@@ -90,8 +90,9 @@ class Run:
         """The networks of the front, so far as they are there."""
         return self._front_of(self.points())
 
-    def _front_of(self, points: Sequence[Point]) -> list[Point]:
-        return [point for point in points if point.snapshot.epoch > self.config.epochs]
+    @staticmethod
+    def _front_of(points: Sequence[Point]) -> list[Point]:
+        return [point for point in points if point.snapshot.in_front]
 
     def choose(self, choice: Choice = Choice()) -> Point:
         """The point that is meant: of the front, if there is one, unless an epoch is chosen; else of the path.

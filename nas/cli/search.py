@@ -15,6 +15,7 @@ from nas.cli.shared import (
     Result,
     add_checkpoints,
     add_compute,
+    add_hours,
     compute,
     make_parser,
     resume_command,
@@ -46,6 +47,7 @@ def parser() -> ArgumentParser:
     add_repetitions(parser)
     add_checkpoints(parser)
     add_compute(parser)
+    add_hours(parser)
     add_watching(parser)
     parser.add_argument("--download", action="store_true", help="fetch a data set that is missing")
     return parser
@@ -76,7 +78,7 @@ def _begin(run: Run, options: Namespace) -> Search:
     resume, every = options.resume and Run.is_in(run.folder), seconds(options.checkpoint_every)
     return Search(
         run, resume=resume, force=options.force, download=options.download, checkpoint_every=every,
-        compute=compute(options), callbacks=watchers(options),
+        compute=compute(options), callbacks=watchers(options), hours=options.hours,
     )  # fmt: skip
 
 
@@ -89,7 +91,7 @@ def run_to_the_end(engine: Search, how_to_go_on: str) -> Result:
     iterate(engine, how_to_go_on)
     chosen = run.choose()
     picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
-    print(f"picked {_when(chosen.snapshot.epoch, run.config.epochs)}: {picked}")
+    print(f"picked {_when(chosen, engine)}: {picked}")
     if (target := run.config.target) is not None and (reached := engine.cost(chosen)) < NEAR * target:
         print(
             f"the target of {target:,} {run.config.sizes_in} was not reached: what has grown has {reached:,.0f}; "
@@ -124,7 +126,7 @@ def _announce(engine: Search) -> None:
 def iterate(engine: Search, how_to_go_on: str, points: Iterable[Point] | None = None) -> None:
     """Search with a progress bar; ``points`` iterates over the engine itself, by default, or around it."""
     config = engine.run.config
-    done = min(len(engine.points) - 1, config.epochs)
+    done = len(engine.points) - 1 - len(engine.front)
     bar = tqdm(total=config.epochs, initial=done, unit="epoch", desc="search")
     engine.callbacks.append(_Bar(bar, engine.task.metrics[0]))
     with stopping(engine.stop, how_to_go_on), bar:
@@ -156,6 +158,9 @@ def _alive(point: Point, run: Run) -> str:
     return ", ".join(f"{size['alive']:,} of {size['total']:,} {name}" for name, size in sizes(point, run).items())
 
 
-def _when(epoch: int, epochs: int) -> str:
+def _when(point: Point, engine: Search) -> str:
     """Such as "epoch 31 of 50", or of a later point "epoch 53, network 3 of the front"."""
-    return f"epoch {epoch} of {epochs}" if epoch <= epochs else f"epoch {epoch}, network {epoch - epochs} of the front"
+    epoch = f"epoch {point.snapshot.epoch}"
+    if not point.snapshot.in_front:
+        return f"{epoch} of {engine.run.config.epochs}"
+    return f"{epoch}, network {1 + engine.front.index(point)} of the front"
