@@ -20,9 +20,11 @@ from nas.search.run_retraining import RetrainConfig, RunRetraining
 from nas.search.sweep.sweep import Sweep
 from nas.search.sweep.trials import Sweeping
 from nas.search.tasks.classification import Classify
-from nas.search.tasks.restoration import Deblur, Denoise, Restoration, restore
+from nas.search.tasks.degradations import Deblur
+from nas.search.tasks.noise import Denoise
+from nas.search.tasks.restoration import Restoration, restore
 from nas.search.tasks.task import Example, Metric, Task, evaluate, held_out, predict, score
-from nas.search.tasks.use import denoise_pixels, denoise_sheet
+from nas.search.tasks.use import Noise, denoise_pixels, denoise_sheet, estimate_sigma
 
 __all__ = [
     "LOGGERS",
@@ -36,6 +38,7 @@ __all__ = [
     "Example",
     "Logger",
     "Metric",
+    "Noise",
     "Picture",
     "Pictures",
     "Point",
@@ -56,6 +59,7 @@ __all__ = [
     "deaths",
     "denoise_pixels",
     "denoise_sheet",
+    "estimate_sigma",
     "evaluate",
     "fashion_mnist",
     "folder",
