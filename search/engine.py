@@ -22,7 +22,7 @@ from nas.models.dag import DagNet
 from nas.models.price import prices, total
 from nas.penalised import Penalised
 from nas.penalties import scaled, strengths
-from nas.search import optimizers
+from nas.search import optimizers, ranks
 from nas.search.checkpoints import EVERY, Checkpoints, State
 from nas.search.compute import Compute, device_of, on_device
 from nas.search.config import AUTO, SearchConfig
@@ -46,7 +46,8 @@ class Search:
     """One search in its folder; iterate over it to let it run.
 
     Everything that can be wrong with the options or the data is found before the folder is touched. From then until the
-    iteration ends, or `close`, no other process may write there. Its attribute ``on_fit`` can be set to a function that
+    iteration ends, or `close`, no other process may write there. Of several ranks (`nas.search.ranks`), which search
+    together, the first one writes. Its attribute ``on_fit`` can be set to a function that
     is called with the number of parameters after each removal of the front.
 
     Args:
@@ -75,6 +76,8 @@ class Search:
         checkpoint_every: float = EVERY,
         compute: Compute = Compute(),
     ) -> None:
+        if download:
+            ranks.on_first(lambda: run.data(download=True) and None)
         data = run.data(download=download)
         self.task = run.task(data)
         run = self.run = Run(run.folder, run.config.with_outputs(self.task.num_outputs))
@@ -103,15 +106,15 @@ class Search:
             if state is None:
                 start = self._measure(snapshot(self.found, 0), self.found)
                 if not resume:
-                    held.enter_context(begun(run, force))
+                    held.enter_context(ranks.by_first(begun(run, force)))
                 self._record(start, self.found)
             self._held = held.pop_all()
 
     def _resumed(self, held: ExitStack) -> State | None:
         """The state that an earlier process left; None if it was killed before there was any."""
-        held.enter_context(alone(self.run.folder))
+        held.enter_context(ranks.by_first(alone(self.run.folder)))
         state = self.checkpoints.newest()
-        if state is None and (self.run.folder / PATH).exists() and len(self.run.points()) > 1:
+        if state is None and ranks.on_first(lambda: (self.run.folder / PATH).exists() and len(self.run.points()) > 1):
             raise ValueError(f"there is no checkpoint in {self.checkpoints.folder}, so that the search cannot go on")
         return state
 
@@ -258,8 +261,9 @@ class Search:
     def _add_to_front(self, size: int) -> Point:
         """Thin out a larger network, refit it, and add it to the path."""
         epoch, larger = len(self.points), self._larger(size).snapshot.epoch
+        net = ranks.on_first(lambda: self.run.supernet(larger))
         self._slimming = Slimming(
-            self.run.supernet(larger), size, self.run.config, self.task, self.batches, FITS * epoch,
+            net, size, self.run.config, self.task, self.batches, FITS * epoch,
             on_fit=self.on_fit, on_step=self._on_step, compute=self.compute,
         )  # fmt: skip
         if self._slimming_state is not None:
@@ -285,14 +289,17 @@ class Search:
 
     def _record(self, point: Point, net: DagNet) -> Point:
         """Weights first, then the path that names them and the metrics, then what the search goes on from."""
-        folder = self.run.folder
-        (folder / SNAPSHOTS).mkdir(exist_ok=True)
-        sha256 = save_sparse(net, folder / SNAPSHOTS / f"{point.snapshot.epoch:04}.safetensors")
+        sha256 = ranks.on_first(lambda: self._write_snapshot(point, net))
         self.points.append(replace(point, sha256=sha256))
         self.metrics.append(self._metrics(point, net))
-        self._write_path()
+        ranks.on_first(self._write_path)
         self.checkpoints.save(self._state())
         return self.points[-1]
+
+    def _write_snapshot(self, point: Point, net: DagNet) -> str:
+        folder = self.run.folder / SNAPSHOTS
+        folder.mkdir(exist_ok=True)
+        return save_sparse(net, folder / f"{point.snapshot.epoch:04}.safetensors")
 
     def _write_path(self) -> None:
         write_points(self.run.folder / PATH, self.points, self.run.config.identity)
@@ -347,8 +354,8 @@ class Search:
         self.computed = state.get("compute")
         self.points, self.metrics = points, json.loads(state["metrics"])
         self._began, self._slimming_state = time.perf_counter() - state["seconds"], state["slimming"]
-        write_text(folder / CONFIG, config.to_yaml())
-        self._write_path()
+        ranks.on_first(lambda: write_text(folder / CONFIG, config.to_yaml()))
+        ranks.on_first(self._write_path)
 
 
 def thinned_from_dense(

@@ -30,6 +30,7 @@ from nas.cli.shared import (
 )
 from nas.files import alone, replacing_folder
 from nas.models.dag import DagNet
+from nas.search import ranks
 from nas.search.checkpoints import Checkpoints, State
 from nas.search.compare import (
     Competitor,
@@ -82,7 +83,7 @@ def parser() -> ArgumentParser:
 
 def perform(options: Namespace) -> Result:
     run = _open(options)
-    with alone(run.folder):
+    with ranks.by_first(alone(run.folder)):
         return _Retrain(run, options).perform()
 
 
@@ -104,8 +105,8 @@ class _Retrain:
         self.begun = {"options": json.dumps(_those_that_matter(options)), "data": self.data.fingerprint()}
         self.state = self._stopped_state()
         if (chosen := choice(options)) != Choice():
-            write_extract(run, chosen, timed=False)
-        self.found = load_compact(run)
+            ranks.on_first(lambda: write_extract(run, chosen, timed=False))
+        self.found = ranks.on_first(lambda: load_compact(run))
         self.begun["network"] = fingerprint(self.found)
         if self.state:
             self._check_network()
@@ -139,10 +140,8 @@ class _Retrain:
             )
 
     def perform(self) -> Result:
-        test, task = self.training.test, self.training.task
-        name, untouched = score_trivial(test, task)
         net = _with_first_weights(self.found, self.run, self.options, self.options.seed)
-        before = evaluate(net, test, task)
+        before = evaluate(net, self.training.test, self.training.task)
         compared: list[Trained] = []
         try:
             with stopping(self.checkpoints.stop, resume_command(self.run, self.options)):
@@ -153,6 +152,14 @@ class _Retrain:
         except FloatingPointError as problem:
             self.checkpoints.clear()
             raise FloatingPointError(f"{problem}; nothing was written") from None
+        result = ranks.on_first(lambda: self._finish(net, before, compared))
+        self.checkpoints.clear()
+        return result
+
+    def _finish(self, net: DagNet, before: Scores, compared: Sequence[Trained]) -> Result:
+        """Measure the trained network beside classical methods, and write it if it is the best so far."""
+        test, task = self.training.test, self.training.task
+        name, untouched = score_trivial(test, task)
         validation = evaluate(net, self.training.validation, task)[self.training.headline]
         after, classical = evaluate(net, test, task), task.baselines(self.data.train, self.training.validation, test)
         key = self.training.headline
@@ -175,7 +182,6 @@ class _Retrain:
         result["kept"] = self._better_one(validation)
         if not result["kept"]:
             self._write(net, result)
-        self.checkpoints.clear()
         return result
 
     def _write(self, net: DagNet, result: Result) -> None:

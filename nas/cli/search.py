@@ -24,6 +24,7 @@ from nas.cli.shared import (
     stopping,
 )
 from nas.cli.watch import Watch, add_watching, check_watching, watching
+from nas.search import ranks
 from nas.search.config import SearchConfig
 from nas.search.engine import Search
 from nas.search.path import Point
@@ -64,7 +65,7 @@ def perform(options: Namespace) -> Result:
     check_watching(options)
     if options.seeds == 1:
         return _finish(_begin(run, options), options)
-    runs = repetitions(run, options.seeds, resume=options.resume, force=options.force)
+    runs = ranks.on_first(lambda: repetitions(run, options.seeds, resume=options.resume, force=options.force))
     again = "the same command and --resume"
     return search_repeatedly(
         runs, lambda each: _begin(each, options), lambda engine: _finish(engine, options, again), options.stable
@@ -72,7 +73,7 @@ def perform(options: Namespace) -> Result:
 
 
 def _begin(run: Run, options: Namespace) -> Search:
-    resume, every = options.resume and Run.is_in(run.folder), seconds(options.checkpoint_every)
+    resume, every = options.resume and ranks.on_first(lambda: Run.is_in(run.folder)), seconds(options.checkpoint_every)
     return Search(
         run, resume=resume, force=options.force, download=options.download, checkpoint_every=every,
         compute=compute(options),
@@ -92,7 +93,7 @@ def run_to_the_end(engine: Search, watch: Watch, how_to_go_on: str) -> Result:
     _announce(engine)
     print(f"at the start {_alive(engine.points[0], run)}; {name} in validation: {metric.text(before[metric.key])}")
     iterate(engine, how_to_go_on, watch=watch)
-    chosen = run.choose()
+    chosen = ranks.on_first(run.choose)
     picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
     print(f"picked {_when(chosen.snapshot.epoch, run.config.epochs)}: {picked}")
     if (target := run.config.target) is not None and (reached := engine.cost(chosen)) < NEAR * target:

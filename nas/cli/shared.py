@@ -18,6 +18,7 @@ from nas.files import replacing_folder, write_json
 from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.models.store import load
+from nas.search import ranks
 from nas.search.checkpoints import Stopped
 from nas.search.compute import AUTO, PRECISIONS, SINGLE, Compute
 from nas.search.config import parse_size
@@ -75,7 +76,9 @@ def add_compute(parser: ArgumentParser) -> None:
 
 def compute(options: Namespace) -> Compute:
     """What the options of `add_compute` say."""
-    return Compute(options.device, options.precision, options.compile)
+    compute = Compute(options.device, options.precision, options.compile)
+    ranks.check_device(str(compute.device))
+    return compute
 
 
 def resume_command(run: Run, options: Namespace) -> str:
@@ -137,8 +140,13 @@ def stopping(stop: Callable[[], None], how_to_go_on: str) -> Iterator[None]:
     try:
         yield
     except Stopped:
-        code = 130 if received[0] == signal.SIGINT else 143
+        code = 130 if received[:1] == [signal.SIGINT] else 143
         raise Signalled(f"stopped after writing a checkpoint; go on with {how_to_go_on}", code) from None
+    except ranks.RankError:
+        before = dict.fromkeys(
+            before, signal.SIG_IGN
+        )  # torchrun tells those that are left to end; they do, and say why
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.report.report import write_report
+from nas.search import ranks
 from nas.search.run import METRICS, REPORT, TENSORBOARD, Run
 
 REFRESH = 5  # seconds after which the page loads itself anew
@@ -40,6 +41,9 @@ def watching(run: Run, options: Namespace, *, fresh: bool) -> Iterator[Watch]:
         options: of `add_watching`.
         fresh: the search begins, so that what an earlier one logged goes.
     """
+    if not ranks.is_first():
+        yield lambda: None
+        return
     watches: list[Watch] = [_Live(run)] if options.live else []
     if options.logger == TENSORBOARD:
         with _board(run, fresh) as log:
