@@ -12,6 +12,7 @@ expects a gradient for each parameter in each step, whereas the parameters that 
 broadcast anew. What it gains, averaging while the backward pass goes on, is little for networks as small as these.
 """
 
+import atexit
 import hashlib
 import os
 import signal
@@ -236,8 +237,12 @@ class _Launch:
         except RuntimeError as problem:
             reason = str(problem).splitlines()[0]
             raise RankError(f"the {os.environ['WORLD_SIZE']} processes do not reach each other: {reason}") from None
-        self._ended = threading.Event()
-        threading.Thread(target=self._watch, args=[self.store.clone()], daemon=True).start()
+        self._ended, watch = (
+            threading.Event(),
+            threading.Thread(target=self._watch, args=[self.store.clone()], daemon=True),
+        )
+        watch.start()
+        atexit.register(self._stop, watch)
 
     def end(self) -> None:
         """All ranks are at their end."""
@@ -246,15 +251,18 @@ class _Launch:
 
     def comes_first(self) -> bool:
         """Whether nobody else has come here; others than rank 0 wait for it a while."""
+        until = time.monotonic() + (GRACE if self.rank else 0)
         try:
-            if self.rank:
-                self.store.wait(["said"], timedelta(seconds=GRACE))
-        except RuntimeError:  # it does not come
-            pass
-        try:
+            while time.monotonic() < until and not self.store.check(["said"]):
+                time.sleep(0.05)
             return bool(self.store.add("said", 1) == 1)
         except RuntimeError:  # the store has gone, with rank 0 or what started it
             return True
+
+    def _stop(self, watch: threading.Thread) -> None:
+        """A thread that Python ends within torch would abort the process."""
+        self._ended.set()
+        watch.join(GRACE)
 
     def _watch(self, store: Any) -> None:
         others = [k for k in range(self.size) if k != self.rank]
@@ -277,7 +285,7 @@ class _Launch:
     def _give_up(self, who: str) -> None:
         """End this process, in which the main thread may be waiting for ever."""
         if self.comes_first():
-            os.write(2, f"nas: {who} has not been heard of for {LOST:.0f} s; {ADVICE}\n".encode())
+            os.write(2, f"\nnas: {who} has not been heard of for {LOST:.0f} s; {ADVICE}\n".encode())
         os._exit(2)
 
     @staticmethod

@@ -124,13 +124,15 @@ class Signalled(Exception):
 def stopping(stop: Callable[[], None], how_to_go_on: str) -> Iterator[None]:
     """On Ctrl-C, SIGTERM and SIGHUP let what runs inside stop at its next step; on a second one at once.
 
+    Not so under torchrun, which passes on to all ranks what they have received already.
+
     Raises:
         Signalled: it has stopped.
     """
     received: list[int] = []
 
     def handle(number: int, _: object) -> None:
-        if received:
+        if received and ranks.size() == 1:
             raise KeyboardInterrupt
         received.append(number)
         stop()
