@@ -14,6 +14,7 @@ from nas.search.path import Choice, Point, births, deaths, pick
 from nas.search.repeat import recommended, repetitions
 from nas.search.retrain import retrain
 from nas.search.run import Run
+from nas.search.run_retraining import RetrainConfig, RunRetraining
 from nas.search.sweep.sweep import Sweep
 from nas.search.sweep.trials import Sweeping
 from nas.search.tasks.classification import Classify
@@ -34,7 +35,9 @@ __all__ = [
     "Pictures",
     "Point",
     "Restoration",
+    "RetrainConfig",
     "Run",
+    "RunRetraining",
     "Search",
     "SearchConfig",
     "Snapshot",

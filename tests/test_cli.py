@@ -467,7 +467,8 @@ def test_a_certificate_that_does_not_hold_exits_with_1(inside, monkeypatch):
     from nas.models import compact
 
     monkeypatch.setattr(
-        "nas.cli.extract.extract", lambda net, inputs, **options: (compact(net), Certificate(1e-3, 1e-3, 1.0, 1, 1))
+        "nas.analysis.extraction.stored.extract",
+        lambda net, inputs, **options: (compact(net), Certificate(1e-3, 1e-3, 1.0, 1, 1)),
     )
     assert inside("extract", "run", "--no-latency")[0] == 1
 

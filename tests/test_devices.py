@@ -14,11 +14,12 @@ import nas.search.engine
 import nas.search.optimizers
 from nas import AdaBreg, param_groups, sparse_start
 from nas.analysis.cost import cost
-from nas.analysis.extraction.certificate import certify, fingerprint
+from nas.analysis.extraction.certificate import certify
 from nas.analysis.topology import topology
 from nas.cli import main
 from nas.models import DagNet, compact, dense_conv, load, separable_autoencoder
 from nas.models.compact import alive_plan, kept_units
+from nas.models.store import fingerprint
 from nas.search import (
     Classify,
     Compute,

@@ -178,15 +178,19 @@ def test_a_search_of_two(of_one, together):
 
 
 class Started:
-    """A search of two ranks that is under way, after its first epoch."""
+    """A search of two ranks."""
 
     def __init__(self, config, folder):
         self.process = subprocess.Popen(
             torchrun(2, *words(config, folder)),
             env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
-        until = time.monotonic() + START
-        while len(list((folder / "path").glob("*"))) < 2:
+        self.metrics = folder / "metrics.jsonl"
+
+    def wait(self):
+        """Until an epoch is done."""
+        until, metrics = time.monotonic() + START, self.metrics
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < 2:
             assert time.monotonic() < until and self.process.poll() is None
             time.sleep(0.05)
 
@@ -209,6 +213,7 @@ def start(tmp_path):
 
     def start(config):
         started.append(Started(config, tmp_path / "run"))
+        started[-1].wait()
         return started[-1]
 
     yield start
@@ -244,7 +249,7 @@ def test_a_rank_that_no_longer_moves_ends_the_others(config, start):
 
 @pytest.mark.slow
 def test_a_search_that_is_stopped_goes_on_bit_for_bit(config, start, together, tmp_path):
-    """A signal to one rank stops all at the same step; after one to all they go on, too."""
+    """A signal to one rank stops all at the same step."""
     search = start(config)
     os.kill(search.ranks[1], signal.SIGTERM)
     folder = tmp_path / "run"

@@ -385,7 +385,7 @@ def test_a_retraining_never_makes_it_worse(extracted, tmp_path, capsys):
     assert main(["retrain", folder, "--epochs=8", "--json"]) == 0
     good = json.loads(capsys.readouterr().out.splitlines()[-1])
     files = retrained(folder)
-    assert main(["retrain", folder, "--epochs=1", "--lr=1000"]) == 2
+    assert main(["retrain", folder, "--epochs=1", "--lr=1e9"]) == 2
     assert "training diverged; use a smaller lr; nothing was written" in capsys.readouterr().err
     assert retrained(folder) == files
     assert main(["retrain", folder, "--epochs=1", "--lr=1", "--json"]) == 0

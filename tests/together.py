@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def run_together(num: int, *words: str, seconds: float = 300) -> subprocess.Comp
     return subprocess.run(torchrun(num, *words), env=environment(), capture_output=True, text=True, timeout=seconds)
 
 
-def batches(epoch: int):
+def batches(epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Of noisy pictures (6, 1, 12, 12), and these without the noise."""
     generator = torch.Generator().manual_seed(epoch)
     for _ in range(STEPS):
@@ -76,7 +76,7 @@ def all_of_it() -> dict[str, object]:
     return {**{name: grown(name) for name in OPTIMIZERS}, "retrained": retrained(), "thinned": thinned()}
 
 
-def caught(do) -> str:
+def caught(do: Callable[[], object]) -> str:
     try:
         return f"returned {do()}"
     except Exception as problem:

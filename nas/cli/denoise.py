@@ -9,12 +9,13 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from nas.cli.shared import Result, add_choice, check_free, load_chosen, make_run_parser, sentence
+from nas.cli.shared import Result, add_choice, check_free, choice, make_run_parser, sentence
 from nas.models.dag import DagNet
 from nas.search.config import TASKS
 from nas.search.data.formats.files import check_sheet, encoded, read_sheet, write_sheet
 from nas.search.data.formats.values import parse_range
 from nas.search.data.images import write_picture
+from nas.search.networks import load_chosen
 from nas.search.run import Run
 from nas.search.tasks.files import DONE, EARLIER, FAILED, NO_PICTURE, Outcome, denoise_files, find_jobs
 from nas.search.tasks.restoration import Restoration
@@ -44,7 +45,7 @@ def perform(options: Namespace) -> Result:
         raise ValueError(
             f"the task of {run.folder} is {run.config.task}; denoise is for networks that restore pictures"
         )
-    folder, net = load_chosen(run, options)
+    folder, net = load_chosen(run, choice(options))
     use = _Use(net, folder, options.tile, parse_range(options.range) if options.range else None, options.force)
     pictures, out = options.pictures, options.out
     if STANDARD in (*pictures, out):
