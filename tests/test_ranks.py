@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +17,7 @@ import torch
 from nas.cli import main
 from nas.models import load
 from nas.search import Run, Search, SearchConfig, ranks
+from tests.test_docs import examples
 from tests.together import all_of_it, environment, run_together, torchrun
 
 WITHIN, START = 30, 200  # seconds
@@ -303,3 +305,23 @@ def test_a_retraining_of_two(of_one, tmp_path):
     assert done.returncode == 0, done.stderr
     one, two = (load(folder / "retrained").state_dict() for folder in folders)
     torch.testing.assert_close(two, one, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lightning_fabric", "accelerate"])
+def test_what_others_launch(tmp_path, monkeypatch, name):
+    """The example of the documentation prints with two processes what it prints with one."""
+    pytest.importorskip(name)
+    (example,) = (each for each in examples("distributed.md") if f"from {name} import" in each)
+    script = tmp_path / "script.py"
+    script.write_text(example)
+    if name == "accelerate":
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+        command = torchrun(2, str(script))
+    else:
+        options = ["--accelerator=cpu", "--devices=2", "--strategy=ddp"]
+        command = [sys.executable, "-m", "lightning_fabric.cli", *options, str(script)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=START)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("epoch")]
+    assert lines == ["epoch 1: 9 units", "epoch 2: 9 units"]
