@@ -44,6 +44,11 @@ class Snapshot:
     kernels: dict[tuple[str, str], int]
 
     @property
+    def in_front(self) -> bool:
+        """Whether this is a network of the front; else it is the start, or an epoch of the growth."""
+        return self.loss is None and self.epoch > 0
+
+    @property
     def num_units(self) -> int:
         return sum(map(len, self.units.values()))
 

@@ -36,7 +36,7 @@ from nas.search.path import Choice
 from nas.search.retrain import Retraining, rewound
 from nas.search.run import COMPACT, PICTURES, RETRAINED, RETRAINING, Run
 from nas.search.tasks.restoration import Restoration
-from nas.search.tasks.task import Scores, evaluate, score_trivial
+from nas.search.tasks.task import Scores, by_condition, evaluate, predict, score, score_trivial
 from nas.search.tasks.use import write_restored
 
 RELATIVE_RATES = (0.4, 1.0, 2.0)  # that a comparison tries, as multiples of lr
@@ -130,6 +130,7 @@ class RetrainResult:
     Attributes:
         untrained: test scores by title: without a network, of classical methods, of the network before.
         retrained: test scores of the network.
+        by_condition: the same for each condition, such as a level of noise; empty where there is only one.
         compared: what became of each competitor, the network itself first; empty without a comparison.
         better: the validation score of the network of an earlier call that is better and was kept; None if this one
             was written.
@@ -139,6 +140,7 @@ class RetrainResult:
 
     untrained: dict[str, Scores]
     retrained: Scores
+    by_condition: dict[str, Scores]
     compared: tuple[Trained, ...]
     better: float | None
     folders: tuple[Path, ...]
@@ -345,7 +347,9 @@ class RunRetraining:
             self.training, self.net, self.training.test, self.training.task, self.training.headline
         )  # fmt: skip
         name, untouched = score_trivial(test, task)
-        before, after = (evaluate(each, test, task) for each in (self._start(self.config.seed), net))
+        before = evaluate(self._start(self.config.seed), test, task)
+        outputs = [task.finish(output) for output in predict(net, [example.observed for example in test])]
+        after, separate = score(test, outputs, task), by_condition(test, outputs, task)
         validation = evaluate(net, training.validation, task)[key]
         classical, better = task.baselines(self.data.train, training.validation, test), self._better_than(validation)
         record = {
@@ -354,6 +358,7 @@ class RunRetraining:
             f"{key}_before": before[key],
             "validation": validation,
             "baselines": {title: scores[key] for title, scores in classical.items()},
+            "by_condition": {name: scores[key] for name, scores in separate.items()},
             "compared": [each.to_dict() for each in self.compared],
             "params": net.plan.num_params,
             "from_scratch": self.config.from_scratch,
@@ -363,7 +368,7 @@ class RunRetraining:
         folders = () if better is not None else self._write(record)
         self.checkpoints.clear()
         untrained = {name: untouched, **classical, "before retraining": before}
-        return RetrainResult(untrained, after, self.compared, better, folders, record)
+        return RetrainResult(untrained, after, separate, self.compared, better, folders, record)
 
     def _write(self, record: dict[str, Any]) -> tuple[Path, ...]:
         """The folders of the network and, of restored ones, the pictures."""
@@ -372,8 +377,8 @@ class RunRetraining:
         save(self.net, retrained, RESULT, record)
         if not isinstance(task, Restoration):
             return (retrained,)
-        name = task.observed_name
-        replacing_folder(pictures, lambda folder: write_restored(self.net, test, folder, name))
+        restoration = task
+        replacing_folder(pictures, lambda folder: write_restored(self.net, test, folder, restoration))
         return retrained, pictures
 
     def _better_than(self, validation: float) -> float | None:

@@ -91,7 +91,9 @@ def _print_result(result: RetrainResult, retraining: RunRetraining) -> None:
         print("\n".join(table(title, result.untrained, compared, training.task.metrics)))
     else:
         title = f"mean over {len(training.test)} held-out pictures"
-        _print_table(title, {**result.untrained, "retrained network": result.retrained}, training.task.metrics)
+        rows = {**result.untrained, "retrained network": result.retrained}
+        rows |= {f"  at {name}": scores for name, scores in result.by_condition.items()}
+        _print_table(title, rows, training.task.metrics)
     if result.better is None:
         print(f"wrote {' and '.join(map(str, result.folders))}")
     else:

@@ -55,6 +55,13 @@ def add_checkpoints(parser: ArgumentParser) -> None:
     )
 
 
+def add_hours(parser: ArgumentParser) -> None:
+    """The time budget of a search."""
+    parser.add_argument(
+        "--hours", type=float, help="what the search may take in all, such as 2 or 0.5: it stops growing early enough"
+    )
+
+
 def add_compute(parser: ArgumentParser) -> None:
     """Options of verbs that train."""
     parser.add_argument(
@@ -74,9 +81,10 @@ def compute(options: Namespace) -> Compute:
 
 
 def resume_command(run: Run, options: Namespace) -> str:
-    """What goes on with what is stopped, with the options of `add_compute` that were given."""
+    """What goes on with what is stopped, with the options of `add_compute` and `add_hours` that were given."""
     words = "" if options.device == AUTO else f" --device {options.device}"
     words += "" if options.precision == SINGLE else f" --precision {options.precision}"
+    words += "" if options.get("hours") is None else f" --hours {options.hours:g}"
     return f"nas resume {quote(str(run.folder))}{words}{' --compile' if options.compile else ''}"
 
 
