@@ -22,7 +22,7 @@ from nas.models.dag import DagNet
 from nas.models.price import prices, total
 from nas.penalised import Penalised
 from nas.penalties import scaled, strengths
-from nas.search import optimizers
+from nas.search import optimizers, ranks
 from nas.search.callbacks.callback import Callback
 from nas.search.callbacks.loggers import MetricsFile
 from nas.search.checkpoints import EVERY, Checkpoints, State
@@ -49,7 +49,8 @@ class Search:
     """One search in its folder; iterate over it to let it run.
 
     Everything that can be wrong with the options or the data is found before the folder is touched. From then until the
-    iteration ends, or `close`, no other process may write there.
+    iteration ends, or `close`, no other process may write there. Of several ranks (`nas.search.ranks`), which search
+    together, the first one writes, and tells the callbacks.
 
     Args:
         run: the folder and the options; `Search.run` has those options too that the data determine.
@@ -87,6 +88,8 @@ class Search:
         if hours is not None and not 0 < hours < math.inf:
             raise ValueError(f"hours must be > 0, got {hours}")
         self._budget = None if hours is None else Budget(3600 * hours, lambda: self._seconds)
+        if download:
+            ranks.on_first(lambda: run.data(download=True) and None)
         data = run.data(download=download)
         self.task = run.task(data)
         run = self.run = Run(run.folder, run.config.with_outputs(self.task.num_outputs))
@@ -115,18 +118,17 @@ class Search:
             if state is None:
                 start = self._measure(snapshot(self.found, 0), self.found)
                 if not resume:
-                    held.enter_context(begun(run, force))
+                    held.enter_context(ranks.by_first(begun(run, force)))
                 self._record(start, self.found)
-            for each in self.callbacks:
-                each.on_start(self)
+            ranks.on_first(self._start)
             held.push(self._end)
             self._held = held.pop_all()
 
     def _resumed(self, held: ExitStack) -> State | None:
         """The state that an earlier process left; None if it was killed before there was any."""
-        held.enter_context(alone(self.run.folder))
+        held.enter_context(ranks.by_first(alone(self.run.folder)))
         state = self.checkpoints.newest()
-        if state is None and (self.run.folder / PATH).exists() and len(self.run.points()) > 1:
+        if state is None and ranks.on_first(lambda: (self.run.folder / PATH).exists() and len(self.run.points()) > 1):
             raise ValueError(f"there is no checkpoint in {self.checkpoints.folder}, so that the search cannot go on")
         return state
 
@@ -134,8 +136,12 @@ class Search:
         """End the search here, and let others write in the folder."""
         self._held.close()
 
-    def _end(self, kind: type[BaseException] | None, problem: BaseException | None, trace: object) -> None:
+    def _start(self) -> None:
         for each in self.callbacks:
+            each.on_start(self)
+
+    def _end(self, kind: type[BaseException] | None, problem: BaseException | None, trace: object) -> None:
+        for each in self.callbacks if ranks.is_first() else ():
             each.on_end(self, problem)
 
     def _prepare_growth(self, state: State | None = None) -> None:
@@ -256,12 +262,13 @@ class Search:
         self.checkpoints.keep(self._state)
 
     def _on_fit(self, params: int) -> None:
-        for each in self.callbacks:
+        for each in self.callbacks if ranks.is_first() else ():
             each.on_trial(params)
 
     @property
     def _seconds(self) -> float:
-        return time.perf_counter() - self._began
+        """By the clock of the first rank."""
+        return ranks.on_first(lambda: time.perf_counter() - self._began)
 
     def sizes(self) -> list[int]:
         """What the networks of the front may cost, the largest first; within `hours` at most what has grown.
@@ -306,8 +313,9 @@ class Search:
     def _add_to_front(self, size: int, budget: Budget | None) -> Point:
         """Thin out a larger network, refit it, and add it to the path."""
         epoch, larger = len(self.points), self._larger(size).snapshot.epoch
+        net = ranks.on_first(lambda: self.run.supernet(larger))
         self._slimming = Slimming(
-            self.run.supernet(larger), size, self.run.config, self.task, self.batches, FITS * epoch,
+            net, size, self.run.config, self.task, self.batches, FITS * epoch,
             on_fit=self._on_fit, on_step=self._on_step, compute=self.compute, budget=budget,
         )  # fmt: skip
         if self._slimming_state is not None:
@@ -332,16 +340,19 @@ class Search:
 
     def _record(self, point: Point, net: DagNet) -> Point:
         """Weights first, then the path that names them, the callbacks, and what the search goes on from."""
-        folder = self.run.folder
-        (folder / SNAPSHOTS).mkdir(exist_ok=True)
-        sha256 = save_sparse(net, folder / SNAPSHOTS / f"{point.snapshot.epoch:04}.safetensors")
+        sha256 = ranks.on_first(lambda: self._write_snapshot(point, net))
         self.points.append(replace(point, sha256=sha256))
         self.metrics.append(self._metrics(point, net))
-        self._write_path()
+        ranks.on_first(self._write_path)
         if len(self.points) > 1:
-            self._tell()
+            ranks.on_first(self._tell)
         self.checkpoints.save(self._state())
         return self.points[-1]
+
+    def _write_snapshot(self, point: Point, net: DagNet) -> str:
+        folder = self.run.folder / SNAPSHOTS
+        folder.mkdir(exist_ok=True)
+        return save_sparse(net, folder / f"{point.snapshot.epoch:04}.safetensors")
 
     def _write_path(self) -> None:
         write_points(self.run.folder / PATH, self.points, self.run.config.identity)
@@ -410,8 +421,8 @@ class Search:
         self.computed = state.get("compute")
         self.points, self.metrics = points, json.loads(state["metrics"])
         self._began, self._slimming_state = time.perf_counter() - state["seconds"], state["slimming"]
-        write_text(folder / CONFIG, config.to_yaml())
-        self._write_path()
+        ranks.on_first(lambda: write_text(folder / CONFIG, config.to_yaml()))
+        ranks.on_first(self._write_path)
 
 
 def thinned_from_dense(

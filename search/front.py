@@ -21,6 +21,7 @@ from nas.models.dag import DagNet
 from nas.models.price import Currency, total
 from nas.parameters import param_groups
 from nas.parts import Part, active_parts, alive_entries
+from nas.search import ranks
 from nas.search.compute import Compute, device_of
 from nas.search.config import SearchConfig
 from nas.search.data.batches import Batches
@@ -128,7 +129,8 @@ class Slimming:
         batches, began = partial(self._pairs, self._fits * self.config.fit, steps), time.perf_counter()
         compute = replace(self.compute, compile=False)
         retrain(net, batches, self.task.loss, epochs=1, steps=steps, lr=FIT_LR, on_step=self.on_step, compute=compute)
-        self._pace = self._pace if late and self._pace else (time.perf_counter() - began) / steps
+        seconds = ranks.on_first(lambda: time.perf_counter() - began)
+        self._pace = self._pace if late and self._pace else seconds / steps
         self.on_fit(net.plan.num_params)
 
     def _refit(self, net: DagNet) -> None:
@@ -269,19 +271,20 @@ def thinning(
 
 @torch.no_grad()
 def _least_missed_first(net: DagNet, loss_fn: LossFunction, probe: Pair, rank_by: Currency | None) -> list[Part]:
-    """The parts by their losses per price."""
+    """The parts by their losses per price. Each of several ranks measures some of them (`nas.search.ranks`)."""
     x, y = (each.to(device_of(net)) for each in probe)
 
     def measured() -> tuple[float, float]:
         return float(loss_fn(net(x), y)), 0.0 if rank_by is None else total(alive_plan(net), rank_by)
 
-    loss, cost = measured()
-    ranked = []
-    for part in active_parts(_groups(net)):
+    def missed(part: Part) -> float:
         with part.removed():
             without, left = measured()
-        price = 1.0 if rank_by is None else max(cost - left, FREE)
-        ranked.append(((without - loss) / price, part))
+        return (without - loss) / (1.0 if rank_by is None else max(cost - left, FREE))
+
+    loss, cost = measured()
+    parts = list(active_parts(_groups(net)))
+    ranked = zip(ranks.spread(lambda some: list(map(missed, some)), parts), parts, strict=True)
     return [part for _, part in sorted(ranked, key=lambda each: each[0])]
 
 

@@ -25,6 +25,7 @@ from nas.cli.shared import (
     stopping,
 )
 from nas.cli.watch import add_watching, watchers
+from nas.search import ranks
 from nas.search.callbacks.callback import Callback, Line
 from nas.search.config import SearchConfig
 from nas.search.engine import Search
@@ -67,7 +68,7 @@ def perform(options: Namespace) -> Result:
     watchers(options)  # what is missing is said now
     if options.seeds == 1:
         return run_to_the_end(_begin(run, options), resume_command(run, options))
-    runs = repetitions(run, options.seeds, resume=options.resume, force=options.force)
+    runs = ranks.on_first(lambda: repetitions(run, options.seeds, resume=options.resume, force=options.force))
     again = "the same command and --resume"
     return search_repeatedly(
         runs, lambda each: _begin(each, options), lambda engine: run_to_the_end(engine, again), options.stable
@@ -75,7 +76,7 @@ def perform(options: Namespace) -> Result:
 
 
 def _begin(run: Run, options: Namespace) -> Search:
-    resume, every = options.resume and Run.is_in(run.folder), seconds(options.checkpoint_every)
+    resume, every = options.resume and ranks.on_first(lambda: Run.is_in(run.folder)), seconds(options.checkpoint_every)
     return Search(
         run, resume=resume, force=options.force, download=options.download, checkpoint_every=every,
         compute=compute(options), callbacks=watchers(options), hours=options.hours,
@@ -89,7 +90,7 @@ def run_to_the_end(engine: Search, how_to_go_on: str) -> Result:
     _announce(engine)
     print(f"at the start {_alive(engine.points[0], run)}; {name} in validation: {metric.text(before[metric.key])}")
     iterate(engine, how_to_go_on)
-    chosen = run.choose()
+    chosen = ranks.on_first(run.choose)
     picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
     print(f"picked {_when(chosen, engine)}: {picked}")
     if (target := run.config.target) is not None and (reached := engine.cost(chosen)) < NEAR * target:
