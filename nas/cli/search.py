@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,7 @@ def parser() -> ArgumentParser:
 
 def perform(options: Namespace) -> Result:
     config = SearchConfig(**{field.name: options[field.name] for field in fields(SearchConfig)})
-    if config.data_root is not None:  # later verbs may be called from another folder
-        config = replace(config, data_root=config.data_root.resolve())
+    config = config.at_absolute_roots()  # later verbs may be called from another folder
     if options.resume and options.force:
         raise ValueError("a run is resumed or, with --force, replaced, not both")
     if options.stable is not None:
