@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from tqdm import tqdm
 
 from nas.analysis.agreement import check_fraction
+from nas.cli.progress import progress_line
 from nas.cli.repeat import add_repetitions, search_repeatedly
 from nas.cli.shared import (
     Result,
@@ -132,7 +132,7 @@ def iterate(
     """Search with a progress bar; ``points`` iterates over the engine itself, by default, or around it."""
     config, metric = engine.run.config, engine.task.metrics[0]
     done = min(len(engine.points) - 1, config.epochs)
-    bar = tqdm(total=config.epochs, initial=done, unit="epoch", desc="search")
+    bar = progress_line(config.epochs, initial=done, desc="search")
     engine.on_fit = lambda params: _show_fit(bar, params)
     with stopping(engine.stop, how_to_go_on), bar:
         for point in engine if points is None else points:
@@ -143,14 +143,13 @@ def iterate(
 
 def _show_epoch(bar: Any, point: Point, metric: Metric) -> None:
     found = point.snapshot
+    said = f"loss {found.loss:.5f}, {metric.text(point.headline)}, units {found.num_units}, skips {len(found.skips)}"
+    bar.set_postfix_str(said, refresh=False)
     bar.update()
-    bar.set_postfix_str(
-        f"loss {found.loss:.5f}, {metric.text(point.headline)}, units {found.num_units}, skips {len(found.skips)}"
-    )
 
 
 def _show_fit(bar: Any, params: int) -> None:
-    bar.set_description_str("front")
+    bar.set_description_str("front", refresh=False)
     bar.set_postfix_str(f"{params:,} parameters")
 
 
