@@ -14,6 +14,7 @@ from nas.search.config import PROBLEM, SearchConfig
 from nas.search.networks import RESULT, load_retrained
 from nas.search.path import Point
 from nas.search.run import RETRAINED, Run
+from nas.search.stopping import growth_is_over
 from nas.search.tasks.task import Metric
 
 
@@ -52,10 +53,10 @@ class Outcome:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs of growth are done, and the front is there if its sizes were given."""
+        """Whether it has grown to its end, and the front is there if its sizes were given."""
         config = self.run.config
         sizes = 0 if config.front_sizes is None else len(config.front_sizes)
-        return self.epochs >= config.epochs and len(self.front) >= sizes
+        return growth_is_over(self.run.points(), config) and len(self.front) >= sizes
 
     @property
     def numbers(self) -> dict[str, float]:

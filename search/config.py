@@ -27,6 +27,7 @@ from nas.steering import EARLIEST
 
 AUTO: Literal["auto"] = "auto"
 NONE = "none"
+LATER = ("patience", "clean", "val_root", "test_root")  # options that there were not always; runs without can be read
 PROBLEM = ("task", "task_options", "data", "clean", "channels", "sigma")  # options that say what is to be learnt
 ROOTS = ("data_root", "val_root", "test_root")  # options that say where the pictures are
 GIVEN, UNKNOWN, DENOISE = "given", "unknown", "denoise"
@@ -73,6 +74,7 @@ class SearchConfig:
         sigma: standard deviation of the noise on the 0..255 scale, or a range such as 5:55 that one network is trained
             for, which is then told the level (denoise, deblur).
         epochs: number of epochs; the learning rate falls to 0 along a cosine.
+        patience: stop growing after so many epochs without a better validation score; never by default.
         steps: optimiser steps per epoch.
         batch: crops, or pictures to classify, per step.
         crop: side of the training crops in pixels (denoise, deblur).
@@ -114,6 +116,7 @@ class SearchConfig:
     channels: int = 1
     sigma: str | float = 25.0
     epochs: int = 20
+    patience: int | None = None
     steps: int = 128
     batch: int = 8
     crop: int = 48
@@ -137,9 +140,10 @@ class SearchConfig:
         SOURCES.find(self.data)
         self._check_learnt()
         RECIPES.find(self.model)
-        for name in ("epochs", "steps", "batch", "crop", "fit", "refit"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "patience", "steps", "batch", "crop", "fit", "refit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         for name, value in (("lr", self.learning_rate), ("gate_scale", self.gate_scale)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be > 0, got {value}")
@@ -251,8 +255,9 @@ class SearchConfig:
     def identity(self) -> str:
         """All that determines the run, as text; not where the data lie, nor the outputs, which follow from the data."""
         options = {name: value for name, value in self.model_options.items() if name != "outputs"}
-        data = asdict(replace(self, model_options=options))
-        return json.dumps(_as_floats({name: value for name, value in data.items() if name not in ROOTS}))
+        given, usual = asdict(replace(self, model_options=options)), {each.name: each.default for each in fields(self)}
+        left_out = {*ROOTS, *(name for name in LATER if given[name] == usual[name])}
+        return json.dumps(_as_floats({name: value for name, value in given.items() if name not in left_out}))
 
     def difference(self, other: "SearchConfig") -> str:
         """The first option in which the two differ: "lr 0.1, not 0.2"; empty if there is none."""
@@ -279,7 +284,7 @@ class SearchConfig:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls)
         try:
-            if missing := {option.name for option in fields(cls)} - set(yaml.safe_load(text) or ()):
+            if missing := {option.name for option in fields(cls)} - {*(yaml.safe_load(text) or ()), *LATER}:
                 raise ValueError(f"it lacks {min(missing)}")
             return cls(**parser.parse_string(text).as_dict())
         except (ArgumentError, TypeError, ValueError, RecursionError, yaml.YAMLError) as problem:

@@ -13,6 +13,7 @@ from nas.files import replacing_folder
 from nas.models.dag import DagNet
 from nas.models.families import HAND_MADE, describe
 from nas.models.store import fingerprint
+from nas.search import ranks
 from nas.search.checkpoints import EVERY, Checkpoints, State
 from nas.search.compare import (
     Competitor,
@@ -171,7 +172,7 @@ class RetrainResult:
 
 class RunRetraining:
     """Retraining the extracted network of a run: `open`, `train`, `finish`. Nobody else may write in its folder
-    meanwhile (`nas.files.alone`).
+    meanwhile (`nas.files.alone`). Several ranks (`nas.search.ranks`) train together, and the first one writes.
 
     What is wrong with options or data, or with going on with one that was stopped, is found before anything is written.
 
@@ -249,7 +250,7 @@ class RunRetraining:
         Raises:
             ValueError: there is none, it is damaged, or another one than that whose retraining was stopped.
         """
-        self.found = load_compact(self.run)
+        self.found = ranks.on_first(lambda: load_compact(self.run))
         self._begun["network"] = fingerprint(self.found)
         if self._state and self._state["network"] != self._begun["network"]:
             raise ValueError(
@@ -363,6 +364,9 @@ class RunRetraining:
 
     def finish(self) -> RetrainResult:
         """Measure the network on the test pictures, and write it unless there is a better one of this extraction."""
+        return ranks.on_first(self._finish)
+
+    def _finish(self) -> RetrainResult:
         training, net, test, task, key = (
             self.training, self.net, self.training.test, self.training.task, self.training.headline
         )  # fmt: skip

@@ -6,8 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
-from tqdm import tqdm
 
+from nas.cli.progress import progress_line
 from nas.cli.shared import choice
 from nas.models.families import HAND_MADE
 from nas.search.compare import OnEpoch
@@ -53,10 +53,10 @@ def retrain_config(options: Namespace) -> RetrainConfig:
 @contextmanager
 def progress_bar(num_epochs: int, done: int = 0) -> Iterator[OnEpoch]:
     """What is to be called after every epoch of trainings (`nas.search.compare.OnEpoch`)."""
-    bar = tqdm(total=num_epochs, initial=done, unit="epoch", delay=0.1)  # none for options that are refused
+    bar = progress_line(num_epochs, initial=done, delay=0.1)  # none for options that are refused
 
     def progress(what: str, loss: float) -> None:
-        bar.set_description(f"{what}, loss {loss:.5f}", refresh=False)
+        bar.set_description_str(f"{what}, loss {loss:.5f}", refresh=False)
         bar.update()
 
     with bar:

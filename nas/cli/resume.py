@@ -4,7 +4,16 @@ from jsonargparse import ArgumentParser, Namespace
 
 from nas.cli.retrain import retrain
 from nas.cli.search import run_to_the_end
-from nas.cli.shared import Result, add_checkpoints, add_compute, compute, make_run_parser, resume_command, seconds
+from nas.cli.shared import (
+    Result,
+    add_checkpoints,
+    add_compute,
+    add_hours,
+    compute,
+    make_run_parser,
+    resume_command,
+    seconds,
+)
 from nas.cli.watch import add_watching, watchers
 from nas.search.engine import Search
 from nas.search.run import Run
@@ -17,6 +26,7 @@ def parser() -> ArgumentParser:
     )
     add_checkpoints(parser)
     add_compute(parser)
+    add_hours(parser)
     add_watching(parser)
     return parser
 
@@ -26,5 +36,7 @@ def perform(options: Namespace) -> Result:
     run, every = Run.open(options.run), seconds(options.checkpoint_every)
     if (stopped := stopped_retraining(run)) is not None:
         return retrain(run, stopped, options)
-    engine = Search(run, resume=True, checkpoint_every=every, compute=compute(options), callbacks=callbacks)
+    engine = Search(
+        run, resume=True, checkpoint_every=every, compute=compute(options), callbacks=callbacks, hours=options.hours
+    )
     return run_to_the_end(engine, resume_command(run, options))

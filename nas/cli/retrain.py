@@ -20,6 +20,7 @@ from nas.cli.shared import (
     stopping,
 )
 from nas.files import alone
+from nas.search import ranks
 from nas.search.compare import summarised, table
 from nas.search.path import Choice
 from nas.search.run import RETRAINED, Run
@@ -66,10 +67,10 @@ def perform(options: Namespace) -> Result:
 def retrain(run: Run, config: RetrainConfig, options: Namespace, *, force: bool = False) -> Result:
     """Retrain, with the options of `add_checkpoints` and `add_compute`, and say what came of it."""
     every, where = seconds(options.checkpoint_every), compute(options)
-    with alone(run.folder):
+    with ranks.by_first(alone(run.folder)):
         retraining = RunRetraining(run, config, force=force, checkpoint_every=every, compute=where)
         if config.choice != Choice():
-            print_extraction(extract_into(run, config.choice, timed=False), run)
+            ranks.on_first(lambda: print_extraction(extract_into(run, config.choice, timed=False), run))
         retraining.open()
         if retraining.resumed:
             print("going on with the retraining that was stopped")

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from tqdm import tqdm
 
 from nas.analysis.agreement import check_fraction
+from nas.cli.progress import progress_line
 from nas.cli.repeat import add_repetitions, search_repeatedly
 from nas.cli.shared import (
     Result,
     add_checkpoints,
     add_compute,
+    add_hours,
     compute,
     make_parser,
     resume_command,
@@ -24,6 +25,7 @@ from nas.cli.shared import (
     stopping,
 )
 from nas.cli.watch import add_watching, watchers
+from nas.search import ranks
 from nas.search.callbacks.callback import Callback, Line
 from nas.search.config import SearchConfig
 from nas.search.engine import Search
@@ -46,6 +48,7 @@ def parser() -> ArgumentParser:
     add_repetitions(parser)
     add_checkpoints(parser)
     add_compute(parser)
+    add_hours(parser)
     add_watching(parser)
     parser.add_argument("--download", action="store_true", help="fetch a data set that is missing")
     return parser
@@ -64,7 +67,7 @@ def perform(options: Namespace) -> Result:
     watchers(options)  # what is missing is said now
     if options.seeds == 1:
         return run_to_the_end(_begin(run, options), resume_command(run, options))
-    runs = repetitions(run, options.seeds, resume=options.resume, force=options.force)
+    runs = ranks.on_first(lambda: repetitions(run, options.seeds, resume=options.resume, force=options.force))
     again = "the same command and --resume"
     return search_repeatedly(
         runs, lambda each: _begin(each, options), lambda engine: run_to_the_end(engine, again), options.stable
@@ -72,10 +75,10 @@ def perform(options: Namespace) -> Result:
 
 
 def _begin(run: Run, options: Namespace) -> Search:
-    resume, every = options.resume and Run.is_in(run.folder), seconds(options.checkpoint_every)
+    resume, every = options.resume and ranks.on_first(lambda: Run.is_in(run.folder)), seconds(options.checkpoint_every)
     return Search(
         run, resume=resume, force=options.force, download=options.download, checkpoint_every=every,
-        compute=compute(options), callbacks=watchers(options),
+        compute=compute(options), callbacks=watchers(options), hours=options.hours,
     )  # fmt: skip
 
 
@@ -86,9 +89,9 @@ def run_to_the_end(engine: Search, how_to_go_on: str) -> Result:
     _announce(engine)
     print(f"at the start {_alive(engine.points[0], run)}; {name} in validation: {metric.text(before[metric.key])}")
     iterate(engine, how_to_go_on)
-    chosen = run.choose()
+    chosen = ranks.on_first(run.choose)
     picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
-    print(f"picked {_when(chosen.snapshot.epoch, run.config.epochs)}: {picked}")
+    print(f"picked {_when(chosen, engine)}: {picked}")
     if (target := run.config.target) is not None and (reached := engine.cost(chosen)) < NEAR * target:
         print(
             f"the target of {target:,} {run.config.sizes_in} was not reached: what has grown has {reached:,.0f}; "
@@ -123,8 +126,8 @@ def _announce(engine: Search) -> None:
 def iterate(engine: Search, how_to_go_on: str, points: Iterable[Point] | None = None) -> None:
     """Search with a progress bar; ``points`` iterates over the engine itself, by default, or around it."""
     config = engine.run.config
-    done = min(len(engine.points) - 1, config.epochs)
-    bar = tqdm(total=config.epochs, initial=done, unit="epoch", desc="search")
+    done = len(engine.points) - 1 - len(engine.front)
+    bar = progress_line(config.epochs, initial=done, desc="search")
     engine.callbacks.append(_Bar(bar, engine.task.metrics[0]))
     with stopping(engine.stop, how_to_go_on), bar:
         for _ in engine if points is None else points:
@@ -139,14 +142,15 @@ class _Bar(Callback):
 
     def on_epoch(self, point: Point, line: Line) -> None:
         found = point.snapshot
-        self.bar.update()
         self.bar.set_postfix_str(
             f"loss {found.loss:.5f}, {self.metric.text(point.headline)}, units {found.num_units}, "
-            f"skips {len(found.skips)}"
+            f"skips {len(found.skips)}",
+            refresh=False,
         )
+        self.bar.update()
 
     def on_trial(self, params: int) -> None:
-        self.bar.set_description_str("front")
+        self.bar.set_description_str("front", refresh=False)
         self.bar.set_postfix_str(f"{params:,} parameters")
 
 
@@ -155,6 +159,9 @@ def _alive(point: Point, run: Run) -> str:
     return ", ".join(f"{size['alive']:,} of {size['total']:,} {name}" for name, size in sizes(point, run).items())
 
 
-def _when(epoch: int, epochs: int) -> str:
+def _when(point: Point, engine: Search) -> str:
     """Such as "epoch 31 of 50", or of a later point "epoch 53, network 3 of the front"."""
-    return f"epoch {epoch} of {epochs}" if epoch <= epochs else f"epoch {epoch}, network {epoch - epochs} of the front"
+    epoch = f"epoch {point.snapshot.epoch}"
+    if not point.snapshot.in_front:
+        return f"{epoch} of {engine.run.config.epochs}"
+    return f"{epoch}, network {1 + engine.front.index(point)} of the front"

@@ -16,7 +16,8 @@ class Callback:
     """What a search calls on its way; a subclass overrides what it wants to know of, the rest does nothing.
 
     What is told of is in the run folder already, but for the checkpoint: what a search that is killed has told since
-    its last one it tells again when it goes on. A callback changes nothing of the search; its exceptions end it.
+    its last one it tells again when it goes on. A callback changes nothing of the search; its exceptions end it. Of
+    several ranks (`nas.search.ranks`) the first one tells its callbacks.
     """
 
     def on_start(self, search: Search) -> None:

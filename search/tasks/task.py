@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from nas.search import ranks
 from nas.search.compute import device_of
 from nas.search.data.batches import Batches
 from nas.search.data.stack import Picture
@@ -151,8 +152,7 @@ def held_out(pictures: Sequence[Picture], task: Task, *, seed: int = 0) -> list[
 
 def score(examples: Sequence[Example], outputs: Sequence[Tensor], task: Task) -> Scores:
     """The mean over the examples of each metric of the task. Outputs are taken as they are (`Task.finish`)."""
-    each = [task.score(output, example.target) for example, output in zip(examples, outputs, strict=True)]
-    return {metric.key: math.fsum(scores[metric.key] for scores in each) / len(each) for metric in task.metrics}
+    return _mean(_scores_of_each(examples, outputs, task), task)
 
 
 def by_condition(examples: Sequence[Example], outputs: Sequence[Tensor], task: Task) -> dict[str, Scores]:
@@ -187,9 +187,21 @@ def predict(net: nn.Module, pictures: Sequence[Tensor]) -> list[Tensor]:
 
 
 def evaluate(net: nn.Module, examples: Sequence[Example], task: Task) -> Scores:
-    """Scores of a network on held-out pictures."""
-    outputs = predict(net, [example.observed for example in examples])
-    return score(examples, [task.finish(output) for output in outputs], task)
+    """Scores of a network on held-out pictures. Each of several ranks measures some of them (`nas.search.ranks`)."""
+
+    def measure(part: Sequence[Example]) -> list[Scores]:
+        outputs = predict(net, [example.observed for example in part])
+        return _scores_of_each(part, [task.finish(output) for output in outputs], task)
+
+    return _mean(ranks.spread(measure, examples), task)
+
+
+def _scores_of_each(examples: Sequence[Example], outputs: Sequence[Tensor], task: Task) -> list[Scores]:
+    return [task.score(output, example.target) for example, output in zip(examples, outputs, strict=True)]
+
+
+def _mean(each: Sequence[Scores], task: Task) -> Scores:
+    return {metric.key: math.fsum(scores[metric.key] for scores in each) / len(each) for metric in task.metrics}
 
 
 def check_shape(output: Tensor, shape: Sequence[int], needed: str) -> None:
