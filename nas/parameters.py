@@ -24,18 +24,20 @@ def unit_parameters(model: nn.Module) -> Mapping[str, Sequence[Parameter]]:
 
     A model that has a method ``unit_parameters`` is asked (the supernets of `nas.models`). Of any other model the
     units are the rows (filters) of its linear and convolution modules, each with its bias, and with the shift of the
-    batch normalisation that follows it in an `nn.Sequential`; the last one is left out. `nas.coupled_units` looks into
-    the graph of the model instead.
+    batch normalisation that follows it in an `nn.Sequential`; the last one is left out, and so are layers that are
+    frozen or whose weights are computed. `nas.coupled_units` looks into the graph of the model instead.
     """
     if hasattr(model, "unit_parameters"):
         return model.unit_parameters()  # type: ignore[operator, no-any-return]
     shifts = _shifts(model)
-    layers = {
-        name: [*m.parameters(), *shifts.get(name, ())]
-        for name, m in model.named_modules()
-        if isinstance(m, ROW_MODULES)
-    }
-    return dict(list(layers.items())[:-1])
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, ROW_MODULES)]
+    return {name: [*m.parameters(), *shifts.get(name, ())] for name, m in layers[:-1] if _is_trained(m)}
+
+
+def _is_trained(module: nn.Module) -> bool:
+    """Whether the weight of a module is a parameter that moves: neither frozen, nor computed from others, nor lazy."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.requires_grad and not nn.parameter.is_lazy(weight)
 
 
 def _shifts(model: nn.Module) -> dict[str, list[Parameter]]:
