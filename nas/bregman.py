@@ -57,8 +57,7 @@ class Bregman(Penalised):
             this optimiser (with weight decay if its own is decoupled, as AdamW's is).
 
     Raises:
-        ValueError: as `Penalised`, or ``rule`` is not a class of torch optimisers, or one that needs a closure or sparse
-            gradients.
+        ValueError: as `Penalised`, ``rule`` is no class of torch optimisers, or needs a closure or sparse gradients.
     """
 
     _beside_rule: ClassVar[tuple[str, ...]] = ()  # options of a subclass that are not the rule's

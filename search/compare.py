@@ -254,6 +254,7 @@ def _trained(
             steps=training.steps,
             lr=rate,
             on_epoch=lambda epoch, loss: on_epoch(loss),
+            on_setback=lambda problem: None,
             validate=validate,
             every=training.every,
             patience=training.patience,

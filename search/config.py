@@ -19,12 +19,14 @@ from nas.search.data.sources import SOURCES
 from nas.search.data.stack import Pictures
 from nas.search.optimizers import OPTIMIZERS, Kind
 from nas.search.tasks.classification import Classify
-from nas.search.tasks.restoration import Deblur, Denoise
+from nas.search.tasks.degradations import Deblur
+from nas.search.tasks.noise import Denoise, parse_sigma
 from nas.search.tasks.task import Metric, Task
 from nas.steering import EARLIEST
 
 AUTO: Literal["auto"] = "auto"
 NONE = "none"
+LATER = ("patience",)  # options that there were not always; runs without them can be read
 PROBLEM = ("task", "task_options", "data", "channels", "sigma")  # options that say what is to be learnt
 TASKS: Registry[type[Task]] = Registry("task", {"denoise": Denoise, "deblur": Deblur, "classify": Classify})
 
@@ -48,7 +50,7 @@ class SearchConfig:
 
     Args:
         task: what the network is to learn: denoise, deblur, classify.
-        task_options: options of the task, such as blur and kernel (deblur), flip and shift (classify).
+        task_options: options of the task, such as peak (denoise), blur and kernel (deblur), flip and shift (classify).
         data: source of pictures: pictures (ships with scikit-image), folder, mnist, fashion_mnist, cifar10,
             class_folder (pictures of one size, a folder for each class).
         data_root: folder of the pictures or of the data set.
@@ -56,8 +58,10 @@ class SearchConfig:
             dense_conv, mlp.
         model_options: options of the supernet, such as depth, width and patch.
         channels: 1 searches on grey pictures, 3 on colour.
-        sigma: standard deviation of the noise on the 0..255 scale (denoise, deblur).
+        sigma: standard deviation of the noise on the 0..255 scale, or a range such as 5:55 that one network is trained
+            for, which is then told the level (denoise, deblur).
         epochs: number of epochs; the learning rate falls to 0 along a cosine.
+        patience: stop growing after so many epochs without a better validation score; never by default.
         steps: optimiser steps per epoch.
         batch: crops, or pictures to classify, per step.
         crop: side of the training crops in pixels (denoise, deblur).
@@ -94,8 +98,9 @@ class SearchConfig:
     model: str = "separable_autoencoder"
     model_options: dict[str, bool | int | float | list[int] | None] = field(default_factory=dict)
     channels: int = 1
-    sigma: float = 25.0
+    sigma: str | float = 25.0
     epochs: int = 20
+    patience: int | None = None
     steps: int = 128
     batch: int = 8
     crop: int = 48
@@ -116,11 +121,14 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         TASKS.find(self.task)
+        if isinstance(self.sigma, str) and not isinstance(parse_sigma(self.sigma), tuple):
+            object.__setattr__(self, "sigma", parse_sigma(self.sigma))  # so that 25 is 25.0
         SOURCES.find(self.data)
         RECIPES.find(self.model)
-        for name in ("epochs", "steps", "batch", "crop", "fit", "refit"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "patience", "steps", "batch", "crop", "fit", "refit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         for name, value in (("lr", self.learning_rate), ("gate_scale", self.gate_scale)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be > 0, got {value}")
@@ -204,7 +212,10 @@ class SearchConfig:
     def identity(self) -> str:
         """All that determines the run, as text; not where the data lie, nor the outputs, which follow from the data."""
         options = {name: value for name, value in self.model_options.items() if name != "outputs"}
-        return json.dumps(_as_floats(asdict(replace(self, data_root=None, model_options=options))))
+        given = asdict(replace(self, data_root=None, model_options=options))
+        return json.dumps(
+            _as_floats({name: given[name] for name in given if name not in LATER or given[name] is not None})
+        )
 
     def difference(self, other: "SearchConfig") -> str:
         """The first option in which the two differ: "lr 0.1, not 0.2"; empty if there is none."""
@@ -231,7 +242,7 @@ class SearchConfig:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls)
         try:
-            if missing := {option.name for option in fields(cls)} - set(yaml.safe_load(text) or ()):
+            if missing := {option.name for option in fields(cls)} - {*(yaml.safe_load(text) or ()), *LATER}:
                 raise ValueError(f"it lacks {min(missing)}")
             return cls(**parser.parse_string(text).as_dict())
         except (ArgumentError, TypeError, ValueError, RecursionError, yaml.YAMLError) as problem:
@@ -242,17 +253,17 @@ class SearchConfig:
         """What the search picks its network by."""
         return TASKS.find(self.task).metrics[0]
 
-    def make_task(self, data: Pictures) -> Task:
-        """The task for a data set, which gives it the fields that are no options (`Task.from_data`).
+    def make_task(self, data: Pictures | None) -> Task:
+        """The task for a data set, which gives it the fields that are no options (`Task.from_data`), if it has such.
 
         Raises:
             ValueError: unknown or missing options, options out of range, or data that do not suit the task.
         """
         kind = TASKS.find(self.task)
         parameters = inspect.signature(kind).parameters
-        given: dict[str, Any] = {name: getattr(data, name) for name in kind.from_data}
+        given: dict[str, Any] = {} if data is None else {name: getattr(data, name) for name in kind.from_data}
         if "sigma" in parameters:
-            given["sigma"] = self.sigma
+            given["sigma"] = parse_sigma(self.sigma) if isinstance(self.sigma, str) else self.sigma
         options = {name: parameter.default for name, parameter in parameters.items() if name not in given}
         check_options(self.task, self.task_options, options)
         for name, default in options.items():
@@ -278,7 +289,9 @@ class SearchConfig:
             ValueError: the supernet does not take the ``model_options``.
         """
         check_options(self.model, self.model_options, self._known_options())
-        return RECIPES.find(self.model)(self.channels, **self.model_options)
+        net = RECIPES.find(self.model)(self.channels, **self.model_options)
+        extra = 0 if TASKS.find(self.task).from_data else self.make_task(None).num_extra
+        return DagNet(net.plan.with_extra(extra)) if extra else net
 
 
 def _as_floats(value: Any) -> Any:

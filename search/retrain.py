@@ -2,8 +2,8 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from nas.search.loop import Loop, LossFunction, OnStep
 
 SPIKE = 5.0  # times the mean norm, to which a gradient is cut
 MEMORY = 0.98  # of that mean
+LOST = 1.5  # times the mean loss of the first epoch: what was learnt is lost
+GO_BACKS = 5  # at most
 
 
 class Retraining:
@@ -36,6 +38,7 @@ class Retraining:
         lr: highest learning rate, > 0.
         on_epoch: called after every epoch with its number and its mean loss.
         on_step: called between two steps, where the state is complete.
+        on_setback: called with a sentence when epochs are repeated.
         validate: how good ``net`` is now, the higher the better; it ends with the weights of its best score.
         or_start: the weights it starts with are a candidate, too.
         every: epochs between two validations, >= 1; the last epoch is always validated.
@@ -60,6 +63,7 @@ class Retraining:
         lr: float = 5e-3,
         on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
         on_step: OnStep = lambda: None,
+        on_setback: Callable[[str], None] = warnings.warn,
         validate: Callable[[], float] | None = None,
         or_start: bool = False,
         every: int = 5,
@@ -72,7 +76,8 @@ class Retraining:
             raise ValueError(f"lr must be > 0, got {lr}")
         if every < 1 or (patience is not None and patience < 1):
             raise ValueError(f"every and patience must be at least 1, got every={every}, patience={patience}")
-        self.epochs, self.on_epoch, self.every, self.patience = epochs, on_epoch, every, patience
+        self.epochs, self.every, self.patience = epochs, every, patience
+        self.on_epoch, self.on_setback = on_epoch, on_setback
         self.validate, self.or_start = validate, or_start
         compute.place(net)
         optimizer = torch.optim.Adam(net.parameters(), lr, fused=True)
@@ -83,16 +88,20 @@ class Retraining:
         self.loop = Loop(net, batches, optimizer, loss_fn, scheduler=scheduler, on_step=on_step, compute=compute)
         self.best, self._behind = -math.inf, 0
         self._best_weights: dict[str, Any] | None = None
+        self._first_loss, self._go_backs = math.inf, 0
+        self._recent = [self._now()]  # after the last two epochs that went well
 
     def run(self) -> None:
         """Train on to the end.
 
         Raises:
-            FloatingPointError: the loss of an epoch is not finite. The network is left as it is then.
+            FloatingPointError: the loss of an epoch is not finite, at lower rates either. The network is left as it is
+                then.
         """
         if self.or_start and self._best_weights is None:
             self._look()
-        for epoch, loss in islice(self.loop, max(0, self.epochs + 1 - self.loop.epoch)):
+        while self.loop.epoch <= self.epochs:
+            epoch, loss = self._next_epoch()
             self.on_epoch(epoch, loss)
             if epoch % self.every == 0 or epoch == self.epochs:
                 self._look()
@@ -100,6 +109,42 @@ class Retraining:
                 break
         if self._best_weights is not None:
             self.loop.net.load_state_dict(self._best_weights)
+
+    def _next_epoch(self) -> tuple[int, float]:
+        """The next epoch that goes well, and its mean loss."""
+        while self._go_backs < GO_BACKS:
+            try:
+                epoch, loss = next(self.loop)
+            except FloatingPointError:
+                loss = math.inf
+            if math.isfinite(loss) and loss <= LOST * self._first_loss:
+                break
+            self._go_back(loss)
+        else:
+            epoch, loss = next(self.loop)
+        self._first_loss = min(self._first_loss, loss) if epoch == 1 else self._first_loss
+        self._recent = [self._recent[-1], self._now()]
+        return epoch, loss
+
+    def _go_back(self, loss: float) -> None:
+        """To before the last epoch that went well, whose end may have destroyed the network; on at half the rate."""
+        lost = self.loop.epoch - 1 if math.isfinite(loss) else self.loop.epoch
+        self._restore(self._recent[0])
+        for group in self.loop.optimizer.param_groups:
+            group.update({name: group[name] / 2 for name in ("lr", "initial_lr", "max_lr", "min_lr")})
+        self._recent, self._go_backs = [self._now()], self._go_backs + 1
+        self.on_setback(
+            f"epoch {lost} lost what had been learnt (loss {loss:.3g}); going on from epoch {self.loop.epoch} at half "
+            "the learning rate"
+        )
+
+    def _now(self) -> dict[str, Any]:
+        """A copy of where the training stands."""
+        return copy.deepcopy({"loop": self.loop.state_dict(), "mean_norm": self._guard.mean})
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.loop.load_state_dict(copy.deepcopy(state["loop"]))
+        self._guard.mean = state["mean_norm"]
 
     def _look(self) -> None:
         """Validate, and keep the weights if they are the best."""
@@ -118,13 +163,17 @@ class Retraining:
             "best": self.best,
             "best_weights": self._best_weights,
             "behind": self._behind,
+            "first_loss": self._first_loss,
+            "go_backs": self._go_backs,
+            "recent": self._recent,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        self.loop.load_state_dict(state["loop"])
-        self._guard.mean = state["mean_norm"]
+        self._restore(state)
         self.best, self._best_weights, self._behind = state["best"], state["best_weights"], state["behind"]
+        self._first_loss, self._go_backs = state["first_loss"], state["go_backs"]
+        self._recent = list(state["recent"])
 
 
 def retrain(net: nn.Module, batches: Batches, loss_fn: LossFunction, **options: Any) -> None:

@@ -178,7 +178,7 @@ def test_the_main_job(place, search_result):
 
     retrained = last_json(nas("retrain", "run", "--epochs=2", "--json", cwd=place))
     assert set(retrained) >= {"psnr", "psnr_noisy", "ssim", "baselines", "params"}
-    assert set(retrained["baselines"]) == {"tv", "nl_means"}
+    assert set(retrained["baselines"]) == {"tv", "nl_means", "wavelet"}
     assert retrained["params"] == extracted["params"]
     assert (place / "run" / "pictures" / "3-noisy.png").exists()
 
@@ -467,7 +467,8 @@ def test_a_certificate_that_does_not_hold_exits_with_1(inside, monkeypatch):
     from nas.models import compact
 
     monkeypatch.setattr(
-        "nas.cli.extract.extract", lambda net, inputs, **options: (compact(net), Certificate(1e-3, 1e-3, 1.0, 1, 1))
+        "nas.analysis.extraction.stored.extract",
+        lambda net, inputs, **options: (compact(net), Certificate(1e-3, 1e-3, 1.0, 1, 1)),
     )
     assert inside("extract", "run", "--no-latency")[0] == 1
 

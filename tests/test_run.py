@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from dataclasses import replace
 from itertools import islice
 
@@ -18,7 +19,7 @@ from nas.models.price import total
 from nas.search import Denoise, Picture, Run, Search, SearchConfig, births, deaths, random_crops, retrain, search
 from nas.search.loop import Loop, Snapshot
 from nas.search.path import Choice, Point, write_points
-from nas.search.retrain import _SpikeGuard, rewound
+from nas.search.retrain import Retraining, _SpikeGuard, rewound
 from nas.steering import DeadTraining
 
 
@@ -78,14 +79,11 @@ def test_a_run_writes_its_folder(tmp_path, config):
 def test_a_run_ends_with_a_front(tmp_path, config):
     config = replace(config, epochs=3, density=0.5, lr=0.01, sizes="400,200", fit=10, refit=1)
     run = Run(tmp_path / "run", config)
-    fits: list[int] = []
-    engine = Search(run)
-    engine.on_fit = fits.append
-    points = list(engine)
+    points = list(Search(run))
     assert [point.snapshot.epoch for point in points] == [1, 2, 3, 4, 5]
     assert [point.snapshot.loss is None for point in points] == [False, False, False, True, True]
     assert points[2].params > 400 >= points[3].params > 200 >= points[4].params
-    assert run.front() == points[3:] and len(fits) >= 4
+    assert run.front() == points[3:]
     for point in run.front():
         net = compact(run.supernet(point.snapshot.epoch))
         assert net.plan.num_params == point.params
@@ -439,6 +437,37 @@ def test_a_sudden_gradient_does_not_destroy_what_was_learnt():
         return other
 
     assert torch.allclose(trained()(x), x, atol=0.05)
+
+
+@pytest.mark.parametrize("worse", [1e3, math.nan])
+def test_an_epoch_that_destroys_the_network_is_undone(worse):
+    """Targets are x; in the fourth epoch the network is spoilt once, behind the back of the training."""
+    net, x, spoilt = torch.nn.Linear(1, 1), torch.linspace(-1, 1, 16)[:, None], []
+    losses, rates = [], []
+
+    def batches(epoch):
+        if epoch == 4 and not spoilt:
+            spoilt.append(epoch)
+            torch.nn.init.constant_(net.weight, worse)
+        return ((x, x) for _ in range(20))
+
+    def note(epoch, loss):
+        losses.append((epoch, loss))
+        rates.append(training.loop.optimizer.param_groups[0]["max_lr"])
+
+    training = Retraining(net, batches, torch.nn.functional.mse_loss, epochs=6, steps=20, lr=0.1, on_epoch=note)
+    with pytest.warns(UserWarning, match=r"epoch 4 lost what .* from epoch 3 at half the learning rate"):
+        training.run()
+    assert [epoch for epoch, _ in losses] == [1, 2, 3, 3, 4, 5, 6]
+    assert rates == [0.1] * 3 + [0.05] * 4
+    assert torch.allclose(net(x), x, atol=0.01)
+
+
+def test_a_training_that_always_diverges_is_refused():
+    net = torch.nn.Linear(1, 1)
+    batches = lambda epoch: iter([(torch.ones(1, 1), torch.full((1, 1), math.nan))])  # noqa: E731
+    with pytest.warns(UserWarning, match="half the learning rate"), pytest.raises(FloatingPointError, match="diverged"):
+        retrain(net, batches, torch.nn.functional.mse_loss, epochs=2, steps=1)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from nas.analysis.extraction.certificate import Certificate, certify, fingerprint
+from nas.analysis.extraction.certificate import Certificate, certify
 from nas.analysis.extraction.shrink import changes_of
 from nas.models.compact import compact
 from nas.models.dag import DagNet
+from nas.models.store import fingerprint
 from nas.models.traced.graph import Example, Inputs, call, copied, unwrap
 from nas.models.traced.shrink import Removal, shrunk
 from nas.search.run import Run
@@ -97,7 +98,7 @@ def _random_like(given: Inputs, seed: int) -> list[Example]:
         return []
 
     def batch(draw: Callable[..., Tensor]) -> Example:
-        return example.map(lambda x: draw((4, *x.shape[1:]), generator=generator).to(x.dtype))
+        return example.map(lambda x: draw((2, *x.shape[1:]), generator=generator).to(x.dtype))
 
     return [batch(torch.randn), batch(torch.rand)]
 

@@ -122,10 +122,8 @@ class Removal:
             new = self._narrowed(old, node)
             if new.shape != old.shape:
                 self._replace(model, [each for each, tensor in held.items() if tensor is old], old, new)
-        for step in self.layers:
-            for each in (step.weight, step.bias, *step.node.args[3:5]):
-                if isinstance(each, fx.Node) and each in names:
-                    _resize(model.get_submodule(names[each].rpartition(".")[0]), step)
+        for name in first:
+            resize(model.get_submodule(name.rpartition(".")[0]))
 
     def _narrowed(self, tensor: Tensor, node: fx.Node) -> Tensor:
         for axis, numbers in enumerate(self.channels.stored[node]):
@@ -225,17 +223,18 @@ def _format(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _resize(module: nn.Module, step: Step) -> None:
+def resize(module: nn.Module) -> None:
     """Let a module of torch say the sizes that its tensors have."""
-    if isinstance(module, _ConvNd):
+    if isinstance(module, _ConvTransposeNd):
+        module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+    elif isinstance(module, _ConvNd):
         out, into = module.weight.shape[:2]
-        if isinstance(module, _ConvTransposeNd):
-            module.in_channels, module.out_channels = out, into * module.groups
-        else:
-            module.groups = module.groups if step.groups == 1 else module.groups * out // module.out_channels
-            module.in_channels, module.out_channels = into * module.groups, out
+        module.groups = max(1, module.groups * out // module.out_channels) if module.groups > 1 else 1
+        module.in_channels, module.out_channels = into * module.groups, out
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, _NormBase):
         held = next((each for each in (module.weight, module.running_mean) if each is not None), None)
         module.num_features = module.num_features if held is None else len(held)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
