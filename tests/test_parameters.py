@@ -16,6 +16,7 @@ from nas import (
     Nuclear,
     SparseGroup,
     Zero,
+    coupled_units,
     describe,
     param_groups,
     sparse_start,
@@ -234,3 +235,24 @@ def test_what_is_frozen_or_computed_is_free():
     assert [group["name"] for group in groups] == ["4", "free"]
     sparse_start(net, 0.5, groups=groups)
     assert all(torch.equal(p, q) for p, q in zip(before, untouched, strict=True))
+
+
+@pytest.mark.parametrize("last", ["a head", "a module that is not used"])
+def test_what_a_model_puts_out_is_not_guessed_from_the_order_of_its_modules(last):
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.first = nn.Linear(5, 2), nn.Linear(3, 5)
+            self.last = nn.Linear(5, 2)
+
+        def forward(self, x):
+            y = torch.tanh(self.first(x))
+            return (self.head(y), self.last(y)) if last == "a head" else self.head(y)
+
+    net = Heads()
+    with pytest.raises(
+        ValueError, match=r"which layers of Heads put out its results is not .* units=nas.coupled_units"
+    ):
+        param_groups(net, lam=0.1, lr=0.1)
+    groups = param_groups(net, lam=0.1, lr=0.1, units=coupled_units(net, torch.rand(4, 3)))
+    assert [group["name"] for group in groups] == ["first", "free"]
