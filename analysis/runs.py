@@ -10,7 +10,7 @@ import yaml
 
 from nas.analysis.structure import similarity
 from nas.analysis.topology import topology
-from nas.search.config import PROBLEM, TASKS, SearchConfig
+from nas.search.config import PROBLEM, SearchConfig
 from nas.search.networks import RESULT, load_retrained
 from nas.search.path import Point
 from nas.search.run import RETRAINED, Run
@@ -164,7 +164,7 @@ def similarities(outcomes: Sequence[Outcome]) -> list[list[float]]:
 
 def metrics_of(outcomes: Sequence[Outcome]) -> list[Metric]:
     """The metrics by which any of the runs was measured, the headlines first."""
-    lists = [TASKS.find(each.run.config.task).metrics for each in outcomes]
+    lists = [each.run.config.task_class.metrics for each in outcomes]
     return list(dict.fromkeys([*(each[0] for each in lists), *(metric for each in lists for metric in each)]))
 
 

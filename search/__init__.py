@@ -8,7 +8,7 @@ from nas.search.data.batches import Batches, random_crops, random_samples
 from nas.search.data.formats.files import read_sheet, write_sheet
 from nas.search.data.labelled import cifar10, class_folder, fashion_mnist, mnist
 from nas.search.data.sources import folder, load_data, pictures, register_data
-from nas.search.data.stack import Picture, Pictures, Stack
+from nas.search.data.stack import Picture, Pictures, Stack, estimate_sigma
 from nas.search.engine import Search
 from nas.search.front import thin_out
 from nas.search.loop import Snapshot, search, snapshot
@@ -24,7 +24,7 @@ from nas.search.tasks.degradations import Deblur
 from nas.search.tasks.noise import Denoise
 from nas.search.tasks.restoration import Restoration, restore
 from nas.search.tasks.task import Example, Metric, Task, evaluate, held_out, predict, score
-from nas.search.tasks.use import Noise, denoise_pixels, denoise_sheet, estimate_sigma
+from nas.search.tasks.use import Noise, denoise_pixels, denoise_sheet
 
 __all__ = [
     "LOGGERS",

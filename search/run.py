@@ -118,7 +118,10 @@ class Run:
 
     def data(self, *, download: bool = False) -> Pictures:
         config = self.config
-        return load_data(config.data, root=config.data_root, download=download, channels=config.channels)
+        return load_data(
+            config.data, root=config.data_root, download=download, channels=config.channels,
+            val_root=config.val_root, test_root=config.test_root,
+        )  # fmt: skip
 
     def task(self, data: Pictures) -> Task:
         return self.config.make_task(data)

@@ -4,8 +4,8 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from nas.search.compare import (
     random_networks,
 )
 from nas.search.compute import Compute
-from nas.search.config import check_seed
+from nas.search.config import ROOTS, check_seed
 from nas.search.data.batches import Batches
 from nas.search.data.stack import Pictures
 from nas.search.engine import thinned_from_dense
@@ -61,6 +61,8 @@ class RetrainConfig:
         families: hand-made networks in the comparison (`nas.models.families`).
         seed: of the training data, the noise and new weights.
         choice: the network that was extracted for it; if nothing is chosen, the one that was there.
+        instead: options of the search that say what is to be learnt (data, clean, sigma, the roots), where it is other
+            pictures than the search had; as text.
 
     Raises:
         ValueError: an option out of range.
@@ -79,6 +81,7 @@ class RetrainConfig:
     families: tuple[str, ...] = HAND_MADE
     seed: int = 0
     choice: Choice = Choice()
+    instead: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.from_scratch and self.rewind_epoch is not None:
@@ -108,6 +111,26 @@ class RetrainConfig:
             return cls(**{**data, "families": tuple(data["families"]), "choice": Choice(**data["choice"])})
         except (KeyError, TypeError, ValueError) as problem:
             raise ValueError(f"not the configuration of a retraining: {problem}") from None
+
+    def learning(self, run: Run) -> Run:
+        """The run as if it had searched on the pictures that this retraining is on.
+
+        Raises:
+            ValueError: what they are does not suit the network.
+        """
+        if not self.instead:
+            return run
+        config = run.config
+        without = dict.fromkeys(ROOTS) if "data" in self.instead or "data_root" in self.instead else {}
+        roots = {name: Path(value) for name, value in self.instead.items() if name in ROOTS}
+        given: dict[str, Any] = {**without, **self.instead, **roots}
+        other = replace(config, **given).at_absolute_roots()
+        if other.num_extra != config.num_extra:
+            raise ValueError(
+                f"the network was searched with sigma {config.sigma} and sees {config.num_extra} channels beside the "
+                f"picture; sigma {other.sigma} needs {other.num_extra}"
+            )
+        return Run(run.folder, other)
 
     def training(self, run: Run, data: Pictures, compute: Compute = Compute()) -> Training:
         """How networks of a run are trained, with other crops and noise than in the search."""
@@ -183,8 +206,9 @@ class RunRetraining:
             run.choose(Choice(epoch=config.rewind_epoch))
         self.run, self.config, self.force = run, config, force
         self.checkpoints = Checkpoints(run.folder / RETRAINING, every=checkpoint_every)
-        self.data = run.data()
-        self.training = config.training(run, self.data, compute)
+        learning = config.learning(run)
+        self.data = learning.data()
+        self.training = config.training(learning, self.data, compute)
         self.training.batches(config.seed)  # what is wrong with batch and crop is said now
         self._begun: State = {
             "options": config.to_json(), "data": self.data.fingerprint(), "compute": str(self.training.compute)
@@ -364,6 +388,7 @@ class RunRetraining:
             "from_scratch": self.config.from_scratch,
             "sha256": fingerprint(net),
             "kept": better is not None,
+            "data": self.data.fingerprint(),
         }
         folders = () if better is not None else self._write(record)
         self.checkpoints.clear()
@@ -390,7 +415,8 @@ class RunRetraining:
             earlier = float(result["validation"])
         except (ValueError, KeyError, TypeError, OSError):
             return None
-        return earlier if net.plan == self.found.plan and earlier > validation else None
+        same = net.plan == self.found.plan and result.get("data") == self.data.fingerprint()
+        return earlier if same and earlier > validation else None
 
 
 def stopped_retraining(run: Run) -> RetrainConfig | None:

@@ -141,7 +141,8 @@ def test_the_main_job(place, search_result):
     assert found["skips"]["total"] == 3
     assert 0 < found["params"]["alive"] <= found["params"]["total"]
     assert "that are not pictures: notes.txt" in search_result.stderr
-    assert "units" in search_result.stderr  # the progress bar
+    progress = [line for line in search_result.stderr.splitlines() if "epoch [" in line]
+    assert [line.split("/")[0] for line in progress] == ["1", "2", "3"] and "units" in progress[0]
     assert {path.name for path in (place / "run").iterdir()} == {
         ".lock", "checkpoints", "compact", "config.yaml", "metrics.jsonl", "path", "path.json",
     }  # fmt: skip

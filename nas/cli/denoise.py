@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from nas.cli.shared import Result, add_choice, check_free, choice, make_run_parser, sentence
 from nas.models.dag import DagNet
-from nas.search.config import TASKS
+from nas.search.config import SearchConfig
 from nas.search.data.formats.files import check_sheet, encoded, read_sheet, write_sheet
 from nas.search.data.formats.values import parse_range
 from nas.search.data.images import write_picture
@@ -20,7 +20,6 @@ from nas.search.run import Run
 from nas.search.tasks.files import DONE, EARLIER, FAILED, NO_PICTURE, Outcome, denoise_files, find_jobs
 from nas.search.tasks.noise import Denoise
 from nas.search.tasks.restoration import Restoration
-from nas.search.tasks.task import Task
 from nas.search.tasks.use import Noise, before_after, denoise_sheet
 
 STANDARD = Path("-")  # input or output
@@ -47,12 +46,12 @@ def parser() -> ArgumentParser:
 
 def perform(options: Namespace) -> Result:
     run = Run.open(options.run)
-    if not issubclass(TASKS.find(run.config.task), Restoration):
+    if not issubclass(run.config.task_class, Restoration):
         raise ValueError(
             f"the task of {run.folder} is {run.config.task}; denoise is for networks that restore pictures"
         )
     folder, net = load_chosen(run, choice(options))
-    noise = _noise(run.config.make_task(None), Noise(options.sigma, options.peak))
+    noise = _noise(run.config, Noise(options.sigma, options.peak))
     given = parse_range(options.range) if options.range else None
     use = _Use(net, folder, options.tile, given, noise, options.force)
     pictures, out = options.pictures, options.out
@@ -78,17 +77,18 @@ class _Use:
     force: bool
 
 
-def _noise(task: Task, noise: Noise) -> Noise:
+def _noise(config: SearchConfig, noise: Noise) -> Noise:
     """The noise of the pictures, if it is what the network was trained for.
 
     Raises:
         ValueError: the network is not told a level, or was not trained for this one.
     """
-    if not isinstance(task, Denoise) or not task.num_extra:
+    task = config.make_task(None) if config.num_extra else None
+    if not isinstance(task, Denoise):
         if noise.sigma is not None and noise.peak is None:
             raise ValueError(
                 "--sigma is for networks that are told the level of the noise, those of nas search --sigma 5:55; this "
-                f"one was trained for {task}"
+                "one was not"
             )
         return noise
     low, high = task.ends

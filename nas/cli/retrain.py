@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.extraction.stored import extract_into
-from nas.cli.alike import add_training, progress_bar, retrain_config
+from nas.cli.alike import OTHER_PICTURES, add_training, progress_bar, retrain_config
 from nas.cli.extract import print_extraction
 from nas.cli.shared import (
     Result,
@@ -47,6 +47,8 @@ def parser() -> ArgumentParser:
         "one thinned out from it, each at 3 rates (0.4, 1 and 2 times --lr) and with every seed: by default about 100 "
         "times the work",
     )
+    for name, text in OTHER_PICTURES.items():
+        parser.add_argument(f"--{name}", type=str, help=f"{text}, as of nas search (default: as in the search)")
     parser.add_argument("--random", type=int, default=5, help="random networks in the comparison")
     add_training(parser)
     parser.add_argument(

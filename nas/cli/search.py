@@ -2,14 +2,14 @@
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from tqdm import tqdm
 
 from nas.analysis.agreement import check_fraction
+from nas.cli.progress import progress_line
 from nas.cli.repeat import add_repetitions, search_repeatedly
 from nas.cli.shared import (
     Result,
@@ -56,8 +56,7 @@ def parser() -> ArgumentParser:
 
 def perform(options: Namespace) -> Result:
     config = SearchConfig(**{field.name: options[field.name] for field in fields(SearchConfig)})
-    if config.data_root is not None:  # later verbs may be called from another folder
-        config = replace(config, data_root=config.data_root.resolve())
+    config = config.at_absolute_roots()  # later verbs may be called from another folder
     if options.resume and options.force:
         raise ValueError("a run is resumed or, with --force, replaced, not both")
     if options.stable is not None:
@@ -128,7 +127,7 @@ def iterate(engine: Search, how_to_go_on: str, points: Iterable[Point] | None = 
     """Search with a progress bar; ``points`` iterates over the engine itself, by default, or around it."""
     config = engine.run.config
     done = len(engine.points) - 1 - len(engine.front)
-    bar = tqdm(total=config.epochs, initial=done, unit="epoch", desc="search")
+    bar = progress_line(config.epochs, initial=done, desc="search")
     engine.callbacks.append(_Bar(bar, engine.task.metrics[0]))
     with stopping(engine.stop, how_to_go_on), bar:
         for _ in engine if points is None else points:
@@ -143,14 +142,15 @@ class _Bar(Callback):
 
     def on_epoch(self, point: Point, line: Line) -> None:
         found = point.snapshot
-        self.bar.update()
         self.bar.set_postfix_str(
             f"loss {found.loss:.5f}, {self.metric.text(point.headline)}, units {found.num_units}, "
-            f"skips {len(found.skips)}"
+            f"skips {len(found.skips)}",
+            refresh=False,
         )
+        self.bar.update()
 
     def on_trial(self, params: int) -> None:
-        self.bar.set_description_str("front")
+        self.bar.set_description_str("front", refresh=False)
         self.bar.set_postfix_str(f"{params:,} parameters")
 
 

@@ -10,6 +10,7 @@ from nas.models.dag import DagNet
 from nas.search.data.formats.files import check_sheet, read_sheet, write_sheet
 from nas.search.data.formats.sheet import NotAPictureError
 from nas.search.data.formats.writing import known_suffixes
+from nas.search.data.images import files_below
 from nas.search.tasks.tiles import tiles
 from nas.search.tasks.use import Noise, denoise_sheet
 
@@ -65,9 +66,8 @@ def find_jobs(sources: Sequence[Path], out: Path) -> list[Job]:
 def _files_below(folder: Path, out: Path) -> Iterator[Path]:
     """In the order of their names, without hidden ones, and without what lies in ``out``."""
     inside = out.resolve() if out.resolve() != folder.resolve() else None
-    for file in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if file.is_file() and not hidden and not (inside and inside in file.resolve().parents):
+    for file in files_below(folder):
+        if not (inside and inside in file.resolve().parents):
             yield file
 
 

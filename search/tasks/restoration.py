@@ -25,7 +25,7 @@ class Restoration(Task):
     without any error counts as 100 dB.
     """
 
-    metrics = (PSNR, SSIM)
+    metrics: ClassVar[tuple[Metric, ...]] = (PSNR, SSIM)
     most_held_out = 500
     observed_name: ClassVar[str] = "noisy"  # in print and in the names of files
 

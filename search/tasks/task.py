@@ -109,6 +109,10 @@ class Task(ABC):
     def trivial(self, examples: Sequence[Example]) -> tuple[str, list[Tensor]]:
         """The outputs without any network, such as the observations themselves, and what that is called."""
 
+    def pair(self, crops: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Of training pictures what the network sees, and what its output is compared with."""
+        return self.observe(crops, generator), crops
+
     def examples(self, picture: Picture, generator: torch.Generator) -> list[Example]:
         """A held-out picture as it is measured: by default observed once."""
         return [Example(picture.name, self.observe(picture.pixels, generator), self.target(picture))]

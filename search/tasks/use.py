@@ -16,6 +16,7 @@ from nas.search.compute import device_of
 from nas.search.data.formats.sheet import GREY, RGB, Sheet
 from nas.search.data.formats.values import Values
 from nas.search.data.images import plain, split_alpha, to_array, write_picture
+from nas.search.data.stack import estimate_sigma
 from nas.search.tasks.anscombe import Anscombe
 from nas.search.tasks.noise import with_level
 from nas.search.tasks.restoration import Restoration, restore
@@ -88,14 +89,6 @@ def denoise_sheet(net: DagNet, sheet: Sheet, tile: int | None = None, noise: Noi
         if levels and noise.level is None:
             notes.append(f"estimated noise of sigma {', '.join(f'{255 * level:.1f}' for level in levels)} of 255")
     return replace(sheet, frames=tuple(frames), notes=tuple(dict.fromkeys(notes)))
-
-
-def estimate_sigma(picture: Tensor) -> list[float]:
-    """Standard deviation of white Gaussian noise in each channel of (channels, height, width), in the units of the
-    pixels: the median of the finest diagonal wavelet coefficients (Donoho and Johnstone, 1994; scikit-image)."""
-    from skimage import restoration
-
-    return [float(restoration.estimate_sigma(channel.numpy())) for channel in picture]
 
 
 def _levels(net: DagNet, frame: np.ndarray, sheet: Sheet, noise: Noise) -> list[float]:
