@@ -6,7 +6,7 @@ from nas.analysis.drawing.curves import draw_growth
 from nas.analysis.drawing.draw import draw
 from nas.analysis.drawing.graph_files import read_graph, write_graph
 from nas.analysis.export.export import export
-from nas.analysis.extraction.certificate import Certificate, certify, fingerprint
+from nas.analysis.extraction.certificate import Certificate, certify
 from nas.analysis.extraction.changes import changes, describe_changes
 from nas.analysis.extraction.extract import extract
 from nas.analysis.extraction.verify import verify
@@ -16,6 +16,7 @@ from nas.analysis.runs import Outcome, outcome
 from nas.analysis.share import skip_shares
 from nas.analysis.structure import Structure, similarity, structure
 from nas.analysis.topology import topology
+from nas.models.store import fingerprint
 
 __all__ = [
     "Agreement",

@@ -13,6 +13,7 @@ from nas.models.dag import DagNet
 
 BATCHES = (1, 8, 64)
 SIDE = 64  # pixels of a picture
+LARGE_SIDE, MEGAPIXEL = 512, 1e6  # pixels of a large one
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def latency(
         seconds: about how long each batch size may take; three rounds are made at least.
     """
     size = (side, side) if net.plan.patch is not None else ()
-    return tuple(_time(net, small, torch.rand(batch, net.plan.channels, *size), seconds) for batch in batches)
+    return tuple(_time(net, small, torch.rand(batch, net.plan.inputs, *size), seconds) for batch in batches)
 
 
 @torch.no_grad()
@@ -71,6 +72,13 @@ def seconds_per_call(net: nn.Module, x: Tensor, *, calls: int = 7) -> float:
         net(x)
         times.append(time.perf_counter() - began)
     return statistics.median(times[2:])
+
+
+def milliseconds(net: DagNet, *, side: int = LARGE_SIDE, calls: int = 7) -> float:
+    """The time of a call on the CPU: per megapixel of a picture of ``side`` x ``side`` pixels, or per vector."""
+    size = (side, side) if net.plan.patch is not None else ()
+    seconds = seconds_per_call(net, torch.rand(1, net.plan.inputs, *size), calls=calls)
+    return 1e3 * seconds * (MEGAPIXEL / side**2 if size else 1.0)
 
 
 def _time(net: DagNet, small: DagNet, x: Tensor, seconds: float) -> Latency:

@@ -10,9 +10,11 @@ import yaml
 
 from nas.analysis.structure import similarity
 from nas.analysis.topology import topology
-from nas.search.config import PROBLEM, TASKS, SearchConfig
+from nas.search.config import PROBLEM, SearchConfig
+from nas.search.networks import RESULT, load_retrained
 from nas.search.path import Point
-from nas.search.run import Run
+from nas.search.run import RETRAINED, Run
+from nas.search.stopping import growth_is_over
 from nas.search.tasks.task import Metric
 
 
@@ -51,10 +53,10 @@ class Outcome:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs of growth are done, and the front is there if its sizes were given."""
+        """Whether it has grown to its end, and the front is there if its sizes were given."""
         config = self.run.config
         sizes = 0 if config.front_sizes is None else len(config.front_sizes)
-        return self.epochs >= config.epochs and len(self.front) >= sizes
+        return growth_is_over(self.run.points(), config) and len(self.front) >= sizes
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -66,21 +68,36 @@ class Outcome:
         }  # fmt: skip
 
 
-def outcome(run: Run, retrained: Retrained | None = None) -> Outcome:
+def outcome(run: Run) -> Outcome:
     """What a run came to, so far as it has got.
 
     Raises:
-        ValueError: it has no search path, or a damaged one.
+        ValueError: it has no search path, or a damaged one; or its retrained network is damaged.
     """
     points, front = run.points(), run.front()
     return Outcome(
         run,
         run.choose(),
         tuple(sorted(front, key=lambda point: point.params)),
-        retrained,
+        _retrained(run),
         points[-1].snapshot.epoch - len(front),
         points[-1].seconds,
     )
+
+
+def _retrained(run: Run) -> Retrained | None:
+    """What the run has retrained, if it has.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if not (run.folder / RETRAINED).is_dir():
+        return None
+    _, result = load_retrained(run)
+    try:
+        return Retrained(float(result[run.config.headline.key]), int(result["params"]))
+    except (KeyError, TypeError, ValueError) as problem:
+        raise ValueError(f"{run.folder / RETRAINED / RESULT} is damaged: {problem}") from None
 
 
 def differing_options(configs: Sequence[SearchConfig]) -> dict[str, list[Any]]:
@@ -147,7 +164,7 @@ def similarities(outcomes: Sequence[Outcome]) -> list[list[float]]:
 
 def metrics_of(outcomes: Sequence[Outcome]) -> list[Metric]:
     """The metrics by which any of the runs was measured, the headlines first."""
-    lists = [TASKS.find(each.run.config.task).metrics for each in outcomes]
+    lists = [each.run.config.task_class.metrics for each in outcomes]
     return list(dict.fromkeys([*(each[0] for each in lists), *(metric for each in lists for metric in each)]))
 
 

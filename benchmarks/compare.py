@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nas.cli.shared import load_compact, sentence
+from nas.cli.shared import sentence
 from nas.models import RECIPES, DagNet, Plan, load
 from nas.models.families import HAND_MADE, describe
 from nas.models.sample import TIGHT
@@ -37,6 +37,7 @@ from nas.search.compare import (
     table,
 )
 from nas.search.data.images import read_folder, to_tensor
+from nas.search.networks import load_compact
 from nas.search.run import CONFIG, TEST_SEED, VALIDATION_SEED
 from nas.search.tasks.task import score_trivial
 

@@ -185,7 +185,9 @@ def _write_edge(whole: Tensor, edge: Edge, weight: Tensor, rows: Tensor, units: 
 def _restrict(node: DagNode, alive: Tensor, kept: dict[str, Tensor], tight: bool) -> tuple[Node, Selections]:
     """The plan of ``node`` on the units that are kept, and what it keeps of its tensors."""
     plan, target = node.plan, kept[node.plan.name]
-    rows = pick(alive, plan.rows) & (active_rows(node, kept) if tight or plan.tied is None else True)
+    rows = pick(alive, plan.rows)
+    if tight or plan.tied is None:
+        rows = rows & active_rows(node, kept)
     parts: Selections = {"bias": (indices(rows),)} if plan.bias else {}
     edges = []
     for edge, weight in node.weighted_edges():
@@ -230,15 +232,15 @@ def _restrict_edge(
 ) -> tuple[Edge, Selection] | None:
     """The edge between the rows and units that are kept, and what it keeps of its weights; None if nothing non-zero is
     left."""
-    read = edge_reads(edge, weight, len(rows), len(kept)) & rows[:, None] & kept
-    if not read.any():
-        return None
-    if not tight:
-        read = edge_reads(edge, torch.ones_like(weight), len(rows), len(kept)) & rows[:, None] & kept
-    put, take = pick(read.any(dim=1), edge.put), pick(read.any(dim=0), edge.take)
+    put, take = pick(rows, edge.put), pick(kept, edge.take)
+    if tight:
+        read = edge_reads(edge, weight, len(rows), len(kept)) & rows[:, None] & kept
+        put, take = pick(read.any(dim=1), edge.put), pick(read.any(dim=0), edge.take)
     if edge.operation == DEPTHWISE:
         put = take = put & take
     part: Selection = (indices(put), None if edge.operation == DEPTHWISE else indices(take))
+    if not selected(weight, part).any():
+        return None
     kernel, core = edge.kernel, None
     if edge.kernel is not None:
         kernel = max(side(weight[put]), 1 if tight else edge.core or 1)

@@ -1,5 +1,6 @@
-"""A network from a folder that `DagNet.save_pretrained` wrote. Nothing from a file is executed."""
+"""A network from a folder that `DagNet.save_pretrained` wrote, with nothing executed; and the hash of a network."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from nas.models.dag import ACTIVATIONS, DagNet
 from nas.models.plan import Plan
@@ -34,6 +36,17 @@ def load(folder: Path | str) -> DagNet:
     except (ValueError, TypeError, AttributeError, KeyError, SafetensorError, RuntimeError, RecursionError) as problem:
         raise ValueError(f"the network in {folder} is damaged: {' '.join(str(problem).split())}") from None
     return net
+
+
+def fingerprint(net: nn.Module) -> str:
+    """SHA-256 over the plan (of any other module its class) and the names, shapes, types and bytes of all tensors; 64
+    hexadecimal digits."""
+    layout = json.dumps(net.plan.to_dict(), sort_keys=True) if isinstance(net, DagNet) else type(net).__name__
+    digest = hashlib.sha256(layout.encode())
+    for name, tensor in sorted(net.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -46,10 +46,12 @@ class Bregman(Penalised):
     If weights, penalty or delta are changed from outside (a checkpoint, pruning by hand, an average of weights, a
     new ``lam`` in a parameter group), the duals follow at the next step, see `resync`.
 
-    Options besides those of `Penalised` and those of the rule:
+    Takes the options of `Penalised` and of the rule, too.
+
+    Other args:
         lr: step on the dual variable.
-        delta: > 0; scales the weights of the groups that are awake, not which ones are.
-        weight_decay: >= 0, decoupled: dual <- dual - lr * weight_decay * p. Only what is awake decays.
+        delta: positive; scales the weights of the groups that are awake, not which ones are.
+        weight_decay: at least 0, decoupled: dual <- dual - lr * weight_decay * p. Only what is awake decays.
 
     Args:
         params: as in torch.
@@ -381,7 +383,9 @@ class AdaBreg(Bregman):
     for each tensor, groups of larger gradients wake sooner: after about ``lam / lr * (rms of the gradient over the
     tensor) / (rms over the group)`` steps.
 
-    Options besides those of `Bregman`:
+    Takes the options of `Bregman`, too.
+
+    Other args:
         second_moment: what shares one second moment.
             "entry": nothing, each entry has its own: Adam (fused).
             "tensor": each tensor, also within joint units.

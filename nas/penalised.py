@@ -41,7 +41,9 @@ MovedGroups = list[tuple[dict[str, Any], list[Tensor]]]  # parameter groups, wit
 class Penalised(Optimizer, ABC):
     """What all optimisers with a penalty share: options, joint units, finite gradients, a state of plain data.
 
-    Options, also accepted in each parameter group:
+    Options are accepted in each parameter group, too.
+
+    Other args:
         lr: step, > 0.
         penalty: J of each tensor; biases and norms usually take ``Zero()``.
         joint: the i-th slices of all tensors of a parameter group form one unit, and the penalty sees the matrix

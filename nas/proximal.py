@@ -59,11 +59,13 @@ class XRDA(Penalised):
     accumulate for ever. The method starts from a dense network, and its authors train for 160 to 1000 epochs while lr
     falls to 0 and averaging rises to 1.
 
-    Options besides those of `Penalised`:
+    Takes the options of `Penalised`, too.
+
+    Other args:
         averaging: a in [0, 1].
         time: time scale of the velocity in units of lr, > 0; 9.5 is a momentum of 0.9 at lr=1.
         weight_time: time scale of the magnitudes, likewise.
-        weight_decay: >= 0, part of the gradient.
+        weight_decay: at least 0, part of the gradient.
     """
 
     def __init__(

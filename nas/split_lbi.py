@@ -41,12 +41,14 @@ class SplitLBI(Penalised):
     The authors use `GroupLasso(1, FILTERS, rms=False)` for convolutions and `L1(1)` for matrices; with ``rms=True``
     filters of all sizes have the same chance.
 
-    Options besides those of `Penalised`:
-        kappa: > 0; damping, as delta in `Bregman`.
-        nu: > 0; strength of the tie, 20 to 1000. A group enters after about nu * lam / (lr * its norm) steps.
+    Takes the options of `Penalised`, too.
+
+    Other args:
+        kappa: positive; damping, as delta in `Bregman`.
+        nu: positive; strength of the tie, 20 to 1000. A group enters after about nu * lam / (lr * its norm) steps.
         momentum: of the gradient of the loss, in [0, 1).
         dampening: in [0, 1).
-        weight_decay: >= 0; for tensors with more than one axis.
+        weight_decay: at least 0; for tensors with more than one axis.
     """
 
     def __init__(

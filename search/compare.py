@@ -89,7 +89,7 @@ class Training:
         batches: the training data of a seed.
         validation: what weights and rates are chosen on.
         test: what is reported.
-        epochs: >= 1.
+        epochs: at least 1.
         steps: batches per epoch.
         rates: highest learning rates of the one-cycle schedule to choose from, by the first seed.
         seeds: of weights and training data, at least one.

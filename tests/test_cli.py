@@ -141,7 +141,8 @@ def test_the_main_job(place, search_result):
     assert found["skips"]["total"] == 3
     assert 0 < found["params"]["alive"] <= found["params"]["total"]
     assert "that are not pictures: notes.txt" in search_result.stderr
-    assert "units" in search_result.stderr  # the progress bar
+    progress = [line for line in search_result.stderr.splitlines() if "epoch [" in line]
+    assert [line.split("/")[0] for line in progress] == ["1", "2", "3"] and "units" in progress[0]
     assert {path.name for path in (place / "run").iterdir()} == {
         ".lock", "checkpoints", "compact", "config.yaml", "metrics.jsonl", "path", "path.json",
     }  # fmt: skip
@@ -178,7 +179,7 @@ def test_the_main_job(place, search_result):
 
     retrained = last_json(nas("retrain", "run", "--epochs=2", "--json", cwd=place))
     assert set(retrained) >= {"psnr", "psnr_noisy", "ssim", "baselines", "params"}
-    assert set(retrained["baselines"]) == {"tv", "nl_means"}
+    assert set(retrained["baselines"]) == {"tv", "nl_means", "wavelet"}
     assert retrained["params"] == extracted["params"]
     assert (place / "run" / "pictures" / "3-noisy.png").exists()
 
@@ -418,6 +419,7 @@ nas.__main__.main()
         (["search", *TINY, "--data-root=data", "--out=new", "--sizes=4k,"], "a size must be a positive number such as"),
         (["search", "--model-options={kernel: 4}"], "node 'd1' has the kernel size 4; it must be odd"),
         (["search", "--entry-time=soon"], "entry_time must be float or auto, got soon"),
+        (["search", "--coarse=4", "--optimizer=xrda"], "xrda has no exact restriction to what is alive"),
         (["export", "run"], "format"),
         (["export", "run", "--format=tflite"], "tflite"),
         (["export", "nowhere", "--format=python"], "nowhere holds no run"),
@@ -467,7 +469,8 @@ def test_a_certificate_that_does_not_hold_exits_with_1(inside, monkeypatch):
     from nas.models import compact
 
     monkeypatch.setattr(
-        "nas.cli.extract.extract", lambda net, inputs, **options: (compact(net), Certificate(1e-3, 1e-3, 1.0, 1, 1))
+        "nas.analysis.extraction.stored.extract",
+        lambda net, inputs, **options: (compact(net), Certificate(1e-3, 1e-3, 1.0, 1, 1)),
     )
     assert inside("extract", "run", "--no-latency")[0] == 1
 

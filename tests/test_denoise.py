@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from benchmarks.odd_files import STEP
-from nas.analysis.extraction.certificate import fingerprint
 from nas.cli import main
 from nas.models import conv_skip_autoencoder, mlp
+from nas.models.store import fingerprint
 from nas.search import SearchConfig
 
 GREY = np.arange(35, 245, dtype=np.uint8).reshape(14, 15)

@@ -79,14 +79,11 @@ def test_a_run_writes_its_folder(tmp_path, config):
 def test_a_run_ends_with_a_front(tmp_path, config):
     config = replace(config, epochs=3, density=0.5, lr=0.01, sizes="400,200", fit=10, refit=1)
     run = Run(tmp_path / "run", config)
-    fits: list[int] = []
-    engine = Search(run)
-    engine.on_fit = fits.append
-    points = list(engine)
+    points = list(Search(run))
     assert [point.snapshot.epoch for point in points] == [1, 2, 3, 4, 5]
     assert [point.snapshot.loss is None for point in points] == [False, False, False, True, True]
     assert points[2].params > 400 >= points[3].params > 200 >= points[4].params
-    assert run.front() == points[3:] and len(fits) >= 4
+    assert run.front() == points[3:]
     for point in run.front():
         net = compact(run.supernet(point.snapshot.epoch))
         assert net.plan.num_params == point.params
@@ -300,6 +297,15 @@ def test_bad_options_leave_nothing_behind(tmp_path, config, change, message):
             r"entry_time must be at least 20 steps with price none \(below, everything wakes at once\), got 10",
         ),
         ({"entry_time": 30.0, "price": "params"}, r"entry_time must be at least 40 steps with price params"),
+        (
+            {"entry_time": 30.0, "coarse": 3},
+            r"entry_time must be at least 80 steps with price none and coarse 3 \(below",
+        ),
+        ({"coarse": 100}, "coarse must lie between 0 and 99 steps, got 100"),
+        (
+            {"coarse": 1, "optimizer": "proxsgd", "entry_time": None},
+            "proxsgd has no exact restriction to what is alive, and takes no coarse steps",
+        ),
         ({"lr": 0.0}, "lr must be > 0, got 0"),
         ({"seed": -1}, "seed must lie between 0 and 4294967295, got -1"),
         ({"gate_scale": -1.0}, "gate_scale must be > 0"),

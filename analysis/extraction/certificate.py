@@ -2,21 +2,20 @@
 
 import copy
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas.analysis.extraction.changes import NodeChanges, changes
 from nas.models.alive import find_alive
 from nas.models.compact import simplified
 from nas.models.dag import DagNet
 from nas.models.plan import INPUT, OUTPUT
+from nas.models.store import fingerprint
 
 WHOLE = "the whole network"  # beside the names of nodes, which hold no blanks in any plan of ours
 
@@ -126,17 +125,6 @@ def certify(net: DagNet, small: DagNet, inputs: Sequence[Tensor] = (), *, seed: 
     )
 
 
-def fingerprint(net: nn.Module) -> str:
-    """SHA-256 over the plan (of any other module its class) and the names, shapes, types and bytes of all tensors; 64
-    hexadecimal digits."""
-    layout = json.dumps(net.plan.to_dict(), sort_keys=True) if isinstance(net, DagNet) else type(net).__name__
-    digest = hashlib.sha256(layout.encode())
-    for name, tensor in sorted(net.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _check_layout(net: DagNet, small: DagNet, kept: Mapping[str, Tensor]) -> None:
     units = small.plan.units
     nodes = [name for name, mask in kept.items() if name in (INPUT, OUTPUT) or mask.any()]
@@ -158,7 +146,7 @@ def _random_inputs(net: DagNet, seed: int) -> list[Tensor]:
     """Noise and uniform pictures of odd and even sizes (or vectors), around the values that the network sees."""
     generator = torch.Generator().manual_seed(seed)
     sizes: list[tuple[int, ...]] = [(32, 32), (41, 23), (1, 7)] if net.plan.patch is not None else [(), ()]
-    shapes = [(4, net.plan.channels, *size) for size in sizes]
+    shapes = [(4, net.plan.inputs, *size) for size in sizes]
     noise = [net.plan.offset + torch.randn(shape, generator=generator) for shape in shapes]
     return noise + [torch.rand(shape, generator=generator) for shape in shapes]
 

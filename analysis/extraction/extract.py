@@ -8,10 +8,11 @@ from typing import TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from nas.analysis.extraction.certificate import Certificate, Difference, certify, fingerprint
+from nas.analysis.extraction.certificate import Certificate, Difference, certify
 from nas.analysis.extraction.shrink import shrink
 from nas.models.compact import compact
 from nas.models.dag import DagNet
+from nas.models.store import fingerprint
 from nas.search.run import Run
 
 Model = TypeVar("Model", bound=nn.Module)

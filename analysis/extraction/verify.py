@@ -1,22 +1,13 @@
 """Verification: does a stored compact network still equal the searched one it was taken from?"""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
-from nas.analysis.extraction.certificate import Certificate, certify, fingerprint
+from nas.analysis.extraction.certificate import Certificate, certify
 from nas.models.dag import DagNet
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a certificate.json says: the epoch, and the hashes of the "supernet" and the "compact" network."""
-
-    epoch: int
-    hashes: dict[str, str]
+from nas.models.store import fingerprint
 
 
 @dataclass(frozen=True)
@@ -29,24 +20,6 @@ class Verification:
     @property
     def holds(self) -> bool:
         return not self.problems
-
-
-def read_record(file: Path) -> Record:
-    """Read a certificate.json that `nas extract` wrote.
-
-    Raises:
-        ValueError: it is damaged.
-        OSError: it is missing or cannot be read.
-    """
-    text = file.read_bytes()
-    try:
-        data = json.loads(text)
-        epoch, hashes = data["epoch"], data["certificate"]["hashes"]
-        if not isinstance(epoch, int) or not all(isinstance(hashes[name], str) for name in ("supernet", "compact")):
-            raise ValueError("its epoch or its hashes are of the wrong kind")
-    except (ValueError, KeyError, TypeError, RecursionError) as problem:
-        raise ValueError(f"the certificate {file} is damaged, or of an earlier version: {problem}") from None
-    return Record(epoch, {name: hashes[name] for name in ("supernet", "compact")})
 
 
 def verify(

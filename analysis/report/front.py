@@ -5,15 +5,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from nas.analysis.latency import seconds_per_call
+from nas.analysis.latency import milliseconds
 from nas.models.compact import compact
 from nas.search.path import Point
 from nas.search.run import RETRAINED, Run
 
 SIDE = 256  # of the pictures that the time is measured on
-MEGAPIXEL = 1e6
 
 
 def front_rows(run: Run) -> list[dict[str, Any]]:
@@ -30,14 +27,11 @@ def front_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def _row(run: Run, point: Point, recommended: int) -> dict[str, Any]:
-    net = compact(run.supernet(point.snapshot.epoch))
-    size = (SIDE, SIDE) if net.plan.patch is not None else ()
-    seconds = seconds_per_call(net, torch.rand(1, net.plan.channels, *size), calls=5)
     return {
         "epoch": point.snapshot.epoch,
         "params": point.params,
         "flops": point.flops,
-        "milliseconds": 1e3 * seconds * (MEGAPIXEL / SIDE**2 if size else 1.0),
+        "milliseconds": milliseconds(compact(run.supernet(point.snapshot.epoch)), side=SIDE, calls=5),
         "score": point.headline,
         "scores": point.scores,
         "recommended": point.snapshot.epoch == recommended,

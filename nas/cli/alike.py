@@ -1,20 +1,27 @@
-"""Training others alike, for the verbs that compare."""
+"""Training networks, for the verbs that do: options, and a progress bar."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
-from tqdm import tqdm
 
-from nas.cli.shared import compute
-from nas.models.families import HAND_MADE, describe
-from nas.search.compare import Competitor, Memory, Trained, Training, compete
-from nas.search.config import check_seed
-from nas.search.data.batches import Batches
-from nas.search.data.stack import Pictures
-from nas.search.run import Run
+from nas.cli.progress import progress_line
+from nas.cli.shared import choice
+from nas.models.families import HAND_MADE
+from nas.search.compare import OnEpoch
+from nas.search.config import ROOTS
+from nas.search.run_retraining import RetrainConfig
 
-RELATIVE_RATES = (0.4, 1.0, 2.0)  # that a comparison tries, as multiples of --lr
+OTHER_PICTURES = {
+    "data": "other pictures",
+    "data_root": "their folder",
+    "val_root": "their folder to validate on",
+    "test_root": "their folder to test on",
+    "clean": "given or none",
+    "sigma": "of their noise",
+}
 
 
 def add_training(parser: ArgumentParser) -> None:
@@ -34,48 +41,23 @@ def add_training(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the training data, the noise and new weights")
 
 
-def check_training(options: Namespace) -> None:
-    """Raise ValueError for an option of `add_training`, or of `add_compute`, out of range."""
-    compute(options)
-    if options.seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {options.seeds}")
-    if not 0 < options.lr < math.inf:
-        raise ValueError(f"lr must be > 0, got {options.lr}")
-    if options.patience is not None and options.patience < 1:
-        raise ValueError(f"patience must be at least 1, got {options.patience}")
-    check_seed(options.seed)
-    for name in options.families:
-        describe(name)
+def retrain_config(options: Namespace) -> RetrainConfig:
+    """What the options of `add_training`, and those of the verb of the same names, say."""
+    given = {field.name: options[field.name] for field in fields(RetrainConfig) if field.name in options}
+    chosen = {"choice": choice(options)} if "epoch" in options else {}
+    instead = {name: options[name] for name in OTHER_PICTURES if options.get(name) is not None}
+    instead |= {name: str(Path(instead[name]).resolve()) for name in ROOTS if name in instead}
+    return RetrainConfig(**{**given, "families": tuple(options.families), **chosen, "instead": instead})
 
 
-def make_training(run: Run, data: Pictures, options: Namespace) -> Training:
-    """What the options say, with other crops and noise than in the search."""
-    sizes = {name: options.get(name) for name in ("batch", "crop")}
-
-    def batches(seed: int) -> Batches:
-        return run.batches(data, run.config.seed + 1 + seed, **sizes)
-
-    rates = tuple(factor * options.lr for factor in RELATIVE_RATES) if options.compare else (options.lr,)
-    seeds = tuple(range(options.seed, options.seed + options.seeds)) if options.compare else (options.seed,)
-    return Training(
-        run.task(data), batches, run.validation(data), run.test(data), options.epochs, run.config.steps, rates, seeds,
-        patience=options.patience, compute=compute(options),
-    )  # fmt: skip
-
-
-def train_alike(
-    competitors: Sequence[Competitor],
-    training: Training,
-    memory: Memory | None = None,
-    on_epoch: Callable[[], None] = lambda: None,
-) -> list[Trained]:
-    """What became of each competitor; with a progress bar. ``memory`` as in `nas.search.compare.compete`."""
-    bar = tqdm(total=len(competitors) * training.num_epochs, unit="epoch", delay=0.1)
+@contextmanager
+def progress_bar(num_epochs: int, done: int = 0) -> Iterator[OnEpoch]:
+    """What is to be called after every epoch of trainings (`nas.search.compare.OnEpoch`)."""
+    bar = progress_line(num_epochs, initial=done, delay=0.1)  # none for options that are refused
 
     def progress(what: str, loss: float) -> None:
-        bar.set_description(f"{what}, loss {loss:.5f}", refresh=False)
+        bar.set_description_str(f"{what}, loss {loss:.5f}", refresh=False)
         bar.update()
-        on_epoch()
 
     with bar:
-        return [compete(each, training, progress, memory) for each in competitors]
+        yield progress

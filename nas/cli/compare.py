@@ -9,7 +9,6 @@ from jsonargparse import ArgumentParser, Namespace
 from nas.analysis.agreement import agreement, check_fraction
 from nas.analysis.runs import (
     Outcome,
-    Retrained,
     differing_options,
     differing_problems,
     mean,
@@ -20,9 +19,9 @@ from nas.analysis.runs import (
     similarities,
     spread,
 )
-from nas.cli.shared import RESULT, Result, load_retrained, make_parser
+from nas.cli.shared import Result, make_parser
 from nas.cli.tables import agreement_result, aligned, print_agreement
-from nas.search.run import RETRAINED, Run
+from nas.search.run import Run
 from nas.search.tasks.task import Metric
 
 NONE = "-"
@@ -39,7 +38,7 @@ def parser() -> ArgumentParser:
 
 
 def perform(options: Namespace) -> Result:
-    outcomes = [outcome(run, _retrained(run)) for run in _open(options)]
+    outcomes = [outcome(run) for run in _open(options)]
     configs, names = [each.run.config for each in outcomes], [str(each.run.folder) for each in outcomes]
     differing, groups = differing_options(configs), repetitions_among(configs)
     notes = _notes(outcomes)
@@ -71,16 +70,6 @@ def _open(options: Namespace) -> list[Run]:
         if not options.chosen:
             raise ValueError("--stable goes with --chosen")
     return [Run.open(folder) for folder in options.runs]
-
-
-def _retrained(run: Run) -> Retrained | None:
-    if not (run.folder / RETRAINED).is_dir():
-        return None
-    _, result = load_retrained(run)
-    try:
-        return Retrained(float(result[run.config.headline.key]), int(result["params"]))
-    except (KeyError, TypeError, ValueError) as problem:
-        raise ValueError(f"{run.folder / RETRAINED / RESULT} is damaged: {problem}") from None
 
 
 def _notes(outcomes: Sequence[Outcome]) -> list[str]:

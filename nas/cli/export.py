@@ -5,9 +5,10 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.export.export import FORMATS, export, files_of
-from nas.cli.shared import Result, add_choice, check_free, load_chosen, make_run_parser
+from nas.cli.shared import Result, add_choice, check_free, choice, make_run_parser
 from nas.files import alone
 from nas.models.dag import DagNet
+from nas.search.networks import load_chosen
 from nas.search.run import EXPORT, Run
 
 
@@ -22,7 +23,7 @@ def parser() -> ArgumentParser:
 
 def perform(options: Namespace) -> Result:
     run = Run.open(options.run)
-    folder, net = load_chosen(run, options)
+    folder, net = load_chosen(run, choice(options))
     out = options.out or run.folder / EXPORT / f"model{FORMATS[options.format]}"
     files = files_of(out, options.format)
     if options.out is None:

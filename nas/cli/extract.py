@@ -1,16 +1,12 @@
 """``nas extract``."""
 
-from dataclasses import asdict
-
 from jsonargparse import ArgumentParser, Namespace
 
-from nas.analysis.cost import cost
 from nas.analysis.extraction.changes import describe_changes
-from nas.analysis.extraction.extract import extract
-from nas.analysis.latency import Latency, latency
-from nas.cli.shared import CONSTANT, Result, add_choice, choice, differences, make_run_parser, save
+from nas.analysis.extraction.stored import Extraction, extract_into
+from nas.analysis.latency import Latency
+from nas.cli.shared import CONSTANT, Result, add_choice, choice, differences, make_run_parser
 from nas.files import alone
-from nas.search.path import Choice
 from nas.search.run import COMPACT, Run
 
 
@@ -25,34 +21,22 @@ def parser() -> ArgumentParser:
 def perform(options: Namespace) -> Result:
     run = Run.open(options.run)
     with alone(run.folder):
-        return write_extract(run, choice(options), round_to=options.round_to, timed=not options.no_latency)
+        found = extract_into(run, choice(options), round_to=options.round_to, timed=not options.no_latency)
+    print_extraction(found, run)
+    return found.to_dict()
 
 
-def write_extract(run: Run, chosen: Choice, *, round_to: int = 1, timed: bool = True) -> Result:
-    """Write the compact network of a run with its certificate, and say what it is."""
-    epoch = run.choose(chosen).snapshot.epoch
-    net = run.supernet(epoch)
-    small, certificate = extract(net, run.inputs(run.data()), round_to=round_to)
-    compact, supernet = cost(small), cost(net)
-    timings = latency(net, small) if timed else ()
-    result = {
-        "epoch": epoch,
-        "certificate": certificate.to_dict(),
-        **asdict(compact),
-        **{f"{name}_supernet": number for name, number in asdict(supernet).items()},
-        "latency": [asdict(each) for each in timings],
-    }
-    save(small, run.folder / COMPACT, "certificate.json", result)
+def print_extraction(found: Extraction, run: Run) -> None:
+    certificate, compact, supernet = found.certificate, found.compact, found.supernet
     part = compact.flops / supernet.flops
-    print(f"epoch {epoch}: {compact.params:,} of {supernet.params:,} parameters, {part:.1%} of the FLOPs")
+    print(f"epoch {found.epoch}: {compact.params:,} of {supernet.params:,} parameters, {part:.1%} of the FLOPs")
     print(differences(certificate))
     print(describe_changes(certificate.changes))
     if certificate.constant:
         print(CONSTANT)
-    for each in timings:
+    for each in found.latency:
         print(_times(each))
     print(f"the certificate {'holds' if certificate.holds else 'DOES NOT HOLD'}; wrote {run.folder / COMPACT}")
-    return result
 
 
 def _times(timed: Latency) -> str:

@@ -1,18 +1,15 @@
 """``nas front``."""
 
-import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from nas.analysis.latency import seconds_per_call
-from nas.cli.alike import add_training, check_training, make_training, train_alike
+from nas.analysis.latency import milliseconds
+from nas.cli.alike import add_training, progress_bar, retrain_config
 from nas.cli.shared import Result, add_compute, compute, make_run_parser, say_compute
 from nas.models.compact import compact
-from nas.search.compare import Competitor, hand_made_networks
+from nas.search.compare import Competitor, Training, compete, hand_made_networks
 from nas.search.path import Point
 from nas.search.run import Run
-
-SIDE = 512  # of the pictures that the time is measured on
-MEGAPIXEL = 1e6
+from nas.search.run_retraining import RetrainConfig
 
 
 def parser() -> ArgumentParser:
@@ -32,7 +29,7 @@ def parser() -> ArgumentParser:
 
 
 def perform(options: Namespace) -> Result:
-    check_training(options)
+    config, where = retrain_config(options), compute(options)
     run = Run.open(options.run)
     metric, front = run.config.headline, sorted(run.front(), key=lambda point: point.params)
     if not front:
@@ -47,35 +44,32 @@ def perform(options: Namespace) -> Result:
             f"{metric.number(row[metric.key]):>12}{'  recommended' if row['epoch'] == recommended else ''}"
         )
     if options.compare:
-        say_compute(str(compute(options)), None)
+        say_compute(str(where), None)
+        training = config.training(run, run.data(), where)
         print(f"\n{metric.title} on the held-out pictures after {options.epochs} epochs (mean; spread over the seeds)")
-        rows = [{**row, **_compared(row, run, options)} for row in rows]
+        rows = [{**row, **_compared(row, run, config, training)} for row in rows]
     return {"recommended": recommended, "front": rows}
 
 
 def _row(point: Point, run: Run) -> Result:
-    net = compact(run.supernet(point.snapshot.epoch))
-    size = (SIDE, SIDE) if net.plan.patch is not None else ()
-    seconds = seconds_per_call(net, torch.rand(1, net.plan.channels, *size))
-    per = MEGAPIXEL / SIDE**2 if size else 1.0
     return {
         "epoch": point.snapshot.epoch,
         "params": point.params,
         "flops": point.flops,
-        "milliseconds": 1e3 * seconds * per,
+        "milliseconds": milliseconds(compact(run.supernet(point.snapshot.epoch))),
         **point.scores,
     }
 
 
-def _compared(row: Result, run: Run, options: Namespace) -> Result:
+def _compared(row: Result, run: Run, config: RetrainConfig, training: Training) -> Result:
     """The network of this row and the best hand-made one of its size, trained alike."""
-    net, data = compact(run.supernet(row["epoch"])), run.data()
-    training = make_training(run, data, options)
+    net = compact(run.supernet(row["epoch"]))
     competitors = [
         Competitor("found", lambda seed: net),
-        *hand_made_networks(net.plan, row["params"], options.families),
+        *hand_made_networks(net.plan, row["params"], config.families),
     ]
-    found, *others = train_alike(competitors, training)
+    with progress_bar(len(competitors) * training.num_epochs) as progress:
+        found, *others = [compete(each, training, progress) for each in competitors]
     trained = [each for each in others if each.rate is not None]
     best = max(trained, key=lambda each: each.mean(training.headline), default=None)
     shown = [found] if best is None else [found, best]

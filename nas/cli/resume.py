@@ -2,12 +2,22 @@
 
 from jsonargparse import ArgumentParser, Namespace
 
-from nas.cli import retrain
+from nas.cli.retrain import retrain
 from nas.cli.search import run_to_the_end
-from nas.cli.shared import Result, add_checkpoints, add_compute, compute, make_run_parser, resume_command, seconds
-from nas.cli.watch import add_watching, check_watching, watching
+from nas.cli.shared import (
+    Result,
+    add_checkpoints,
+    add_compute,
+    add_hours,
+    compute,
+    make_run_parser,
+    resume_command,
+    seconds,
+)
+from nas.cli.watch import add_watching, watchers
 from nas.search.engine import Search
 from nas.search.run import Run
+from nas.search.run_retraining import stopped_retraining
 
 
 def parser() -> ArgumentParser:
@@ -16,17 +26,17 @@ def parser() -> ArgumentParser:
     )
     add_checkpoints(parser)
     add_compute(parser)
+    add_hours(parser)
     add_watching(parser)
     return parser
 
 
 def perform(options: Namespace) -> Result:
-    check_watching(options)
+    callbacks = watchers(options)
     run, every = Run.open(options.run), seconds(options.checkpoint_every)
-    if (stopped := retrain.stopped_options(run)) is not None:
-        names = ("checkpoint_every", "device", "precision", "compile")
-        now = {"run": str(options.run), **{name: options[name] for name in names}}
-        return retrain.perform(retrain.parser().parse_object({**stopped, **now}))
-    with watching(run, options, fresh=False) as watch:
-        engine = Search(run, resume=True, checkpoint_every=every, compute=compute(options))
-        return run_to_the_end(engine, watch, resume_command(run, options))
+    if (stopped := stopped_retraining(run)) is not None:
+        return retrain(run, stopped, options)
+    engine = Search(
+        run, resume=True, checkpoint_every=every, compute=compute(options), callbacks=callbacks, hours=options.hours
+    )
+    return run_to_the_end(engine, resume_command(run, options))

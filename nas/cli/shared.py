@@ -1,9 +1,7 @@
-"""What several verbs need: parsers, the networks of a run, their sizes, sentences."""
+"""What several verbs need: parsers, what their options say, sizes, sentences."""
 
-import json
 import re
 import signal
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,20 +10,15 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from nas.analysis.extraction.certificate import Certificate, fingerprint
-from nas.analysis.extraction.verify import Record, read_record
-from nas.files import replacing_folder, write_json
-from nas.models.compact import compact
-from nas.models.dag import DagNet
-from nas.models.store import load
+from nas.analysis.extraction.certificate import Certificate
+from nas.search import ranks
 from nas.search.checkpoints import Stopped
 from nas.search.compute import AUTO, PRECISIONS, SINGLE, Compute
 from nas.search.config import parse_size
 from nas.search.path import Choice, Point
-from nas.search.run import COMPACT, RETRAINED, SNAPSHOTS, Run
+from nas.search.run import Run
 
 Result = dict[str, Any]  # what --json prints
-RESULT = "result.json"
 KINDS = {"int": "an integer", "float": "a number", "dict": "a mapping such as {depth: 3}", "bool": "true or false"}
 CONSTANT = "the network is constant: no path from input to output"
 
@@ -62,6 +55,13 @@ def add_checkpoints(parser: ArgumentParser) -> None:
     )
 
 
+def add_hours(parser: ArgumentParser) -> None:
+    """The time budget of a search."""
+    parser.add_argument(
+        "--hours", type=float, help="what the search may take in all, such as 2 or 0.5: it stops growing early enough"
+    )
+
+
 def add_compute(parser: ArgumentParser) -> None:
     """Options of verbs that train."""
     parser.add_argument(
@@ -75,13 +75,16 @@ def add_compute(parser: ArgumentParser) -> None:
 
 def compute(options: Namespace) -> Compute:
     """What the options of `add_compute` say."""
-    return Compute(options.device, options.precision, options.compile)
+    compute = Compute(options.device, options.precision, options.compile)
+    ranks.check_device(str(compute.device))
+    return compute
 
 
 def resume_command(run: Run, options: Namespace) -> str:
-    """What goes on with what is stopped, with the options of `add_compute` that were given."""
+    """What goes on with what is stopped, with the options of `add_compute` and `add_hours` that were given."""
     words = "" if options.device == AUTO else f" --device {options.device}"
     words += "" if options.precision == SINGLE else f" --precision {options.precision}"
+    words += "" if options.get("hours") is None else f" --hours {options.hours:g}"
     return f"nas resume {quote(str(run.folder))}{words}{' --compile' if options.compile else ''}"
 
 
@@ -121,13 +124,15 @@ class Signalled(Exception):
 def stopping(stop: Callable[[], None], how_to_go_on: str) -> Iterator[None]:
     """On Ctrl-C, SIGTERM and SIGHUP let what runs inside stop at its next step; on a second one at once.
 
+    Not so under torchrun, which passes on to all ranks what they have received already.
+
     Raises:
         Signalled: it has stopped.
     """
     received: list[int] = []
 
     def handle(number: int, _: object) -> None:
-        if received:
+        if received and ranks.size() == 1:
             raise KeyboardInterrupt
         received.append(number)
         stop()
@@ -137,8 +142,13 @@ def stopping(stop: Callable[[], None], how_to_go_on: str) -> Iterator[None]:
     try:
         yield
     except Stopped:
-        code = 130 if received[0] == signal.SIGINT else 143
+        code = 130 if received[:1] == [signal.SIGINT] else 143
         raise Signalled(f"stopped after writing a checkpoint; go on with {how_to_go_on}", code) from None
+    except ranks.RankError:
+        before = dict.fromkeys(
+            before, signal.SIG_IGN
+        )  # torchrun tells those that are left to end; they do, and say why
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -148,102 +158,6 @@ def check_free(file: Path, force: bool) -> None:
     """Raise ValueError if the file of ``-o`` is there already, unless it may be replaced."""
     if file.exists() and not force:
         raise ValueError(f"{file} exists; choose another -o, or --force to replace it")
-
-
-def stored_compact(run: Run) -> tuple[DagNet, Record]:
-    """The extracted network of a run and what its certificate says, whether they belong together or not.
-
-    Raises:
-        ValueError: there is none, or it is damaged.
-    """
-    folder = run.folder / COMPACT
-    if not folder.is_dir():
-        raise ValueError(f"there is no network in {folder}; make it with nas extract {run.folder}")
-    return load(folder), read_record(folder / "certificate.json")
-
-
-def load_compact(run: Run) -> DagNet:
-    """The extracted network of a run.
-
-    Raises:
-        ValueError: there is none, it is damaged, or not the one that its certificate is of.
-    """
-    net, record = stored_compact(run)
-    if fingerprint(net) != record.hashes["compact"]:
-        raise ValueError(
-            f"the network in {run.folder / COMPACT} is not the one that its certificate is of; see nas verify "
-            f"{run.folder}, and make it anew with nas extract"
-        )
-    return net
-
-
-def load_chosen(run: Run, options: Namespace) -> tuple[Path, DagNet]:
-    """The network that the options of `add_choice` name, as the search left it; without any `load_last`.
-
-    Raises:
-        ValueError: there is none such, or a file is damaged.
-    """
-    if (chosen := choice(options)) == Choice():
-        return load_last(run)
-    epoch = run.choose(chosen).snapshot.epoch
-    return run.folder / SNAPSHOTS / f"{epoch:04}.safetensors", compact(run.supernet(epoch))
-
-
-def load_last(run: Run) -> tuple[Path, DagNet]:
-    """The retrained network with its folder; the compact one if there is none of the present extraction.
-
-    Raises:
-        ValueError: there is no compact network, or one is damaged.
-    """
-    extracted, folder = load_compact(run), run.folder / RETRAINED
-    if folder.is_dir():
-        retrained = load(folder)
-        if retrained.plan == extracted.plan:
-            _result_of(retrained, folder)
-            return folder, retrained
-        warnings.warn(f"{folder} is of an earlier extraction and not used", stacklevel=1)
-    return run.folder / COMPACT, extracted
-
-
-def load_retrained(run: Run) -> tuple[DagNet, Result]:
-    """The retrained network of a run and its result.json.
-
-    Raises:
-        ValueError: it is damaged, or not the one that was written.
-        OSError: there is none.
-    """
-    folder = run.folder / RETRAINED
-    net = load(folder)
-    return net, _result_of(net, folder)
-
-
-def _result_of(net: DagNet, folder: Path) -> Result:
-    """The result.json in the folder of a retrained network.
-
-    Raises:
-        ValueError: it is damaged, or of another network.
-        OSError: there is none.
-    """
-    try:
-        result: Result = json.loads((folder / RESULT).read_bytes())
-        sha256 = result["sha256"]
-    except (ValueError, KeyError, TypeError, RecursionError) as problem:
-        raise ValueError(f"{folder / RESULT} is damaged, or of an earlier version: {problem}") from None
-    if fingerprint(net) != sha256:
-        raise ValueError(
-            f"the network in {folder} is not the one that its {RESULT} is of; make it anew with nas retrain"
-        )
-    return result
-
-
-def save(net: DagNet, folder: Path, name: str, result: Result) -> None:
-    """Replace ``folder`` by one with ``net`` and, in the file ``name``, the result of the verb."""
-
-    def write(place: Path) -> None:
-        net.save_pretrained(place)
-        write_json(place / name, result)
-
-    replacing_folder(folder, write)
 
 
 def sizes(point: Point, run: Run) -> Result:

@@ -5,7 +5,8 @@ import sys
 from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.extraction.verify import verify
-from nas.cli.shared import Result, differences, make_run_parser, stored_compact
+from nas.cli.shared import Result, differences, make_run_parser
+from nas.search.networks import stored_compact
 from nas.search.run import COMPACT, Run
 
 
