@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -161,6 +161,18 @@ class Bregman(Penalised):
                     state["dual"].copy_(w + (state["dual"] - w) * (state["weights"] / old))
                 self._read_weights(started, group)  # the same but for round-off
 
+    def adopt(self, params: Iterable[Tensor] | None = None) -> None:
+        """Take the present weights and state of these parameters (all by default) as belonging to each other."""
+        for p in self.state if params is None else params:
+            state = self.state[p]
+            if "dual" in state:
+                self._written[p] = _mark(p)
+                self._rule.state[state["dual"]] = _of_rule(state)
+
+    def at_count(self, state: Mapping[str, Any], count: float, group: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of a parameter of this group that stands for the same after another number of steps."""
+        return dict(state)
+
     def expected_direction(self, p: Tensor) -> Tensor:
         """What the rule is expected to move the dual of ``p`` by at first, divided by lr: entries of +-1 for rules
         that normalise the gradient, as Adam does. Needs a gradient where it depends on it."""
@@ -176,7 +188,7 @@ class Bregman(Penalised):
         self._applied = [_made_with(group) for group in self.param_groups]
         self._written = {}
         for state in self.state.values():
-            if "dual" in state and (entries := {key: value for key, value in state.items() if key not in OURS}):
+            if "dual" in state and (entries := _of_rule(state)):
                 self._rule.state[state["dual"]] = entries
 
     def __getstate__(self) -> dict[str, Any]:
@@ -434,13 +446,22 @@ class AdaBreg(Bregman):
         """The gradient divided by its root mean square over what shares a second moment; ones without a gradient, and
         where each entry has its own."""
         group = next(group for group in self.param_groups if any(p is q for q in group["params"]))
-        groups = _sharing(group)
+        groups = sharing(group)
         if groups == ENTRIES or p.grad is None:
             return super().expected_direction(p)
         moved = [q for q in group["params"] if q.grad is not None]
         grads = [gradient(q).to(state_dtype(q)) for q in moved]
-        [(g, rms)] = [(g, rms) for q, g, rms in zip(moved, grads, _rms(group, grads), strict=True) if q is p]
+        [(g, rms)] = [(g, rms) for q, g, rms in zip(moved, grads, shared_rms(group, grads), strict=True) if q is p]
         return torch.where(rms > 0, groups.cut(g) / rms, 0.0).reshape(p.shape)
+
+    def at_count(self, state: Mapping[str, Any], count: float, group: Mapping[str, Any]) -> dict[str, Any]:
+        """With moments that are the same without their bias, moment / (1 - beta^t)."""
+        if "step" not in state:
+            return dict(state)
+        betas = dict(zip(("exp_avg", "exp_avg_sq"), group["betas"], strict=True))
+        factors = {key: (1 - beta**count) / (1 - beta ** state["step"].item()) for key, beta in betas.items()}
+        moments = {key: factor * state[key] for key, factor in factors.items()}
+        return {**state, **moments, "step": torch.full_like(state["step"], count)}
 
     def _restored(self) -> None:
         for group in self.param_groups:
@@ -448,7 +469,7 @@ class AdaBreg(Bregman):
         super()._restored()
 
     def _step_duals(self, groups: MovedGroups) -> None:
-        by_entry = [(group, moved) for group, moved in groups if _sharing(group) == ENTRIES]
+        by_entry = [(group, moved) for group, moved in groups if sharing(group) == ENTRIES]
         for _, moved in by_entry:
             for p in moved:
                 dual = self.state[p]["dual"]
@@ -456,15 +477,15 @@ class AdaBreg(Bregman):
         if by_entry:
             super()._step_duals(by_entry)
         for group, moved in groups:
-            if _sharing(group) != ENTRIES:
+            if sharing(group) != ENTRIES:
                 self._step_sharing(group, moved)
 
     def _step_sharing(self, group: dict[str, Any], moved: Sequence[Tensor]) -> None:
         """The step of a parameter group in which entries share second moments; see the equations of the class."""
         beta1, beta2 = group["betas"]
-        cut = _sharing(group).cut
+        cut = sharing(group).cut
         grads = [gradient(p).to(self.state[p]["dual"].dtype) for p in moved]
-        for p, g, rms in zip(moved, grads, _rms(group, grads), strict=True):
+        for p, g, rms in zip(moved, grads, shared_rms(group, grads), strict=True):
             dual = self._decayed(p, group)
             state = self._rule.state[dual]
             if not state:
@@ -473,27 +494,33 @@ class AdaBreg(Bregman):
             _fit_second_moment(state, rms)
             t = state["step"].add_(1).item()
             mean = state["exp_avg"].lerp_(g, 1 - beta1)
-            square = state["exp_avg_sq"].mul_(beta2).addcmul_(rms, rms, value=1 - beta2)
+            square = state["exp_avg_sq"].mul_(beta2).addcmul_(rms, rms, value=(1 - beta2) * state.get("share", 1.0))
+            if "others" in state:  # what shares it elsewhere, see `nas.restriction`
+                square.add_(state["others"], alpha=1 - beta2)
             scale = square.div(1 - beta2**t).sqrt_().add_(group["eps"]).mul_(1 - beta1**t)
             cut(dual).addcdiv_(cut(mean), scale, value=group["lr"] if group["maximize"] else -group["lr"])
             self.state[p].update(state)
+
+
+def _of_rule(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key not in OURS}
 
 
 def _made_with(group: dict[str, Any]) -> tuple[Penalty | LogSum, float]:
     return group["penalty"], group["delta"]
 
 
-def _sharing(group: Mapping[str, Any]) -> Groups:
+def sharing(group: Mapping[str, Any]) -> Groups:
     """The entries that share one second moment; rows stand for joint units."""
     if group["second_moment"] == "group":
         return ROWS if group["joint"] else groups_of(group["penalty"])
     return WHOLE if group["second_moment"] == "tensor" else ENTRIES
 
 
-def _rms(group: Mapping[str, Any], grads: Sequence[Tensor]) -> list[Tensor]:
+def shared_rms(group: Mapping[str, Any], grads: Sequence[Tensor]) -> list[Tensor]:
     """Root mean square over what shares a second moment, broadcastable to the cut of each gradient of the group."""
     if group["second_moment"] != "group" or not group["joint"]:
-        return [_sharing(group).rms(g) for g in grads]
+        return [sharing(group).rms(g) for g in grads]
     all_axes = axes_of(group["joint"], len(group["params"])) or ()
     axes = [axis for p, axis in zip(group["params"], all_axes, strict=True) if p.grad is not None]
     size = sum(g.numel() // max(1, g.shape[axis]) for g, axis in zip(grads, axes, strict=True))

@@ -419,6 +419,7 @@ nas.__main__.main()
         (["search", *TINY, "--data-root=data", "--out=new", "--sizes=4k,"], "a size must be a positive number such as"),
         (["search", "--model-options={kernel: 4}"], "node 'd1' has the kernel size 4; it must be odd"),
         (["search", "--entry-time=soon"], "entry_time must be float or auto, got soon"),
+        (["search", "--coarse=4", "--optimizer=xrda"], "xrda has no exact restriction to what is alive"),
         (["export", "run"], "format"),
         (["export", "run", "--format=tflite"], "tflite"),
         (["export", "nowhere", "--format=python"], "nowhere holds no run"),
