@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adam, Optimizer, SparseAdam
 from torch.optim.optimizer import ParamsT
 
 from nas.groups import ENTRIES, ROWS, WHOLE, Groups, along, unit_norms
@@ -59,7 +59,7 @@ class Bregman(Penalised):
             this optimiser (with weight decay if its own is decoupled, as AdamW's is).
 
     Raises:
-        ValueError: as `Penalised`, or ``rule`` is not a class of torch optimisers.
+        ValueError: as `Penalised`, ``rule`` is no class of torch optimisers, or needs a closure or sparse gradients.
     """
 
     _beside_rule: ClassVar[tuple[str, ...]] = ()  # options of a subclass that are not the rule's
@@ -77,6 +77,11 @@ class Bregman(Penalised):
         check_ranges(type(self).__name__, options, self._ranges())
         if not isinstance(rule, type) or not issubclass(rule, Optimizer):
             raise ValueError(f"{type(self).__name__}(rule=...) must be a class of torch optimisers, got {rule!r:.80}")
+        if rule is SparseAdam or _needs_closure(rule):
+            raise ValueError(
+                f"{type(self).__name__}(rule=...) must step dense gradients without a closure, which "
+                f"{rule.__name__} does not"
+            )
         self._rule_type: Any = rule
         beside = {name: options.pop(name) for name in self._beside_rule}
         takes_decay = "weight_decay" in inspect.signature(rule).parameters
@@ -246,7 +251,7 @@ class Bregman(Penalised):
         self._rule.param_groups = [
             {"params": duals, **dict(zip(names, options, strict=True))} for options, duals in alike.items()
         ]
-        self._rule.step()
+        _step_alone(self._rule)
         for p, dual in stepped:
             dual.grad = None
             self.state[p].update(self._rule.state[dual])
@@ -313,6 +318,17 @@ class Bregman(Penalised):
         self._read_weights(members, group)  # the same but for round-off
 
 
+def _needs_closure(rule: type[Optimizer]) -> bool:
+    closure = inspect.signature(rule.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def _step_alone(rule: Optimizer) -> None:
+    """A step that is part of ours: the hooks for steps of all optimisers are called for ours alone."""
+    step: Any = type(rule).step
+    (step.__wrapped__ if getattr(step, "hooked", False) else step)(rule)
+
+
 class LinBreg(Bregman):
     """Linearised Bregman iteration, with momentum if wanted (JMLR 23(192), eqs. 4 and 5 of Algorithms 1 and 2).
 
@@ -334,9 +350,13 @@ class LinBreg(Bregman):
         joint: bool | Sequence[int] = False,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
-        fused: bool = True,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        fused: bool | None = None,
     ) -> None:
-        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "fused": fused}
+        fused = not foreach if fused is None else fused
+        options: dict[str, Any] = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "fused": fused}
+        options |= {"foreach": foreach, "maximize": maximize}
         super().__init__(params, SGD, penalty=penalty, delta=delta, joint=joint, **options)
 
     def _ranges(self) -> dict[str, Range]:
@@ -396,9 +416,14 @@ class AdaBreg(Bregman):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         second_moment: Literal["entry", "group", "tensor"] = "entry",
-        fused: bool = True,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        fused: bool | None = None,
     ) -> None:
-        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": fused}
+        fused = not foreach if fused is None else fused
+        options: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": fused}
+        options |= {"foreach": foreach, "maximize": maximize, "capturable": capturable}
         own = {"penalty": penalty, "delta": delta, "joint": joint, "second_moment": second_moment}
         super().__init__(params, Adam, **own, **options)  # type: ignore[arg-type]
 
@@ -438,7 +463,7 @@ class AdaBreg(Bregman):
         """The step of a parameter group in which entries share second moments; see the equations of the class."""
         beta1, beta2 = group["betas"]
         cut = _sharing(group).cut
-        grads = [gradient(p).to(state_dtype(p)) for p in moved]
+        grads = [gradient(p).to(self.state[p]["dual"].dtype) for p in moved]
         for p, g, rms in zip(moved, grads, _rms(group, grads), strict=True):
             dual = self._decayed(p, group)
             state = self._rule.state[dual]
@@ -450,7 +475,7 @@ class AdaBreg(Bregman):
             mean = state["exp_avg"].lerp_(g, 1 - beta1)
             square = state["exp_avg_sq"].mul_(beta2).addcmul_(rms, rms, value=1 - beta2)
             scale = square.div(1 - beta2**t).sqrt_().add_(group["eps"]).mul_(1 - beta1**t)
-            cut(dual).addcdiv_(cut(mean), scale, value=-group["lr"])
+            cut(dual).addcdiv_(cut(mean), scale, value=group["lr"] if group["maximize"] else -group["lr"])
             self.state[p].update(state)
 
 

@@ -373,7 +373,7 @@ nas.__main__.main()
     [
         ([], 'expected "verb" to be one of'),
         (["find"], "invalid choice: 'find'"),
-        (["search", "--sigma=loud"], "sigma must be a number, got loud"),
+        (["search", "--sigma=loud"], "sigma must be a number such as 25, or a range such as 5:55, got 'loud'"),
         (["search", "--epochs=1.5"], "epochs must be an integer, got 1.5"),
         (["search", "--model-options=deep"], "model_options must be a mapping such as {depth: 3}, got deep"),
         (["search", "--config=data/notes.txt"], "a configuration must name options of the verb"),
@@ -387,7 +387,7 @@ nas.__main__.main()
         (["search", "--task=sing"], "unknown task 'sing'; there are: classify, deblur, denoise"),
         (
             ["search", "--data=cats"],
-            "unknown data 'cats'; there are: cifar10, class_folder, fashion_mnist, folder, mnist, pictures",
+            "unknown data 'cats'; there are: cifar10, class_folder, fashion_mnist, folder, mnist, noisy_pairs, pairs",
         ),
         (
             ["search", "--model=unet"],

@@ -281,10 +281,10 @@ def test_bad_options_leave_nothing_behind(tmp_path, config, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task": "sing"}, "unknown task 'sing'; there are: classify, deblur, denoise, and those that you register"),
+        ({"task": "sing"}, "unknown task 'sing'; there are: classify, deblur, denoise, inpaint, superresolve"),
         (
             {"data": "cats"},
-            "unknown data 'cats'; there are: cifar10, class_folder, fashion_mnist, folder, mnist, pictures",
+            "unknown data 'cats'; there are: cifar10, class_folder, fashion_mnist, folder, mnist, noisy_pairs, pairs",
         ),
         (
             {"model": "unet"},
