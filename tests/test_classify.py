@@ -177,7 +177,7 @@ def test_what_is_no_classification():
     data = Pictures(*[labelled(5)] * 3, classes=NAMES)
     with pytest.raises(ValueError, match="classify has no option 'mean'; its options are flip, shift"):
         SearchConfig(task="classify", task_options={"mean": 1.0}).make_task(data)
-    with pytest.raises(ValueError, match="denoise has no option 'blur'; its options are none"):
+    with pytest.raises(ValueError, match="denoise has no option 'blur'; its options are peak"):
         SearchConfig(task_options={"blur": 5.0}).make_task(data)
 
 

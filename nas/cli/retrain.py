@@ -94,7 +94,7 @@ def _print_result(result: RetrainResult, retraining: RunRetraining) -> None:
         compared = summarised(result.compared, training.headline)
         print("\n".join(table(title, result.untrained, compared, training.task.metrics)))
     else:
-        title = f"mean over {len(training.test)} held-out pictures"
+        title = f"mean over {len(training.test) // max(1, len(result.by_condition))} held-out pictures"
         rows = {**result.untrained, "retrained network": result.retrained}
         rows |= {f"  at {name}": scores for name, scores in result.by_condition.items()}
         _print_table(title, rows, training.task.metrics)
