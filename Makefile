@@ -39,6 +39,7 @@ bench: .venv/.dev  ## speed, side by side, as ratios
 	$(BIN)/python -m benchmarks.optimizers
 	$(BIN)/python -m benchmarks.alive
 	$(BIN)/python -m benchmarks.inference
+	$(BIN)/python -m benchmarks.overhead
 
 .venv/.core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=...")'

@@ -32,7 +32,7 @@ def cost(net: DagNet) -> Cost:
     size = (SIDE, SIDE) if net.plan.patch is not None else ()
     counter = FlopCounterMode(display=False)
     with counter:
-        net(torch.zeros(1, net.plan.channels, *size, dtype=parameter.dtype, device=parameter.device))
+        net(torch.zeros(1, net.plan.inputs, *size, dtype=parameter.dtype, device=parameter.device))
     parameters = list(net.parameters())
     num_bytes = sum(p.numel() * p.element_size() for p in parameters)
     return Cost(sum(p.numel() for p in parameters), counter.get_total_flops(), num_bytes)

@@ -60,7 +60,7 @@ def latency(
         seconds: about how long each batch size may take; three rounds are made at least.
     """
     size = (side, side) if net.plan.patch is not None else ()
-    return tuple(_time(net, small, torch.rand(batch, net.plan.channels, *size), seconds) for batch in batches)
+    return tuple(_time(net, small, torch.rand(batch, net.plan.inputs, *size), seconds) for batch in batches)
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def seconds_per_call(net: nn.Module, x: Tensor, *, calls: int = 7) -> float:
 def milliseconds(net: DagNet, *, side: int = LARGE_SIDE, calls: int = 7) -> float:
     """The time of a call on the CPU: per megapixel of a picture of ``side`` x ``side`` pixels, or per vector."""
     size = (side, side) if net.plan.patch is not None else ()
-    seconds = seconds_per_call(net, torch.rand(1, net.plan.channels, *size), calls=calls)
+    seconds = seconds_per_call(net, torch.rand(1, net.plan.inputs, *size), calls=calls)
     return 1e3 * seconds * (MEGAPIXEL / side**2 if size else 1.0)
 
 

@@ -10,10 +10,11 @@ import yaml
 
 from nas.analysis.structure import similarity
 from nas.analysis.topology import topology
-from nas.search.config import PROBLEM, TASKS, SearchConfig
+from nas.search.config import PROBLEM, SearchConfig
 from nas.search.networks import RESULT, load_retrained
 from nas.search.path import Point
 from nas.search.run import RETRAINED, Run
+from nas.search.stopping import growth_is_over
 from nas.search.tasks.task import Metric
 
 
@@ -52,10 +53,10 @@ class Outcome:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs of growth are done, and the front is there if its sizes were given."""
+        """Whether it has grown to its end, and the front is there if its sizes were given."""
         config = self.run.config
         sizes = 0 if config.front_sizes is None else len(config.front_sizes)
-        return self.epochs >= config.epochs and len(self.front) >= sizes
+        return growth_is_over(self.run.points(), config) and len(self.front) >= sizes
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -163,7 +164,7 @@ def similarities(outcomes: Sequence[Outcome]) -> list[list[float]]:
 
 def metrics_of(outcomes: Sequence[Outcome]) -> list[Metric]:
     """The metrics by which any of the runs was measured, the headlines first."""
-    lists = [TASKS.find(each.run.config.task).metrics for each in outcomes]
+    lists = [each.run.config.task_class.metrics for each in outcomes]
     return list(dict.fromkeys([*(each[0] for each in lists), *(metric for each in lists for metric in each)]))
 
 

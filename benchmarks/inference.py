@@ -28,7 +28,7 @@ def main() -> None:
         for part in parts:
             _thin_out(net, part)
             small = compact(net)
-            x = torch.rand(BATCH, net.plan.channels, side, side)
+            x = torch.rand(BATCH, net.plan.inputs, side, side)
             times = medians({"supernet": partial(net, x), "compact": partial(small, x)}, rounds=20)
             flops, speed_up = cost(net).flops / cost(small).flops, times["supernet"] / times["compact"]
             print(f"{title:<44}{flops:>12.1f}{speed_up:>10.2f}{speed_up / flops:>16.2f}")

@@ -199,7 +199,8 @@ class DagNet(nn.Module):
 
     Args:
         plan: the architecture. Input and output are pictures (B, channels, height, width) of any size, or
-            vectors (B, channels) where ``plan.patch`` is None. Where ``plan.pooled`` the output is (B, units of "out").
+            vectors (B, channels) where ``plan.patch`` is None; the input has ``plan.extra`` channels more. Where
+            ``plan.pooled`` the output is (B, units of "out").
 
     Raises:
         ValueError: a node reads a node that is not before it, a skip joins nodes of different width, an even kernel
@@ -241,7 +242,10 @@ class DagNet(nn.Module):
         return self.liveness()
 
     def _enter(self, x: Tensor) -> Tensor:
-        x = x - self.plan.offset
+        if self.plan.extra:
+            x = torch.cat([self._picture(x) - self.plan.offset, x[:, self.plan.channels :]], dim=1)
+        else:
+            x = x - self.plan.offset
         if self.plan.patch is None:
             return x
         height, width = x.shape[-2:]
@@ -260,7 +264,11 @@ class DagNet(nn.Module):
         if self.plan.patch is not None:
             state = state if self.unit_axis == 1 else state.permute(0, 3, 1, 2)
             state = F.pixel_shuffle(state, self.plan.patch)[..., : x.shape[-2], : x.shape[-1]]
-        return state + (x if self.plan.residual else self.plan.offset)
+        return state + (self._picture(x) if self.plan.residual else self.plan.offset)
+
+    def _picture(self, x: Tensor) -> Tensor:
+        """The input without what is beside the picture."""
+        return x[:, : self.plan.channels] if self.plan.extra else x
 
     def unit_parameters(self) -> dict[str, list[Parameter]]:
         """For each searched node the tensors whose i-th slices are its unit i: its edges but for blocks, its bias; and

@@ -18,7 +18,7 @@ def chain(like: Plan, depth: int, width: int) -> Plan:
     """``depth`` hidden layers one after the other, 3 x 3 convolutions or matrices.
 
     Args:
-        like: a plan whose input and output the network has: channels, patches, offset, outputs, residual or not.
+        like: a plan whose input and output the network has: channels, patches, offset, outputs, residual or not, ...
         depth: number of hidden layers, >= 1.
         width: units of each.
     """
@@ -111,4 +111,4 @@ def _sum(k: int, width: int, edge: Edge) -> Node:
 def _finished(like: Plan, nodes: list[Node]) -> Plan:
     last = _edge(like, nodes[-1].name)
     out = Node(OUTPUT, like.units[OUTPUT], (last,), activation="identity", searched=False)
-    return Plan(like.channels, (*nodes, out), like.patch, like.offset, like.residual, like.pooled)
+    return Plan(like.channels, (*nodes, out), like.patch, like.offset, like.residual, like.pooled, extra=like.extra)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -182,6 +182,8 @@ class Plan:
         pooled: the output is not a picture, but the vector of the means of "out" over all positions (the logits of a
             classifier); the offset is not added.
         levels: how often the resolution can be halved: pictures are padded to multiples of ``patch * 2 ** levels``.
+        extra: channels of the input behind those of the picture, such as the level of its noise. The offset is not
+            subtracted from them, and the output has none.
     """
 
     channels: int
@@ -191,11 +193,17 @@ class Plan:
     residual: bool = False
     pooled: bool = False
     levels: int = 0
+    extra: int = 0
+
+    @property
+    def inputs(self) -> int:
+        """Channels of the input."""
+        return self.channels + self.extra
 
     @property
     def units(self) -> dict[str, int]:
         """Number of units of every node, the input first."""
-        return {INPUT: self.channels * (self.patch or 1) ** 2} | {node.name: node.units for node in self.nodes}
+        return {INPUT: self.inputs * (self.patch or 1) ** 2} | {node.name: node.units for node in self.nodes}
 
     @property
     def is_convolutional(self) -> bool:
@@ -228,6 +236,7 @@ class Plan:
         size = f"must be an integer from 1 to {MAX_SIZE}, got"
         _require(_is_size(self.channels), f"channels {size} {self.channels!r}")
         _require(self.patch is None or _is_size(self.patch), f"patch {size} {self.patch!r}")
+        _require(type(self.extra) is int and 0 <= self.extra <= MAX_SIZE, f"extra must be >= 0, got {self.extra!r}")
         _require(_is_finite(self.offset), f"offset must be a finite number, got {self.offset!r}")
         for name in ("residual", "pooled"):
             _require(
@@ -250,8 +259,9 @@ class Plan:
         for node in self.nodes:
             _require(node.tied is None or node.tied in searched, f"node {node.name!r} cannot be tied to {node.tied!r}")
         self._check_levels()
-        same = self.pooled or (self.patch is None and not self.residual) or before[INPUT] == before[OUTPUT]
-        _require(same, f"{OUTPUT!r} must have as many units as {INPUT!r}")
+        picture = self.channels * (self.patch or 1) ** 2
+        same = self.pooled or (self.patch is None and not self.residual) or before[OUTPUT] == picture
+        _require(same, f"{OUTPUT!r} must have as many units as {INPUT!r}{' has of the picture' if self.extra else ''}")
         kernels = {edge.kernel for node in self.nodes for edge in node.edges}
         _require(None not in kernels or kernels == {None}, "a plan mixes convolutions and fully connected edges")
 
@@ -267,6 +277,15 @@ class Plan:
         kernels = {edge.kernel for node in self.nodes for edge in node.edges}
         _require(self.levels == 0 or None not in kernels, "fully connected edges have no levels")
 
+    def with_extra(self, extra: int) -> "Plan":
+        """The same for an input with so many channels behind the picture, which edges read and gates do not."""
+        own = tuple(range(self.channels * (self.patch or 1) ** 2)) if extra else None
+        nodes = tuple(
+            replace(node, skips=tuple(replace(s, take=own) if s.source == INPUT else s for s in node.skips))
+            for node in self.nodes
+        )
+        return replace(self, nodes=nodes, extra=extra)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
         return dataclasses.asdict(self)
@@ -279,7 +298,9 @@ class Plan:
             ValueError: ``data`` is not the plan of a network.
         """
         try:
-            return cls(**{**_complete(cls, data), "nodes": tuple(_node(node) for node in data["nodes"])})
+            return cls(
+                **{**_complete(cls, {"extra": 0, **data}), "nodes": tuple(_node(node) for node in data["nodes"])}
+            )
         except (KeyError, TypeError, AttributeError) as problem:
             raise ValueError(f"this is not the plan of a network: {type(problem).__name__} {problem}") from None
 

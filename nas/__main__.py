@@ -19,7 +19,8 @@ def main() -> int:
 
 
 def _stop(*_: object) -> None:
-    os.write(2, b"nas: stopped\n")  # a handler may not print in the middle of another print
+    if os.environ.get("RANK", "0") == "0":  # of several processes of torchrun the first one says it for all
+        os.write(2, b"nas: stopped\n")  # a handler may not print in the middle of another print
     sys.exit(143)
 
 

@@ -1,12 +1,14 @@
 """What happens over time: data and tasks, the search loop and its path, runs, retraining."""
 
+from nas.search.callbacks.callback import Callback
+from nas.search.callbacks.loggers import LOGGERS, Logger
 from nas.search.compute import Compute
 from nas.search.config import SearchConfig, register_task
 from nas.search.data.batches import Batches, random_crops, random_samples
 from nas.search.data.formats.files import read_sheet, write_sheet
 from nas.search.data.labelled import cifar10, class_folder, fashion_mnist, mnist
 from nas.search.data.sources import folder, load_data, pictures, register_data
-from nas.search.data.stack import Picture, Pictures, Stack
+from nas.search.data.stack import Picture, Pictures, Stack, estimate_sigma
 from nas.search.engine import Search
 from nas.search.front import thin_out
 from nas.search.loop import Snapshot, search, snapshot
@@ -18,19 +20,25 @@ from nas.search.run_retraining import RetrainConfig, RunRetraining
 from nas.search.sweep.sweep import Sweep
 from nas.search.sweep.trials import Sweeping
 from nas.search.tasks.classification import Classify
-from nas.search.tasks.restoration import Deblur, Denoise, Restoration, restore
+from nas.search.tasks.degradations import Deblur
+from nas.search.tasks.noise import Denoise
+from nas.search.tasks.restoration import Restoration, restore
 from nas.search.tasks.task import Example, Metric, Task, evaluate, held_out, predict, score
-from nas.search.tasks.use import denoise_pixels, denoise_sheet
+from nas.search.tasks.use import Noise, denoise_pixels, denoise_sheet
 
 __all__ = [
+    "LOGGERS",
     "Batches",
+    "Callback",
     "Choice",
     "Classify",
     "Compute",
     "Deblur",
     "Denoise",
     "Example",
+    "Logger",
     "Metric",
+    "Noise",
     "Picture",
     "Pictures",
     "Point",
@@ -51,6 +59,7 @@ __all__ = [
     "deaths",
     "denoise_pixels",
     "denoise_sheet",
+    "estimate_sigma",
     "evaluate",
     "fashion_mnist",
     "folder",

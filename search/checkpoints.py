@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from nas.files import remove, write_bytes
+from nas.search import ranks
 from nas.search.compute import CPU, on_cpu
 
 State = dict[str, Any]  # plain data and tensors
@@ -27,7 +28,8 @@ class Stopped(Exception):
 class Checkpoints:
     """The newest states of a run, one file each: NUMBER-DIGEST.pt, where DIGEST begins the SHA-256 of its bytes.
 
-    All tensors in them are on the CPU, wherever they were.
+    All tensors in them are on the CPU, wherever they were. Of several ranks (`nas.search.ranks`) the first one writes
+    and reads; all save, stop and go on together, whichever of them is asked to.
 
     Args:
         folder: made with the first file.
@@ -53,9 +55,10 @@ class Checkpoints:
         Raises:
             Stopped: after `stop`.
         """
-        if self._stopping or time.monotonic() - self._saved >= self.every:
+        stopping, due = ranks.agreed(self._stopping, time.monotonic() - self._saved >= self.every)
+        if stopping or due:
             self.save(state())
-        if self._stopping:
+        if stopping:
             raise Stopped
 
     def save(self, state: State) -> None:
@@ -64,6 +67,10 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written; those before stay as they are.
         """
+        ranks.on_first(lambda: self._write(state))
+        self._saved = time.monotonic()
+
+    def _write(self, state: State) -> None:
         buffer = io.BytesIO()
         torch.save(on_cpu(state), buffer)
         self.folder.mkdir(exist_ok=True)
@@ -71,7 +78,6 @@ class Checkpoints:
         number = int(older[-1].name.partition("-")[0]) + 1 if older else 1
         name = f"{number:08}-{_digest(buffer.getvalue())}.pt"
         write_bytes(self.folder / name, buffer.getvalue())
-        self._saved = time.monotonic()
         for file in older[: 1 - KEPT]:
             file.unlink(missing_ok=True)
 
@@ -82,6 +88,9 @@ class Checkpoints:
             ValueError: all are damaged.
             OSError: a file cannot be read.
         """
+        return ranks.on_first(self._read_newest)
+
+    def _read_newest(self) -> State | None:
         files = self._files()
         for file in reversed(files):
             data = file.read_bytes()
@@ -95,7 +104,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove all."""
-        remove(self.folder)
+        ranks.on_first(lambda: remove(self.folder))
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*-*.pt"))

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from nas.search import ranks
 from nas.search.data.batches import Batches
 
 AUTO, CPU, SINGLE, HALF = "auto", "cpu", "fp32", "fp16"
@@ -49,9 +50,10 @@ class Compute:
             raise ValueError(f"precision must be {_listed(known)}{where}, got {self.precision!r}")
 
     def __str__(self) -> str:
-        """Such as "cuda:0 in bf16, compiled"."""
+        """Such as "cuda:0 in bf16, compiled, 4 ranks"."""
         precision = "" if self.precision == SINGLE else f" in {self.precision}"
-        return f"{self.device}{precision}{', compiled' if self.compile else ''}"
+        together = "" if ranks.size() == 1 else f", {ranks.size()} ranks"
+        return f"{self.device}{precision}{', compiled' if self.compile else ''}{together}"
 
     def place(self, net: Net) -> Net:
         """``net``, moved to the device in place."""

@@ -15,17 +15,23 @@ from nas.models.dag import DagNet
 from nas.models.price import CHEAPEST, Currency
 from nas.models.recipes import RECIPES
 from nas.registry import Registry
-from nas.search.data.sources import SOURCES
+from nas.search.data.sources import NOISY_PAIRS, PAIRS, SOURCES
 from nas.search.data.stack import Pictures
 from nas.search.optimizers import OPTIMIZERS, Kind
 from nas.search.tasks.classification import Classify
-from nas.search.tasks.restoration import Deblur, Denoise
+from nas.search.tasks.degradations import Deblur
+from nas.search.tasks.noise import Denoise, parse_sigma
 from nas.search.tasks.task import Metric, Task
+from nas.search.tasks.unclean import Neighbours, NoiseToNoise, Paired, Recorrupted, Unclean
 from nas.steering import EARLIEST
 
 AUTO: Literal["auto"] = "auto"
 NONE = "none"
-PROBLEM = ("task", "task_options", "data", "channels", "sigma")  # options that say what is to be learnt
+LATER = ("patience", "clean", "val_root", "test_root")  # options that there were not always; runs without can be read
+PROBLEM = ("task", "task_options", "data", "clean", "channels", "sigma")  # options that say what is to be learnt
+ROOTS = ("data_root", "val_root", "test_root")  # options that say where the pictures are
+GIVEN, UNKNOWN, DENOISE = "given", "unknown", "denoise"
+PAIRED: dict[str, type[Task]] = {PAIRS: Paired, NOISY_PAIRS: NoiseToNoise}  # what denoising is on these data
 TASKS: Registry[type[Task]] = Registry("task", {"denoise": Denoise, "deblur": Deblur, "classify": Classify})
 
 
@@ -48,16 +54,23 @@ class SearchConfig:
 
     Args:
         task: what the network is to learn: denoise, deblur, classify.
-        task_options: options of the task, such as blur and kernel (deblur), flip and shift (classify).
-        data: source of pictures: pictures (ships with scikit-image), folder, mnist, fashion_mnist, cifar10,
-            class_folder (pictures of one size, a folder for each class).
+        task_options: options of the task, such as peak (denoise), blur and kernel (deblur), flip and shift (classify).
+        data: source of pictures: pictures (ships with scikit-image), folder, pairs (folders noisy and clean),
+            noisy_pairs (folders noisy and noisy2), mnist, fashion_mnist, cifar10, class_folder (pictures of one size, a
+            folder for each class).
         data_root: folder of the pictures or of the data set.
+        val_root: folder to validate on (folder, pairs, noisy_pairs); by default a tenth of data_root is held out.
+        test_root: likewise to test on.
+        clean: given: the pictures are clean, and noise is added; none: they are noisy, and nothing else is known. Then
+            sigma says how much: a number, auto (estimated), or unknown (noise is only independent between pixels).
         model: supernet: separable_autoencoder, mixed_autoencoder, conv_skip_autoencoder, skip_autoencoder, dense_mlp,
             dense_conv, mlp.
         model_options: options of the supernet, such as depth, width and patch.
         channels: 1 searches on grey pictures, 3 on colour.
-        sigma: standard deviation of the noise on the 0..255 scale (denoise, deblur).
+        sigma: standard deviation of the noise on the 0..255 scale, or a range such as 5:55 that one network is trained
+            for, which is then told the level (denoise, deblur).
         epochs: number of epochs; the learning rate falls to 0 along a cosine.
+        patience: stop growing after so many epochs without a better validation score; never by default.
         steps: optimiser steps per epoch.
         batch: crops, or pictures to classify, per step.
         crop: side of the training crops in pixels (denoise, deblur).
@@ -91,11 +104,15 @@ class SearchConfig:
     task_options: dict[str, bool | int | float] = field(default_factory=dict)
     data: str = "pictures"
     data_root: Path | None = None
+    val_root: Path | None = None
+    test_root: Path | None = None
+    clean: Literal["given", "none"] = "given"
     model: str = "separable_autoencoder"
     model_options: dict[str, bool | int | float | list[int] | None] = field(default_factory=dict)
     channels: int = 1
-    sigma: float = 25.0
+    sigma: str | float = 25.0
     epochs: int = 20
+    patience: int | None = None
     steps: int = 128
     batch: int = 8
     crop: int = 48
@@ -115,12 +132,13 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        TASKS.find(self.task)
         SOURCES.find(self.data)
+        self._check_learnt()
         RECIPES.find(self.model)
-        for name in ("epochs", "steps", "batch", "crop", "fit", "refit"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "patience", "steps", "batch", "crop", "fit", "refit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         for name, value in (("lr", self.learning_rate), ("gate_scale", self.gate_scale)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be > 0, got {value}")
@@ -134,6 +152,34 @@ class SearchConfig:
             )
         _ = self.front_sizes
         self._check_entry_time()
+
+    def _check_learnt(self) -> None:
+        """Task, sigma and whether there are clean pictures must go together."""
+        if self.clean not in (GIVEN, NONE):
+            raise ValueError(f"clean must be {GIVEN} or {NONE}, got {self.clean!r}")
+        if self.clean == NONE and not issubclass(self.task_class, Unclean):
+            raise ValueError(f"clean {NONE} goes with the task {DENOISE} alone, got {self.task}")
+        if self.clean == NONE and self.data in PAIRED:
+            raise ValueError(f"clean {NONE} goes with single pictures, not with the data {self.data}")
+        if self.sigma in (AUTO, UNKNOWN):
+            if self.clean != NONE:
+                raise ValueError(f"sigma {self.sigma} goes with clean {NONE}; noise is added to clean pictures")
+        elif isinstance(self.sigma, str):
+            sigma = parse_sigma(self.sigma)
+            if isinstance(sigma, tuple) and self.clean == NONE:
+                raise ValueError(f"a range of sigma needs clean pictures, got {self.sigma} with clean {NONE}")
+            if not isinstance(sigma, tuple):
+                object.__setattr__(self, "sigma", sigma)  # so that 25 is 25.0
+
+    @property
+    def task_class(self) -> type[Task]:
+        """What is learnt: the task; of denoising that for the kind of pictures that there are."""
+        kind = TASKS.find(self.task)
+        if self.task != DENOISE or (self.clean != NONE and self.data not in PAIRED):
+            return kind
+        if self.data in PAIRED:
+            return PAIRED[self.data]
+        return Neighbours if self.sigma == UNKNOWN else Recorrupted
 
     def _check_entry_time(self) -> None:
         if self.entry_time is not None and self.kind.entry_time is None:
@@ -197,20 +243,22 @@ class SearchConfig:
 
     def to_yaml(self) -> str:
         """Text for ``nas search --config``."""
-        data = {**asdict(self), "data_root": None if self.data_root is None else str(self.data_root)}
-        return yaml.safe_dump(data, sort_keys=False)
+        roots = {name: None if getattr(self, name) is None else str(getattr(self, name)) for name in ROOTS}
+        return yaml.safe_dump({**asdict(self), **roots}, sort_keys=False)
 
     @property
     def identity(self) -> str:
         """All that determines the run, as text; not where the data lie, nor the outputs, which follow from the data."""
         options = {name: value for name, value in self.model_options.items() if name != "outputs"}
-        return json.dumps(_as_floats(asdict(replace(self, data_root=None, model_options=options))))
+        given, usual = asdict(replace(self, model_options=options)), {each.name: each.default for each in fields(self)}
+        left_out = {*ROOTS, *(name for name in LATER if given[name] == usual[name])}
+        return json.dumps(_as_floats({name: value for name, value in given.items() if name not in left_out}))
 
     def difference(self, other: "SearchConfig") -> str:
         """The first option in which the two differ: "lr 0.1, not 0.2"; empty if there is none."""
         mine, theirs = (_as_floats(asdict(each)) for each in (self, other))
         for name in mine:
-            if name != "data_root" and mine[name] != theirs[name]:
+            if name not in ROOTS and mine[name] != theirs[name]:
                 return f"{name} {getattr(self, name)}, not {getattr(other, name)}"
         return ""
 
@@ -231,7 +279,7 @@ class SearchConfig:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls)
         try:
-            if missing := {option.name for option in fields(cls)} - set(yaml.safe_load(text) or ()):
+            if missing := {option.name for option in fields(cls)} - {*(yaml.safe_load(text) or ()), *LATER}:
                 raise ValueError(f"it lacks {min(missing)}")
             return cls(**parser.parse_string(text).as_dict())
         except (ArgumentError, TypeError, ValueError, RecursionError, yaml.YAMLError) as problem:
@@ -240,25 +288,37 @@ class SearchConfig:
     @property
     def headline(self) -> Metric:
         """What the search picks its network by."""
-        return TASKS.find(self.task).metrics[0]
+        return self.task_class.metrics[0]
 
-    def make_task(self, data: Pictures) -> Task:
-        """The task for a data set, which gives it the fields that are no options (`Task.from_data`).
+    def make_task(self, data: Pictures | None) -> Task:
+        """The task for a data set, which gives it the fields that are no options (`Task.from_data`), if it has such.
 
         Raises:
             ValueError: unknown or missing options, options out of range, or data that do not suit the task.
         """
-        kind = TASKS.find(self.task)
+        kind = self.task_class
         parameters = inspect.signature(kind).parameters
-        given: dict[str, Any] = {name: getattr(data, name) for name in kind.from_data}
+        given: dict[str, Any] = {} if data is None else {name: getattr(data, name) for name in kind.from_data}
         if "sigma" in parameters:
-            given["sigma"] = self.sigma
+            given["sigma"] = self._sigma(data)
         options = {name: parameter.default for name, parameter in parameters.items() if name not in given}
         check_options(self.task, self.task_options, options)
         for name, default in options.items():
             if default is inspect.Parameter.empty and name not in self.task_options:
                 raise ValueError(f"{self.task} needs the option {name!r}")
         return kind(**given, **self.task_options)
+
+    def _sigma(self, data: Pictures | None) -> float | tuple[float, float]:
+        """As a task takes it; estimated of the data, if it is to be."""
+        if self.sigma == AUTO:
+            assert data is not None
+            return data.sigma
+        return parse_sigma(self.sigma) if isinstance(self.sigma, str) else self.sigma
+
+    def at_absolute_roots(self) -> "SearchConfig":
+        """The same with `ROOTS` that hold in every working folder."""
+        given = {name: getattr(self, name) for name in ROOTS}
+        return replace(self, **{name: root.resolve() for name, root in given.items() if root is not None})
 
     def with_outputs(self, num_outputs: int | None) -> "SearchConfig":
         """The same with the option ``outputs`` of the supernet, where it has one that is not set."""
@@ -278,7 +338,13 @@ class SearchConfig:
             ValueError: the supernet does not take the ``model_options``.
         """
         check_options(self.model, self.model_options, self._known_options())
-        return RECIPES.find(self.model)(self.channels, **self.model_options)
+        net = RECIPES.find(self.model)(self.channels, **self.model_options)
+        return DagNet(net.plan.with_extra(self.num_extra)) if self.num_extra else net
+
+    @property
+    def num_extra(self) -> int:
+        """Channels of the input beside the picture (`Task.num_extra`)."""
+        return 0 if self.task_class.from_data or self.sigma in (AUTO, UNKNOWN) else self.make_task(None).num_extra
 
 
 def _as_floats(value: Any) -> Any:

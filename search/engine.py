@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain, count, islice
@@ -22,16 +22,19 @@ from nas.models.dag import DagNet
 from nas.models.price import prices, total
 from nas.penalised import Penalised
 from nas.penalties import scaled, strengths
-from nas.search import optimizers
+from nas.search import optimizers, ranks
+from nas.search.callbacks.callback import Callback
+from nas.search.callbacks.loggers import MetricsFile
 from nas.search.checkpoints import EVERY, Checkpoints, State
 from nas.search.compute import Compute, device_of, on_device
 from nas.search.config import AUTO, SearchConfig
 from nas.search.data.batches import Batches
-from nas.search.front import Slimming, without_groups
+from nas.search.front import Slimming, steps_of_slimming, without_groups
 from nas.search.loop import Snapshot, search, snapshot
 from nas.search.path import Point, points_of, save_sparse, write_points
 from nas.search.retrain import retrain
-from nas.search.run import CHECKPOINTS, CONFIG, METRICS, PATH, SNAPSHOTS, Run, begun
+from nas.search.run import CHECKPOINTS, CONFIG, PATH, SNAPSHOTS, Run, begun
+from nas.search.stopping import Budget, growth_is_over
 from nas.search.tasks.task import Task, evaluate
 from nas.steering import EARLIEST, LamController, calibrate
 
@@ -46,8 +49,8 @@ class Search:
     """One search in its folder; iterate over it to let it run.
 
     Everything that can be wrong with the options or the data is found before the folder is touched. From then until the
-    iteration ends, or `close`, no other process may write there. Its attribute ``on_fit`` can be set to a function that
-    is called with the number of parameters after each removal of the front.
+    iteration ends, or `close`, no other process may write there. Of several ranks (`nas.search.ranks`), which search
+    together, the first one writes, and tells the callbacks.
 
     Args:
         run: the folder and the options; `Search.run` has those options too that the data determine.
@@ -56,8 +59,13 @@ class Search:
         download: fetch a data set that is missing.
         checkpoint_every: seconds between two checkpoints within an epoch, > 0.
         compute: where and how; the trials that choose lam and steps are in single precision.
+        callbacks: what is told of the search on its way, from here to its end.
+        hours: what the search may take, > 0, with what an earlier process has taken. It stops growing early enough for
+            the front, for which at most half of the time is kept; refits are shortened if need be, and networks left
+            out for which no time is left. By default it takes what it takes, and is the same every time.
 
     Attributes:
+        callbacks: these, after the one that keeps metrics.jsonl; more may be added.
         compute: the same, with the name of the device.
         computed: how the process before this one computed, in words; None if there was none.
 
@@ -74,7 +82,14 @@ class Search:
         download: bool = False,
         checkpoint_every: float = EVERY,
         compute: Compute = Compute(),
+        callbacks: Iterable[Callback] = (),
+        hours: float | None = None,
     ) -> None:
+        if hours is not None and not 0 < hours < math.inf:
+            raise ValueError(f"hours must be > 0, got {hours}")
+        self._budget = None if hours is None else Budget(3600 * hours, lambda: self._seconds)
+        if download:
+            ranks.on_first(lambda: run.data(download=True) and None)
         data = run.data(download=download)
         self.task = run.task(data)
         run = self.run = Run(run.folder, run.config.with_outputs(self.task.num_outputs))
@@ -93,7 +108,7 @@ class Search:
         self.optimizer = self._make_optimizer()
         self.points: list[Point] = []
         self.metrics: list[dict[str, Any]] = []
-        self.on_fit: Callable[[int], None] = lambda params: None
+        self.callbacks: list[Callback] = [MetricsFile(), *callbacks]
         self._began = time.perf_counter()
         self._slimming: Slimming | None = None
         self._slimming_state: Mapping[str, Any] | None = None
@@ -103,21 +118,31 @@ class Search:
             if state is None:
                 start = self._measure(snapshot(self.found, 0), self.found)
                 if not resume:
-                    held.enter_context(begun(run, force))
+                    held.enter_context(ranks.by_first(begun(run, force)))
                 self._record(start, self.found)
+            ranks.on_first(self._start)
+            held.push(self._end)
             self._held = held.pop_all()
 
     def _resumed(self, held: ExitStack) -> State | None:
         """The state that an earlier process left; None if it was killed before there was any."""
-        held.enter_context(alone(self.run.folder))
+        held.enter_context(ranks.by_first(alone(self.run.folder)))
         state = self.checkpoints.newest()
-        if state is None and (self.run.folder / PATH).exists() and len(self.run.points()) > 1:
+        if state is None and ranks.on_first(lambda: (self.run.folder / PATH).exists() and len(self.run.points()) > 1):
             raise ValueError(f"there is no checkpoint in {self.checkpoints.folder}, so that the search cannot go on")
         return state
 
     def close(self) -> None:
-        """Let others write in the folder."""
+        """End the search here, and let others write in the folder."""
         self._held.close()
+
+    def _start(self) -> None:
+        for each in self.callbacks:
+            each.on_start(self)
+
+    def _end(self, kind: type[BaseException] | None, problem: BaseException | None, trace: object) -> None:
+        for each in self.callbacks if ranks.is_first() else ():
+            each.on_end(self, problem)
 
     def _prepare_growth(self, state: State | None = None) -> None:
         """What trains; in the given state of an earlier process, if any."""
@@ -200,16 +225,34 @@ class Search:
             Stopped: after `stop`; a checkpoint was written.
             FloatingPointError: training diverged; the last good state is on disk.
         """
-        config = self.run.config
         with self._held:
-            for found in islice(self._growth, max(0, config.epochs + 1 - len(self.points))):
-                net = self.found
+            while not self._is_grown():
+                found, net = next(self._growth), self.found
                 seen = found if net is self.net else snapshot(net, found.epoch, found.loss)
                 yield self._record(self._measure(seen, net), net)
                 self._on_step()
-            for size in self.sizes()[len(self.points) - config.epochs - 1 :]:
-                yield self._add_to_front(size)
+            sizes = self.sizes()
+            for k in range(len(self.front), len(sizes)):
+                budget = self._budget and self._budget.part(len(sizes) - k)
+                if budget is not None and self.front and not budget.left:
+                    return
+                yield self._add_to_front(sizes[k], budget)
                 self._on_step()
+
+    def _is_grown(self) -> bool:
+        return self._slimming_state is not None or growth_is_over(self.points, self.run.config) or self._must_stop()
+
+    def _must_stop(self) -> bool:
+        """Whether another epoch of growth, as long as the last, would take the time that the front needs."""
+        if self._budget is None or len(self.points) < 2:
+            return False
+        epoch, config = self.points[-1].seconds - self.points[-2].seconds, self.run.config
+        sizes, cost, steps = self.sizes(), max(map(self.cost, self._grown())), 0
+        for size in sizes:
+            steps += steps_of_slimming(cost, size, config)
+            cost = size
+        front = min(steps * epoch / config.steps, self._budget.end / 2)
+        return self._budget.left < epoch + front
 
     def stop(self) -> None:
         """Let the search write a checkpoint after its present step, and end with `Stopped`; for handlers of signals."""
@@ -218,12 +261,17 @@ class Search:
     def _on_step(self) -> None:
         self.checkpoints.keep(self._state)
 
+    def _on_fit(self, params: int) -> None:
+        for each in self.callbacks if ranks.is_first() else ():
+            each.on_trial(params)
+
     @property
     def _seconds(self) -> float:
-        return time.perf_counter() - self._began
+        """By the clock of the first rank."""
+        return ranks.on_first(lambda: time.perf_counter() - self._began)
 
     def sizes(self) -> list[int]:
-        """What the networks of the front may cost, the largest first.
+        """What the networks of the front may cost, the largest first; within `hours` at most what has grown.
 
         Raises:
             ValueError: one is larger than all that has grown.
@@ -239,6 +287,8 @@ class Search:
             )
         if self.run.config.target is not None:
             return [min(chosen[0], int(largest))]
+        if self._budget is not None or self.front:
+            return sorted({min(size, int(largest)) for size in chosen}, reverse=True)
         if chosen and chosen[0] > largest:
             raise ValueError(
                 f"a network of {chosen[0]:,} {self.run.config.sizes_in} was asked for, and the largest that has grown "
@@ -253,14 +303,20 @@ class Search:
 
     def _grown(self) -> list[Point]:
         """The points of the search, but for its start."""
-        return self.points[1 : self.run.config.epochs + 1]
+        return [point for point in self.points[1:] if not point.snapshot.in_front]
 
-    def _add_to_front(self, size: int) -> Point:
+    @property
+    def front(self) -> list[Point]:
+        """The networks of the front, so far as they are there."""
+        return [point for point in self.points if point.snapshot.in_front]
+
+    def _add_to_front(self, size: int, budget: Budget | None) -> Point:
         """Thin out a larger network, refit it, and add it to the path."""
         epoch, larger = len(self.points), self._larger(size).snapshot.epoch
+        net = ranks.on_first(lambda: self.run.supernet(larger))
         self._slimming = Slimming(
-            self.run.supernet(larger), size, self.run.config, self.task, self.batches, FITS * epoch,
-            on_fit=self.on_fit, on_step=self._on_step, compute=self.compute,
+            net, size, self.run.config, self.task, self.batches, FITS * epoch,
+            on_fit=self._on_fit, on_step=self._on_step, compute=self.compute, budget=budget,
         )  # fmt: skip
         if self._slimming_state is not None:
             self._slimming.load_state_dict(self._slimming_state)
@@ -270,11 +326,10 @@ class Search:
 
     def _larger(self, size: int) -> Point:
         """The smallest network with room for one of this size: of the front, else of what has grown."""
-        front = self.points[self.run.config.epochs + 1 :]
         grown = [point for point in self._grown() if self.cost(point) >= HEADROOM * size]
         largest = max(self._grown(), key=self.cost)
         best_of_equals = min(grown, key=lambda point: (self.cost(point), -point.headline), default=largest)
-        return front[-1] if front else best_of_equals
+        return self.front[-1] if self.front else best_of_equals
 
     def _measure(self, found: Snapshot, net: DagNet) -> Point:
         small = compact(net)
@@ -284,19 +339,38 @@ class Search:
         return Point(found, scores, small.plan.num_params, total(small.plan, "flops"), self._seconds)
 
     def _record(self, point: Point, net: DagNet) -> Point:
-        """Weights first, then the path that names them and the metrics, then what the search goes on from."""
-        folder = self.run.folder
-        (folder / SNAPSHOTS).mkdir(exist_ok=True)
-        sha256 = save_sparse(net, folder / SNAPSHOTS / f"{point.snapshot.epoch:04}.safetensors")
+        """Weights first, then the path that names them, the callbacks, and what the search goes on from."""
+        sha256 = ranks.on_first(lambda: self._write_snapshot(point, net))
         self.points.append(replace(point, sha256=sha256))
         self.metrics.append(self._metrics(point, net))
-        self._write_path()
+        ranks.on_first(self._write_path)
+        if len(self.points) > 1:
+            ranks.on_first(self._tell)
         self.checkpoints.save(self._state())
         return self.points[-1]
 
+    def _write_snapshot(self, point: Point, net: DagNet) -> str:
+        folder = self.run.folder / SNAPSHOTS
+        folder.mkdir(exist_ok=True)
+        return save_sparse(net, folder / f"{point.snapshot.epoch:04}.safetensors")
+
     def _write_path(self) -> None:
         write_points(self.run.folder / PATH, self.points, self.run.config.identity)
-        write_text(self.run.folder / METRICS, "".join(json.dumps(line) + "\n" for line in self.metrics))
+
+    def _tell(self) -> None:
+        """What the last point brought, to all callbacks."""
+        (before, point), line = self.points[-2:], self.metrics[-1]
+        units, epoch = before.snapshot.units, point.snapshot.epoch
+        for each in self.callbacks:
+            if point.snapshot.in_front:
+                each.on_network(point, line)
+                continue
+            for node, alive in point.snapshot.units.items():
+                if born := tuple(sorted({*alive} - {*units[node]})):
+                    each.on_birth(epoch, node, born)
+                if died := tuple(sorted({*units[node]} - {*alive})):
+                    each.on_death(epoch, node, died)
+            each.on_epoch(point, line)
 
     def _state(self) -> State:
         """All that the search goes on from."""
@@ -333,7 +407,7 @@ class Search:
         run, folder = self.run, self.run.folder
         config, begun = run.config, SearchConfig.from_yaml(state["config"])
         points = points_of(json.loads(state["points"]))
-        in_growth = len(points) <= begun.epochs + 1 and state["slimming"] is None
+        in_growth = not points[-1].snapshot.in_front and state["slimming"] is None
         if config.identity != begun.identity and not (in_growth and config.grows_like(begun)):
             raise ValueError(f"{folder} was begun with {begun.difference(config)}")
         if state["data"] != self.data:
@@ -347,8 +421,8 @@ class Search:
         self.computed = state.get("compute")
         self.points, self.metrics = points, json.loads(state["metrics"])
         self._began, self._slimming_state = time.perf_counter() - state["seconds"], state["slimming"]
-        write_text(folder / CONFIG, config.to_yaml())
-        self._write_path()
+        ranks.on_first(lambda: write_text(folder / CONFIG, config.to_yaml()))
+        ranks.on_first(self._write_path)
 
 
 def thinned_from_dense(

@@ -5,6 +5,8 @@ measurement, a few at a time, and the rest is fitted in between.
 """
 
 import copy
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,11 +21,13 @@ from nas.models.dag import DagNet
 from nas.models.price import Currency, total
 from nas.parameters import param_groups
 from nas.parts import Part, active_parts, alive_entries
+from nas.search import ranks
 from nas.search.compute import Compute, device_of
 from nas.search.config import SearchConfig
 from nas.search.data.batches import Batches
 from nas.search.loop import LossFunction, OnStep
 from nas.search.retrain import Retraining, retrain
+from nas.search.stopping import Budget
 from nas.search.tasks.task import Task
 
 FIT_LR, REFIT_LR = 3e-3, 5e-3
@@ -31,6 +35,7 @@ PROBE = 4  # batches
 SHARE = 0.12  # of what a network costs, removed between two fits
 OVERSHOOT = 0.04  # by what part a network may be smaller than it was to be
 FREE = 1e-3  # the least price
+MARGIN = 0.9  # of the time for a refit, which is planned by the pace of the fits
 
 Pair = tuple[Tensor, Tensor]
 
@@ -72,6 +77,7 @@ class Slimming:
         on_fit: called after each fit with the number of parameters.
         on_step: called between two steps of training.
         compute: where and how; the fits, of many networks for a few steps each, are never compiled.
+        budget: time that may be spent: half of it on fits, the rest on the refit, which is shortened if need be.
     """
 
     def __init__(
@@ -86,11 +92,15 @@ class Slimming:
         on_fit: Callable[[int], None] = lambda params: None,
         on_step: OnStep = lambda: None,
         compute: Compute = Compute(),
+        budget: Budget | None = None,
     ) -> None:
         self.net, self.size, self.config, self.task = compute.place(copy.deepcopy(net)), size, config, task
         self.batches, self.first_epoch = batches, first_epoch
         self.on_fit, self.on_step, self.compute = on_fit, on_step, compute
-        self._fits = 0
+        self.budget = budget
+        self._for_refit = 0.0 if budget is None else budget.left / 2
+        self._fits, self._pace = 0, 0.0  # so many so far; seconds per step of the last one
+        self._refit_length = None if budget is not None else (config.refit, config.steps)  # epochs, of so many steps
         self._refitting: Retraining | None = None
         self._refit_state: Mapping[str, Any] | None = None
 
@@ -114,21 +124,32 @@ class Slimming:
         self.on_step()
 
     def _fit(self, net: DagNet) -> None:
-        steps = self.config.fit
-        batches = partial(self._pairs, self._fits * steps, steps)
+        late = self.budget is not None and self.budget.left < self._for_refit
+        steps = 1 if late else self.config.fit
+        batches, began = partial(self._pairs, self._fits * self.config.fit, steps), time.perf_counter()
         compute = replace(self.compute, compile=False)
         retrain(net, batches, self.task.loss, epochs=1, steps=steps, lr=FIT_LR, on_step=self.on_step, compute=compute)
+        seconds = ranks.on_first(lambda: time.perf_counter() - began)
+        self._pace = self._pace if late and self._pace else seconds / steps
         self.on_fit(net.plan.num_params)
 
     def _refit(self, net: DagNet) -> None:
-        steps = self.config.steps
+        if self._refit_length is None:
+            self._refit_length = self._affordable()
+        epochs, steps = self._refit_length
         self._refitting = Retraining(
             net, partial(self._pairs, self._fits * self.config.fit, steps), self.task.loss,
-            epochs=self.config.refit, steps=steps, lr=REFIT_LR, on_step=self.on_step, compute=self.compute,
+            epochs=epochs, steps=steps, lr=REFIT_LR, on_step=self.on_step, compute=self.compute,
         )  # fmt: skip
         if self._refit_state is not None:
             self._refitting.load_state_dict(self._refit_state)
         self._refitting.run()
+
+    def _affordable(self) -> tuple[int, int]:
+        """Epochs of the refit that there is time for, and the steps of each."""
+        assert self.budget is not None
+        steps = max(1, int(MARGIN * self.budget.left / self._pace))
+        return min(self.config.refit, max(1, steps // self.config.steps)), min(steps, self.config.steps)
 
     def _pairs(self, begun: int, steps: int, epoch: int) -> Iterator[Pair]:
         """The data of an epoch of so many steps, where ``begun`` steps of data were used before the first."""
@@ -144,12 +165,26 @@ class Slimming:
     def state_dict(self) -> dict[str, Any]:
         """Where it stands: after the last fit, or within the refit."""
         refit = None if self._refitting is None else self._refitting.state_dict()
-        return {"net": self.net.state_dict(), "fits": self._fits, "refit": refit}
+        return {
+            "net": self.net.state_dict(),
+            "fits": self._fits,
+            "pace": self._pace,
+            "refit": refit,
+            "refit_length": self._refit_length,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.net.load_state_dict(state["net"])
-        self._fits, self._refit_state = state["fits"], state["refit"]
+        self._fits, self._pace, self._refit_state = state["fits"], state["pace"], state["refit"]
+        if self._refit_state is not None:
+            self._refit_length = state["refit_length"]
+
+
+def steps_of_slimming(cost: float, size: float, config: SearchConfig) -> int:
+    """Steps of training on the way from a network that costs so much to one of a smaller size, about."""
+    removals = max(0, math.ceil(math.log(size / cost) / math.log(1 - SHARE)))
+    return (1 + removals) * config.fit + config.refit * config.steps
 
 
 def fitted(net: DagNet, fit: Callable[[DagNet], None]) -> DagNet:
@@ -236,19 +271,20 @@ def thinning(
 
 @torch.no_grad()
 def _least_missed_first(net: DagNet, loss_fn: LossFunction, probe: Pair, rank_by: Currency | None) -> list[Part]:
-    """The parts by their losses per price."""
+    """The parts by their losses per price. Each of several ranks measures some of them (`nas.search.ranks`)."""
     x, y = (each.to(device_of(net)) for each in probe)
 
     def measured() -> tuple[float, float]:
         return float(loss_fn(net(x), y)), 0.0 if rank_by is None else total(alive_plan(net), rank_by)
 
-    loss, cost = measured()
-    ranked = []
-    for part in active_parts(_groups(net)):
+    def missed(part: Part) -> float:
         with part.removed():
             without, left = measured()
-        price = 1.0 if rank_by is None else max(cost - left, FREE)
-        ranked.append(((without - loss) / price, part))
+        return (without - loss) / (1.0 if rank_by is None else max(cost - left, FREE))
+
+    loss, cost = measured()
+    parts = list(active_parts(_groups(net)))
+    ranked = zip(ranks.spread(lambda some: list(map(missed, some)), parts), parts, strict=True)
     return [part for _, part in sorted(ranked, key=lambda each: each[0])]
 
 

@@ -15,6 +15,7 @@ from nas.models.alive import active_rows, find_alive, spread
 from nas.models.alive_only import alive_only
 from nas.models.dag import DagNet
 from nas.penalised import Penalised
+from nas.search import ranks
 from nas.search.compute import Compute, device_of, on_device
 from nas.search.data.batches import Batches
 from nas.steering import Watchdog, check_entry_times
@@ -43,6 +44,11 @@ class Snapshot:
     kernels: dict[tuple[str, str], int]
 
     @property
+    def in_front(self) -> bool:
+        """Whether this is a network of the front; else it is the start, or an epoch of the growth."""
+        return self.loss is None and self.epoch > 0
+
+    @property
     def num_units(self) -> int:
         return sum(map(len, self.units.values()))
 
@@ -68,7 +74,7 @@ class Loop:
     """Trains a network in place and yields the epoch and its mean loss, without end.
 
     It can stop after any step and go on from its `state_dict`: bit for bit on the same CPU. It computes where the
-    network is.
+    network is, and within `nas.search.ranks.joined` together with other processes.
 
     Args:
         net: any network.
@@ -81,6 +87,7 @@ class Loop:
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
+        ranks.RankError: another process has ended, or has other weights or duals after an epoch.
     """
 
     def __init__(
@@ -95,7 +102,8 @@ class Loop:
         compute: Compute = Compute(),
     ) -> None:
         device = device_of(net)
-        self.net, self.batches, self.optimizer, self.loss_fn = net, on_device(batches, device), optimizer, loss_fn
+        self.net, self.optimizer, self.loss_fn = net, optimizer, loss_fn
+        self.batches = on_device(ranks.shares(batches), device)
         self.scheduler, self.on_step, self.compute = scheduler, on_step, compute
         self._forward, self._scaler = compute.compiled(net), compute.scaler(device)
         self.epoch, self._losses, self._num_samples = 1, list[Tensor](), 0  # under way; of its steps so far
@@ -109,6 +117,7 @@ class Loop:
                 self.on_step()
             self._step(x, y)
         epoch, mean = self.epoch, self._mean_loss()
+        ranks.check_same(f"after epoch {epoch}", self.net.state_dict(), self.optimizer.state_dict())
         self.epoch, self._losses, self._num_samples = epoch + 1, [], 0
         return epoch, mean
 
@@ -124,6 +133,7 @@ class Loop:
         with self.compute.autocast(x.device):
             loss = self.loss_fn(self._forward(x), y)
         self._scaler.scale(loss).backward()
+        loss = ranks.average(self.net.parameters(), loss)
         self._scaler.unscale_(self.optimizer)
         scale = self._scaler.get_scale()
         self._scaler.step(self.optimizer)
@@ -131,8 +141,9 @@ class Loop:
         was_left_out = self._scaler.get_scale() < scale
         if self.scheduler is not None and not was_left_out:
             self.scheduler.step()
-        self._losses.append(loss.detach() * len(x))
-        self._num_samples += len(x)
+        num_samples = len(x) * ranks.size()
+        self._losses.append(loss * num_samples)
+        self._num_samples += num_samples
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training stands; with the network, the optimiser and torch's random numbers.
@@ -178,7 +189,9 @@ class Growth:
             return
         if isinstance(optimizer, LinBreg):
             x, y = next(iter(self.loop.batches(self.loop.epoch)))
-            self.loop.loss_fn(self.loop.net(x), y).backward()
+            loss = self.loop.loss_fn(self.loop.net(x), y)
+            loss.backward()
+            ranks.average(self.net.parameters(), loss)
         check_entry_times(optimizer, math.inf)
         optimizer.zero_grad()
 

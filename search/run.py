@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nas.files import LOCK, alone, is_tidy, remove, write_text
 from nas.models.dag import DagNet
+from nas.search import ranks
 from nas.search.config import SearchConfig
 from nas.search.data.batches import Batches
 from nas.search.data.sources import load_data
@@ -34,7 +35,8 @@ NEXT_CONFIG = ".config.yaml.next"  # of a run that takes the place of another
 COMPACT, RETRAINED, PICTURES, EXPORT = "compact", "retrained", "pictures", "export"  # folders that later steps add
 RETRAINING = "retraining"  # checkpoints
 DRAWINGS = "topology.svg", "topology.json", "topology.graphml", "growth.svg"
-FILM, REPORT, TENSORBOARD = "growth.gif", "report.html", "tensorboard"
+FILM, REPORT = "growth.gif", "report.html"
+TENSORBOARD, WANDB, LOGGED = "tensorboard", "wandb", "loggers.json"  # the last: what the run is called by loggers
 VALIDATION_SEED, TEST_SEED = 1_000_000, 2_000_000
 MAX_COMPARED = 1000
 
@@ -89,8 +91,9 @@ class Run:
         """The networks of the front, so far as they are there."""
         return self._front_of(self.points())
 
-    def _front_of(self, points: Sequence[Point]) -> list[Point]:
-        return [point for point in points if point.snapshot.epoch > self.config.epochs]
+    @staticmethod
+    def _front_of(points: Sequence[Point]) -> list[Point]:
+        return [point for point in points if point.snapshot.in_front]
 
     def choose(self, choice: Choice = Choice()) -> Point:
         """The point that is meant: of the front, if there is one, unless an epoch is chosen; else of the path.
@@ -115,15 +118,23 @@ class Run:
 
     def data(self, *, download: bool = False) -> Pictures:
         config = self.config
-        return load_data(config.data, root=config.data_root, download=download, channels=config.channels)
+        return load_data(
+            config.data, root=config.data_root, download=download, channels=config.channels,
+            val_root=config.val_root, test_root=config.test_root,
+        )  # fmt: skip
 
     def task(self, data: Pictures) -> Task:
         return self.config.make_task(data)
 
     def batches(self, data: Pictures, seed: int, *, batch: int | None = None, crop: int | None = None) -> Batches:
-        """Training data; by default of the sizes of the search."""
+        """Training data; by default of the sizes of the search.
+
+        Raises:
+            ValueError: they do not suit the data, or several ranks cannot share a batch.
+        """
         config = self.config
         batch, crop = config.batch if batch is None else batch, config.crop if crop is None else crop
+        ranks.check_divides(batch)
         return self.task(data).batches(data.train, crop=crop, batch=batch, steps=config.steps, seed=seed)
 
     def validation(self, data: Pictures) -> list[Example]:
@@ -190,6 +201,8 @@ def _replace_run(folder: Path) -> None:
             FILM,
             REPORT,
             TENSORBOARD,
+            WANDB,
+            LOGGED,
         ):
             remove(folder / name)
         (folder / NEXT_CONFIG).replace(folder / CONFIG)

@@ -4,8 +4,8 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from nas.files import replacing_folder
 from nas.models.dag import DagNet
 from nas.models.families import HAND_MADE, describe
 from nas.models.store import fingerprint
+from nas.search import ranks
 from nas.search.checkpoints import EVERY, Checkpoints, State
 from nas.search.compare import (
     Competitor,
@@ -26,7 +27,7 @@ from nas.search.compare import (
     random_networks,
 )
 from nas.search.compute import Compute
-from nas.search.config import check_seed
+from nas.search.config import ROOTS, check_seed
 from nas.search.data.batches import Batches
 from nas.search.data.stack import Pictures
 from nas.search.engine import thinned_from_dense
@@ -35,7 +36,7 @@ from nas.search.path import Choice
 from nas.search.retrain import Retraining, rewound
 from nas.search.run import COMPACT, PICTURES, RETRAINED, RETRAINING, Run
 from nas.search.tasks.restoration import Restoration
-from nas.search.tasks.task import Scores, evaluate, score_trivial
+from nas.search.tasks.task import Scores, by_condition, evaluate, predict, score, score_trivial
 from nas.search.tasks.use import write_restored
 
 RELATIVE_RATES = (0.4, 1.0, 2.0)  # that a comparison tries, as multiples of lr
@@ -60,6 +61,8 @@ class RetrainConfig:
         families: hand-made networks in the comparison (`nas.models.families`).
         seed: of the training data, the noise and new weights.
         choice: the network that was extracted for it; if nothing is chosen, the one that was there.
+        instead: options of the search that say what is to be learnt (data, clean, sigma, the roots), where it is other
+            pictures than the search had; as text.
 
     Raises:
         ValueError: an option out of range.
@@ -78,6 +81,7 @@ class RetrainConfig:
     families: tuple[str, ...] = HAND_MADE
     seed: int = 0
     choice: Choice = Choice()
+    instead: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.from_scratch and self.rewind_epoch is not None:
@@ -108,6 +112,26 @@ class RetrainConfig:
         except (KeyError, TypeError, ValueError) as problem:
             raise ValueError(f"not the configuration of a retraining: {problem}") from None
 
+    def learning(self, run: Run) -> Run:
+        """The run as if it had searched on the pictures that this retraining is on.
+
+        Raises:
+            ValueError: what they are does not suit the network.
+        """
+        if not self.instead:
+            return run
+        config = run.config
+        without = dict.fromkeys(ROOTS) if "data" in self.instead or "data_root" in self.instead else {}
+        roots = {name: Path(value) for name, value in self.instead.items() if name in ROOTS}
+        given: dict[str, Any] = {**without, **self.instead, **roots}
+        other = replace(config, **given).at_absolute_roots()
+        if other.num_extra != config.num_extra:
+            raise ValueError(
+                f"the network was searched with sigma {config.sigma} and sees {config.num_extra} channels beside the "
+                f"picture; sigma {other.sigma} needs {other.num_extra}"
+            )
+        return Run(run.folder, other)
+
     def training(self, run: Run, data: Pictures, compute: Compute = Compute()) -> Training:
         """How networks of a run are trained, with other crops and noise than in the search."""
 
@@ -129,6 +153,7 @@ class RetrainResult:
     Attributes:
         untrained: test scores by title: without a network, of classical methods, of the network before.
         retrained: test scores of the network.
+        by_condition: the same for each condition, such as a level of noise; empty where there is only one.
         compared: what became of each competitor, the network itself first; empty without a comparison.
         better: the validation score of the network of an earlier call that is better and was kept; None if this one
             was written.
@@ -138,6 +163,7 @@ class RetrainResult:
 
     untrained: dict[str, Scores]
     retrained: Scores
+    by_condition: dict[str, Scores]
     compared: tuple[Trained, ...]
     better: float | None
     folders: tuple[Path, ...]
@@ -146,7 +172,7 @@ class RetrainResult:
 
 class RunRetraining:
     """Retraining the extracted network of a run: `open`, `train`, `finish`. Nobody else may write in its folder
-    meanwhile (`nas.files.alone`).
+    meanwhile (`nas.files.alone`). Several ranks (`nas.search.ranks`) train together, and the first one writes.
 
     What is wrong with options or data, or with going on with one that was stopped, is found before anything is written.
 
@@ -180,8 +206,9 @@ class RunRetraining:
             run.choose(Choice(epoch=config.rewind_epoch))
         self.run, self.config, self.force = run, config, force
         self.checkpoints = Checkpoints(run.folder / RETRAINING, every=checkpoint_every)
-        self.data = run.data()
-        self.training = config.training(run, self.data, compute)
+        learning = config.learning(run)
+        self.data = learning.data()
+        self.training = config.training(learning, self.data, compute)
         self.training.batches(config.seed)  # what is wrong with batch and crop is said now
         self._begun: State = {
             "options": config.to_json(), "data": self.data.fingerprint(), "compute": str(self.training.compute)
@@ -223,7 +250,7 @@ class RunRetraining:
         Raises:
             ValueError: there is none, it is damaged, or another one than that whose retraining was stopped.
         """
-        self.found = load_compact(self.run)
+        self.found = ranks.on_first(lambda: load_compact(self.run))
         self._begun["network"] = fingerprint(self.found)
         if self._state and self._state["network"] != self._begun["network"]:
             raise ValueError(
@@ -337,11 +364,16 @@ class RunRetraining:
 
     def finish(self) -> RetrainResult:
         """Measure the network on the test pictures, and write it unless there is a better one of this extraction."""
+        return ranks.on_first(self._finish)
+
+    def _finish(self) -> RetrainResult:
         training, net, test, task, key = (
             self.training, self.net, self.training.test, self.training.task, self.training.headline
         )  # fmt: skip
         name, untouched = score_trivial(test, task)
-        before, after = (evaluate(each, test, task) for each in (self._start(self.config.seed), net))
+        before = evaluate(self._start(self.config.seed), test, task)
+        outputs = [task.finish(output) for output in predict(net, [example.observed for example in test])]
+        after, separate = score(test, outputs, task), by_condition(test, outputs, task)
         validation = evaluate(net, training.validation, task)[key]
         classical, better = task.baselines(self.data.train, training.validation, test), self._better_than(validation)
         record = {
@@ -350,16 +382,18 @@ class RunRetraining:
             f"{key}_before": before[key],
             "validation": validation,
             "baselines": {title: scores[key] for title, scores in classical.items()},
+            "by_condition": {name: scores[key] for name, scores in separate.items()},
             "compared": [each.to_dict() for each in self.compared],
             "params": net.plan.num_params,
             "from_scratch": self.config.from_scratch,
             "sha256": fingerprint(net),
             "kept": better is not None,
+            "data": self.data.fingerprint(),
         }
         folders = () if better is not None else self._write(record)
         self.checkpoints.clear()
         untrained = {name: untouched, **classical, "before retraining": before}
-        return RetrainResult(untrained, after, self.compared, better, folders, record)
+        return RetrainResult(untrained, after, separate, self.compared, better, folders, record)
 
     def _write(self, record: dict[str, Any]) -> tuple[Path, ...]:
         """The folders of the network and, of restored ones, the pictures."""
@@ -368,8 +402,8 @@ class RunRetraining:
         save(self.net, retrained, RESULT, record)
         if not isinstance(task, Restoration):
             return (retrained,)
-        name = task.observed_name
-        replacing_folder(pictures, lambda folder: write_restored(self.net, test, folder, name))
+        restoration = task
+        replacing_folder(pictures, lambda folder: write_restored(self.net, test, folder, restoration))
         return retrained, pictures
 
     def _better_than(self, validation: float) -> float | None:
@@ -381,7 +415,8 @@ class RunRetraining:
             earlier = float(result["validation"])
         except (ValueError, KeyError, TypeError, OSError):
             return None
-        return earlier if net.plan == self.found.plan and earlier > validation else None
+        same = net.plan == self.found.plan and result.get("data") == self.data.fingerprint()
+        return earlier if same and earlier > validation else None
 
 
 def stopped_retraining(run: Run) -> RetrainConfig | None:

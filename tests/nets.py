@@ -33,7 +33,7 @@ def sparse_nets(draw, *, without=()):
     """A recipe or a random plan in which much is dead, biases grouped or free, in double precision; with inputs."""
     seed = draw(st.integers(0, 2**31))
     random = [make for name, make in RANDOM_RECIPES.items() if name not in without]
-    make = draw(st.sampled_from([_conv, _fully_connected, _vectors, _dense, *random, *random[-3:]]))
+    make = draw(st.sampled_from([_conv, _fully_connected, _vectors, _dense, *random, *random[-4:]]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = make(Random(seed) if make in random else draw).double()
@@ -123,7 +123,7 @@ def _zero_rim(weight, side):
 
 
 def _input_shape(net):
-    return (3, net.plan.channels, 5, 6) if net.plan.patch is not None else (3, net.plan.channels)
+    return (3, net.plan.inputs, 5, 6) if net.plan.patch is not None else (3, net.plan.inputs)
 
 
 def random_net(seed):
@@ -274,6 +274,12 @@ def _subset(choose, units, count=None):
     return None if count == units else tuple(sorted(choose.sample(range(units), count)))
 
 
+def _random_extra(choose):
+    """Channels beside the picture."""
+    make = choose.choice([_random_conv, _random_u_net, _random_separable, _random_mixed, _random_fully_connected])
+    return DagNet(make(choose).plan.with_extra(choose.randint(1, 2)))
+
+
 RANDOM_RECIPES = {
     "conv_skip_autoencoder": _random_conv,
     "skip_autoencoder": _random_fully_connected,
@@ -285,8 +291,9 @@ RANDOM_RECIPES = {
     "separable_autoencoder": _random_separable,
     "mixed_autoencoder": _random_mixed,
     "operations": _random_operations,
+    "extra channels": _random_extra,
 }
-NOT_PLAIN = ("separable_autoencoder", "mixed_autoencoder", "operations")
+NOT_PLAIN = ("separable_autoencoder", "mixed_autoencoder", "operations", "extra channels")
 
 
 def random_weights(net, seed=0):

@@ -179,7 +179,7 @@ def test_the_main_job(place, search_result):
 
     retrained = last_json(nas("retrain", "run", "--epochs=2", "--json", cwd=place))
     assert set(retrained) >= {"psnr", "psnr_noisy", "ssim", "baselines", "params"}
-    assert set(retrained["baselines"]) == {"tv", "nl_means"}
+    assert set(retrained["baselines"]) == {"tv", "nl_means", "wavelet"}
     assert retrained["params"] == extracted["params"]
     assert (place / "run" / "pictures" / "3-noisy.png").exists()
 

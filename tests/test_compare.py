@@ -39,7 +39,7 @@ def supernet(name):
 
 
 def inputs(plan):
-    return torch.rand(2, plan.channels, *([] if plan.patch is None else [16, 16]))
+    return torch.rand(2, plan.inputs, *([] if plan.patch is None else [16, 16]))
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def test_bad_folders(tmp_path):
     [
         (
             {"source": "cats"},
-            "unknown data 'cats'; there are: cifar10, class_folder, fashion_mnist, folder, mnist, pictures",
+            "unknown data 'cats'; there are: cifar10, class_folder, fashion_mnist, folder, mnist, noisy_pairs, pairs",
         ),
         ({"source": "pictures", "channels": 2}, r"channels must be 1 \(grey\) or 3 \(colour\), got 2"),
         ({"source": "folder"}, "needs --data-root"),

@@ -21,6 +21,7 @@ from nas.models import DagNet, compact, dense_conv, load, separable_autoencoder
 from nas.models.compact import alive_plan, kept_units
 from nas.models.store import fingerprint
 from nas.search import (
+    Callback,
     Classify,
     Compute,
     Run,
@@ -111,6 +112,14 @@ def files(folder):
     return weights, [{**point, "seconds": 0} for point in points]
 
 
+class Trials(Callback):
+    def __init__(self):
+        self.params = []
+
+    def on_trial(self, params):
+        self.params.append(params)
+
+
 def test_a_run_elsewhere(config, tmp_path, monkeypatch):
     """Growth, snapshots, thinning out, refit, checkpoint and resume there lead to the same files as here."""
     monkeypatch.setattr(DagNet, "_alive", lambda net: {})  # as on other devices than the CPU
@@ -122,10 +131,9 @@ def test_a_run_elsewhere(config, tmp_path, monkeypatch):
             list(engine)  # within the first epoch
         assert device_of(engine.net).type == DEVICE
         assert isinstance(engine.optimizer.state[engine.net.nodes["out"].bias]["dual"], Far)
-        engine, fits = Search(run, resume=True, compute=Compute(DEVICE)), []
-        engine.on_fit = fits.append
-        list(engine)
-    assert len(fits) > 2  # parts were removed
+        trials = Trials()
+        list(Search(run, resume=True, compute=Compute(DEVICE), callbacks=[trials]))
+    assert len(trials.params) > 2  # parts were removed
     here = Run(tmp_path / "here", config)
     list(Search(here))
     assert files(run.folder) == files(here.folder)

@@ -8,6 +8,7 @@ import torch
 
 from tests.test_penalties import assert_subgradient
 
+OPTIONAL = "accelerate", "lightning_fabric", "ray"  # that examples show how to work with
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
@@ -16,6 +17,9 @@ def examples(page):
 
 
 def run(example):
+    for name in OPTIONAL:
+        if re.search(rf"^(import|from) {name}\b", example, re.M):
+            pytest.importorskip(name)
     names = {"__name__": "example"}
     exec(compile(example, "example", "exec"), names)
     return names

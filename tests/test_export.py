@@ -105,16 +105,16 @@ def test_any_batch_and_picture_size(name, format, tmp_path):
     sizes = [()] if patch is None else [(least, least), (least + 5, 2 * least), (21, 16), (12, 18)]
     for batch in (1, 7):
         for size in sizes:
-            x = torch.rand(batch, net.plan.channels, *size)
+            x = torch.rand(batch, net.plan.inputs, *size)
             torch.testing.assert_close(loaded(x), net(x), rtol=1e-5, atol=1e-5)
     if format == "torch-export" and multiple > 1:  # the limit that docs/export.md states
         with pytest.raises(AssertionError, match="Guard failed"):
-            loaded(torch.rand(2, net.plan.channels, multiple, 4 * multiple))
+            loaded(torch.rand(2, net.plan.inputs, multiple, 4 * multiple))
     if format == "onnx" and patch is not None:
         graph = pytest.importorskip("onnx").load(file).graph
         for value, name in ((graph.input[0], "x"), (graph.output[0], "y")):
             axes = [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
-            assert (value.name, axes) == (name, ["batch", net.plan.channels, "height", "width"])
+            assert (value.name, axes) == (name, ["batch", net.plan.inputs, "height", "width"])
 
 
 @settings(max_examples=60)
@@ -144,7 +144,7 @@ def test_source_needs_nothing_of_ours_and_is_formatted(tmp_path):
         export(net, tmp_path / f"{name}.py", "python")
         text = (tmp_path / f"{name}.py").read_text()
         assert max(map(len, text.splitlines())) <= 120
-        script = f"import sys, torch, {name}; print({name}.load()(torch.zeros({[1, net.plan.channels, 8, 8]})).shape)"
+        script = f"import sys, torch, {name}; print({name}.load()(torch.zeros({[1, net.plan.inputs, 8, 8]})).shape)"
         if net.plan.patch is None:
             script = script.replace(", 8, 8]", "]")
         script += "\nprint({m.split('.')[0] for m in sys.modules} & {'nas', 'networkx', 'onnx'})"

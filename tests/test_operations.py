@@ -25,7 +25,7 @@ def net_of(*nodes, channels=3, **options):
 
 def pictures(net, seed=2):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(2, net.plan.channels, 7, 6, generator=generator, dtype=torch.double)
+    return torch.randn(2, net.plan.inputs, 7, 6, generator=generator, dtype=torch.double)
 
 
 def same(net, other):

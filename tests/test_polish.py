@@ -30,7 +30,7 @@ def doubled(seed=0):
 
 
 def data_of(net, n=512, seed=0):
-    x = torch.randn(n, net.plan.channels, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(n, net.plan.inputs, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         return x, net(x)
 

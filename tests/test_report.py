@@ -231,8 +231,8 @@ def test_a_live_report_changes_nothing_and_ends_complete(place, tmp_path, monkey
         write_report(runs, path, refresh=refresh)
         written.append(path.read_text())
 
-    monkeypatch.setattr("nas.cli.watch.write_report", write)
-    monkeypatch.setattr("nas.cli.watch.PATIENCE", 0)
+    monkeypatch.setattr("nas.analysis.report.live.write_report", write)
+    monkeypatch.setattr("nas.analysis.report.live.PATIENCE", 0)
     run = tmp_path / "run"
     assert main(["search", *OPTIONS, f"--data-root={place / 'data'}", f"--out={run}", "--live"]) == 0
     assert len(written) == 7  # four epochs, two networks of the front, and the end
@@ -247,7 +247,7 @@ def test_a_live_report_changes_nothing_and_ends_complete(place, tmp_path, monkey
 
 
 def test_a_logger_that_is_not_installed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("nas.search.callbacks.loggers.find_spec", lambda name: None)
     assert main(["search", *OPTIONS, f"--out={tmp_path / 'run'}", "--logger=tensorboard"]) == 2
     assert "tensorboard is not installed: pip install tensorboard" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -328,11 +328,12 @@ def test_the_whole_supernet_is_drawn(recipe):
 
 
 def test_long_paths_are_thinned():
-    points = [Point(Snapshot(k, None, {}, {}, {}), {"psnr": 1.0}, 1, 1.0, 0.0) for k in range(1004)]
-    shown = shown_points(points, last_of_search=1000)
+    losses = [None, *[0.5] * 1000, None, None, None]  # the start, the growth, and a front of three
+    points = [Point(Snapshot(k, loss, {}, {}, {}), {"psnr": 1.0}, 1, 1.0, 0.0) for k, loss in enumerate(losses)]
+    shown = shown_points(points)
     assert len(shown) < MOST_FRAMES + 10
     assert [point.snapshot.epoch for point in shown][-4:] == [1000, 1001, 1002, 1003]
-    assert shown_points(points[:100], 96) == points[:100]
+    assert shown_points(points[:100]) == points[:100]
 
 
 def test_frames_name_what_came_and_went(place):

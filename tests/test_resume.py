@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pkgutil
 import re
 import shutil
 import signal
@@ -118,16 +119,15 @@ def test_a_killed_search_goes_on_bit_for_bit(whole, config, tmp_path_factory, da
     assert contents(folder) == expected
 
 
-@pytest.mark.parametrize("name", ["save_sparse", "write_points", "write_text", "Checkpoints.save"])
+@pytest.mark.parametrize(
+    "name", ["engine.save_sparse", "engine.write_points", "callbacks.loggers.write_text", "engine.Checkpoints.save"]
+)
 @pytest.mark.parametrize("call", [1, 2, 5])
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_while_writing(whole, config, tmp_path, monkeypatch, name, call, after):
     """Before and after each of the files of an epoch is written."""
-    import nas.search.engine as module
-
-    owner, _, attribute = name.rpartition(".")
-    owner = getattr(module, owner) if owner else module
-    write, calls = getattr(owner, attribute), 0
+    name = f"nas.search.{name}"
+    write, calls = pkgutil.resolve_name(name), 0
 
     def dying(*arguments):
         nonlocal calls
@@ -141,7 +141,7 @@ def test_killed_while_writing(whole, config, tmp_path, monkeypatch, name, call, 
 
     run = Run(tmp_path / "run", config)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(owner, attribute, dying)
+        patch.setattr(name, dying)
         list(Search(run))
     if not (run.folder / "config.yaml").exists() and not (run.folder / NEXT_CONFIG).exists():
         list(Search(run))  # nothing was there yet, not even the configuration

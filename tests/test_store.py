@@ -275,7 +275,7 @@ def test_values_edited_at_random_load_or_are_refused(tmp_path_factory, stored, d
     except ValueError as problem:
         assert "\n" not in str(problem)
     else:
-        y = None if net.plan.patch is None else net(torch.rand(1, net.plan.channels, 5, 4))
+        y = None if net.plan.patch is None else net(torch.rand(1, net.plan.inputs, 5, 4))
         assert y is None or y.shape[-2:] == ((1, net.plan.units["out"]) if net.plan.pooled else (5, 4))
 
 

@@ -17,7 +17,7 @@ def units_of(net):
 
 
 def samples(net, n=2000, seed=1):
-    return torch.randn(n, net.plan.channels, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+    return torch.randn(n, net.plan.inputs, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
 
 
 def same(net, other, x, atol=1e-4):

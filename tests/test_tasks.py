@@ -109,7 +109,7 @@ class _Oracle(torch.nn.Module):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
-    ("task", "names", "gain"), [(Denoise(25), {"tv", "nl_means"}, 5), (Deblur(12.75), {"wiener"}, 2)]
+    ("task", "names", "gain"), [(Denoise(25), {"tv", "nl_means", "wavelet"}, 5), (Deblur(12.75), {"wiener"}, 2)]
 )
 def test_baselines_beat_the_observation(task, names, gain, channels):
     pictures = [ramp(channels=channels)]

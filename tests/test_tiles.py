@@ -31,7 +31,7 @@ def random_restorer(seed):
 @given(seed=st.integers(0, 10**6), height=st.integers(1, 45), width=st.integers(1, 30), side=st.integers(1, 20))
 def test_tiles_are_the_whole(seed, height, width, side):
     net = random_restorer(seed)
-    picture = torch.rand(net.plan.channels, height, width, generator=torch.Generator().manual_seed(seed))
+    picture = torch.rand(net.plan.inputs, height, width, generator=torch.Generator().manual_seed(seed))
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
         net, x = net.to(dtype), picture.to(dtype)
         with torch.no_grad():
@@ -50,7 +50,7 @@ def test_reach_is_exact(seed):
             p.abs_().add_(0.1)
     start = -(-far // unit) * unit + 2 * unit
     side = 2 * start + unit
-    x = torch.ones(1, net.plan.channels, side, side, dtype=torch.float64, requires_grad=True)  # no rectifier is shut
+    x = torch.ones(1, net.plan.inputs, side, side, dtype=torch.float64, requires_grad=True)  # no rectifier is shut
     net(x)[..., start : start + unit, start : start + unit].sum().backward()
     rows = x.grad.abs().sum((0, 1, 3)).nonzero().flatten()
     first, last = start - far, start + unit - 1 + far

@@ -140,7 +140,7 @@ def _plain(net: DagNet) -> nn.Module:
 
 def _shapes(net: DagNet) -> list[tuple[int, ...]]:
     """Inputs of several batch sizes, and of picture sizes that are multiples of the patch and that are not."""
-    channels = net.plan.channels
+    channels = net.plan.inputs
     if net.plan.patch is None:
         return [(batch, channels) for batch in (3, 1, 8)]
     patch = net.plan.patch * 2**net.plan.levels

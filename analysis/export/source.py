@@ -147,7 +147,11 @@ def _assign(name: str, indices: Sequence[int]) -> str:
 def _enter(plan: Plan) -> Iterator[str]:
     """Pictures to units."""
     x = f"x_{INPUT}"
-    yield f"{x} = x - {float(plan.offset)!r}" if plan.offset else f"{x} = x"
+    if plan.extra:
+        yield f"picture = x[:, :{plan.channels}]"
+        yield f"{x} = torch.cat([picture - {float(plan.offset)!r}, x[:, {plan.channels}:]], dim=1)"
+    else:
+        yield f"{x} = x - {float(plan.offset)!r}" if plan.offset else f"{x} = x"
     if _is_padded(plan):
         yield "height, width = x.shape[-2:]"
         multiple = (plan.patch or 1) * 2**plan.levels
@@ -237,7 +241,7 @@ def _leave(plan: Plan) -> Iterator[str]:
     if _is_padded(plan):
         yield f"{x} = {x}[:, :, torch.arange(height)][..., torch.arange(width)]  # a slice would fix sizes in an export"
     if plan.residual:
-        yield f"return x + {x}"
+        yield f"return {'picture' if plan.extra else 'x'} + {x}"
     else:
         yield f"return {x} + {float(plan.offset)!r}" if plan.offset else f"return {x}"
 
@@ -251,7 +255,8 @@ def _place(plan: Plan) -> str:
 def _summary(plan: Plan) -> str:
     result = f"vectors (batch, {plan.units[OUTPUT]})" if plan.pooled or plan.patch is None else ""
     if plan.patch is None:
-        return f"Vectors (batch, {plan.channels}) to {result}."
+        return f"Vectors (batch, {plan.inputs}) to {result}."
     if result:
-        return f"Pictures (batch, {plan.channels}, height, width) to {result}."
-    return f"Pictures (batch, {plan.channels}, height, width) of any size to pictures of the same shape."
+        return f"Pictures (batch, {plan.inputs}, height, width) to {result}."
+    shape = f"pictures (batch, {plan.channels}, height, width)" if plan.extra else "pictures of the same shape"
+    return f"Pictures (batch, {plan.inputs}, height, width) of any size to {shape}."

@@ -146,7 +146,7 @@ def _random_inputs(net: DagNet, seed: int) -> list[Tensor]:
     """Noise and uniform pictures of odd and even sizes (or vectors), around the values that the network sees."""
     generator = torch.Generator().manual_seed(seed)
     sizes: list[tuple[int, ...]] = [(32, 32), (41, 23), (1, 7)] if net.plan.patch is not None else [(), ()]
-    shapes = [(4, net.plan.channels, *size) for size in sizes]
+    shapes = [(4, net.plan.inputs, *size) for size in sizes]
     noise = [net.plan.offset + torch.randn(shape, generator=generator) for shape in shapes]
     return noise + [torch.rand(shape, generator=generator) for shape in shapes]
 

@@ -27,7 +27,7 @@ def draw_film(run: Run, path: Path) -> None:
         OSError: the file cannot be written.
     """
     chosen = run.choose()
-    grown = [point for point in run.points() if point.snapshot.epoch <= run.config.epochs]
+    grown = [point for point in run.points() if not point.snapshot.in_front]
     points = grown[:: math.ceil(len(grown) / MOST)]
     shown = [*points, *(point for point in (grown[-1], chosen) if point not in points)]
     inputs = crops([example.observed for example in run.validation(run.data())[:1]])
@@ -60,7 +60,7 @@ def at_frame(drawing: Layout, frame: Frame, totals: Mapping[str, int]) -> Layout
 
 def _caption(run: Run, point: Point) -> str:
     epoch = point.snapshot.epoch
-    when = f"epoch {epoch}" if epoch <= run.config.epochs else f"network {epoch} of the front"
+    when = f"network {epoch} of the front" if point.snapshot.in_front else f"epoch {epoch}"
     return f"{when}: {point.params:,} parameters, {run.config.headline.text(point.headline)}"
 
 

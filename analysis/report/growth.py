@@ -77,10 +77,11 @@ def whole_graph(plan: Plan) -> nx.DiGraph:
     return graph
 
 
-def shown_points(points: Sequence[Point], last_of_search: int) -> list[Point]:
-    """All points of a short path, else evenly spaced ones; the end of the search and the front always."""
+def shown_points(points: Sequence[Point]) -> list[Point]:
+    """All points of a short path, else evenly spaced ones; the end of the growth and the front always."""
     every = max(1, math.ceil(len(points) / MOST_FRAMES))
-    return [point for k, point in enumerate(points) if k % every == 0 or point.snapshot.epoch >= last_of_search]
+    last = sum(not point.snapshot.in_front for point in points) - 1
+    return [point for k, point in enumerate(points) if k % every == 0 or k >= last]
 
 
 def frames(run: Run, points: Sequence[Point], inputs: Sequence[Tensor]) -> list[Frame]:
@@ -95,7 +96,7 @@ def frames(run: Run, points: Sequence[Point], inputs: Sequence[Tensor]) -> list[
     every = max(1, math.ceil(len(points) / MOST_MEASURED))
     found: list[Frame] = []
     for k, point in enumerate(points):
-        if _has_skips(plan) and (k % every == 0 or point.snapshot.epoch > run.config.epochs):
+        if _has_skips(plan) and (k % every == 0 or point.snapshot.in_front):
             gates = _measured(run.supernet(point.snapshot.epoch), inputs)
         units, operations = _units(plan, point.snapshot), _operations(plan, point.snapshot)
         shown = {arc: each for arc, each in gates.items() if arc in _trunks(plan) and units[arc[0]]}
@@ -122,7 +123,8 @@ def curves(run: Run, points: Sequence[Point]) -> dict[str, list[float | None]]:
         {"epoch": point.snapshot.epoch, "loss": point.snapshot.loss, **point.scores, "params": point.params}
         for point in points
     ]
-    rows = [row for row in rows if row["epoch"] <= run.config.epochs]
+    grown = sum(not point.snapshot.in_front for point in points)
+    rows = [row for row in rows if row["epoch"] < grown]
     names = dict.fromkeys(
         name for row in reversed(rows) for name, value in row.items() if isinstance(value, int | float)
     )

@@ -60,7 +60,7 @@ def restored(net: DagNet, test: Sequence[Example], task: Restoration) -> list[di
     size = 0
     for example in test[:MOST]:
         (output,) = restore(net, [example.observed])
-        views = {"observed": example.observed, "restored": output, "clean": example.target}
+        views = task.views(example, output)
         uris = {name: png_uri(to_array(_detail(view))) for name, view in views.items()}
         size += sum(map(len, uris.values()))
         if found and size > MOST_BYTES:
@@ -69,7 +69,8 @@ def restored(net: DagNet, test: Sequence[Example], task: Restoration) -> list[di
         texts = {
             name: ", ".join(metric.text(each[metric.key]) for metric in task.metrics) for name, each in scores.items()
         }
-        found.append({"name": example.name, "uris": uris, "scores": texts, "side": list(_detail(output).shape[-2:])})
+        name = f"{example.name} {example.condition}".strip()
+        found.append({"name": name, "uris": uris, "scores": texts, "side": list(_detail(output).shape[-2:])})
     return found
 
 

@@ -23,6 +23,7 @@ from nas.models.compact import compact
 from nas.search.data.stack import Pictures
 from nas.search.path import Point, births
 from nas.search.run import Run
+from nas.search.stopping import growth_is_over
 from nas.search.tasks.restoration import Restoration
 from nas.search.tasks.task import Example
 
@@ -92,7 +93,7 @@ def one_run(run: Run, *, live: bool = False) -> Section:
     growth = _section(lambda: _growth(run, points, validation))
     front = _section(lambda: {"rows": front_rows(run)})
     test = _section(lambda: tested(run))
-    searched = points[: run.config.epochs + 1]
+    searched = [point for point in points if not point.snapshot.in_front]
     shown = {
         "metric": vars(run.config.headline),
         "totals": run.blank.plan.units,
@@ -177,9 +178,9 @@ def _overview(run: Run, points: Sequence[Point], chosen: Point, test: Section, d
     config, last = run.config, points[-1].snapshot.epoch
     plan = run.blank.plan
     state = []
-    if last < config.epochs:
+    if not growth_is_over(points, config):
         state.append(f"The search goes on, or was interrupted: epoch {last} of {config.epochs} is the last so far.")
-    elif last == config.epochs and config.front_sizes != []:
+    elif not points[-1].snapshot.in_front and config.front_sizes != []:
         state.append("The networks of the front are not made yet.")
     metric = config.headline
     return {
@@ -201,7 +202,7 @@ def _overview(run: Run, points: Sequence[Point], chosen: Point, test: Section, d
 
 def _growth(run: Run, points: Sequence[Point], validation: Sequence[Example]) -> Section:
     graph = whole_graph(run.blank.plan)
-    shown = shown_points(points, run.config.epochs)
+    shown = shown_points(points)
     inputs = crops([example.observed for example in validation[:1]])
     found = frames(run, shown, inputs)
     trunks = {(skip.source, node.name) for node in run.blank.plan.nodes for skip in node.skips if skip.trunk}

@@ -6,7 +6,8 @@ import os
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
@@ -16,6 +17,7 @@ from nas.cli import compare, denoise, export, extract, front, report, resume, re
 from nas.cli.shared import Result, Signalled, make_parser, sentence
 from nas.process import tune_process
 from nas.registry import import_registrations
+from nas.search import ranks
 from nas.steering import DeadTraining
 
 IMPORT_HELP = "run this Python file or module first; it registers tasks, data or models of your own (with any verb)"
@@ -28,23 +30,25 @@ class Verb(NamedTuple):
         summary: its line in ``nas --help``.
         parser: makes the parser of its own options.
         perform: does it and prints; returns what ``--json`` prints.
+        joint: several processes that torchrun started can do it together.
     """
 
     summary: str
     parser: Callable[[], ArgumentParser]
     perform: Callable[[Namespace], Result]
+    joint: bool = False
 
 
 VERBS = {
-    "search": Verb("find a network", search.parser, search.perform),
-    "resume": Verb("go on with an interrupted search", resume.parser, resume.perform),
+    "search": Verb("find a network", search.parser, search.perform, joint=True),
+    "resume": Verb("go on with an interrupted search", resume.parser, resume.perform, joint=True),
     "front": Verb("the networks of several sizes", front.parser, front.perform),
     "compare": Verb("runs side by side", compare.parser, compare.perform),
     "sweep": Verb("many searches, with options drawn from ranges", sweep.parser, sweep.perform),
     "show": Verb("what is alive", show.parser, show.perform),
     "extract": Verb("the compact network, with proof", extract.parser, extract.perform),
     "verify": Verb("recompute the proof", verify.parser, verify.perform),
-    "retrain": Verb("train the compact network", retrain.parser, retrain.perform),
+    "retrain": Verb("train the compact network", retrain.parser, retrain.perform, joint=True),
     "denoise": Verb("clean pictures", denoise.parser, denoise.perform),
     "report": Verb("a run, or several, in one page", report.parser, report.perform),
     "export": Verb("for machines without this package", export.parser, export.perform),
@@ -62,32 +66,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     tune_process()
     name = "nas"
     try:
-        arguments = _parse(sys.argv[1:] if argv is None else argv)
-        name = f"nas {arguments.verb}"
-        result = _perform(VERBS[arguments.verb], arguments[arguments.verb], name)
+        with ranks.joined(), _only_first_prints():
+            arguments = _parse(sys.argv[1:] if argv is None else argv)
+            name = f"nas {arguments.verb}"
+            result = _perform(VERBS[arguments.verb], arguments[arguments.verb], name)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Signalled as stopped:
-        print(f"{name}: {stopped}", file=sys.stderr)
-        return stopped.code
+        return _end(f"{name}: {stopped}", stopped.code)
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 130
-    except (ArgumentError, ValueError, OSError, FloatingPointError, DeadTraining) as problem:
-        print(f"{name}: {sentence(problem)}", file=sys.stderr)
-        return 2
+        return _end(f"{name}: interrupted", 130)
+    except (ArgumentError, ValueError, OSError, FloatingPointError, DeadTraining, ranks.RankError) as problem:
+        return _end(f"{name}: {sentence(problem)}")
     except (RuntimeError, MemoryError) as problem:
         if type(problem).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = " ".join(str(problem).strip().splitlines()[:2])
-            print(f"{name}: torch.compile fails on this machine ({reason}); leave out --compile", file=sys.stderr)
-            return 2
+            return _end(f"{name}: torch.compile fails on this machine ({reason}); leave out --compile")
         if "memory" not in str(problem).lower():
             raise
-        print(f"{name}: the memory of this machine does not suffice for networks or pictures so large", file=sys.stderr)
-        return 2
+        return _end(f"{name}: the memory of this machine does not suffice for networks or pictures so large")
     holds = (result.get("holds"), result.get("certificate", {}).get("holds"))
     return 1 if False in holds or result.get("failed") else 0
+
+
+def _end(problem: str, code: int = 2) -> int:
+    if ranks.speaks():
+        print(problem, file=sys.stderr)
+    return code
+
+
+@contextmanager
+def _only_first_prints() -> Iterator[None]:
+    """Of several processes that torchrun started rank 0 prints for all."""
+    if ranks.is_first():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def _parse(argv: Sequence[str]) -> Namespace:
@@ -99,6 +115,9 @@ def _parse(argv: Sequence[str]) -> Namespace:
 
 
 def _perform(verb: Verb, options: Namespace, name: str) -> Result:
+    if ranks.size() > 1 and not verb.joint:
+        joint = [each for each, other in VERBS.items() if other.joint]
+        raise ValueError(f"it works in one process; what torchrun starts can be nas {', '.join(joint)}")
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_, **__: print(f"{name}: {message}", file=sys.stderr)

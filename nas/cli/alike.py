@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -10,7 +11,17 @@ from nas.cli.progress import progress_line
 from nas.cli.shared import choice
 from nas.models.families import HAND_MADE
 from nas.search.compare import OnEpoch
+from nas.search.config import ROOTS
 from nas.search.run_retraining import RetrainConfig
+
+OTHER_PICTURES = {
+    "data": "other pictures",
+    "data_root": "their folder",
+    "val_root": "their folder to validate on",
+    "test_root": "their folder to test on",
+    "clean": "given or none",
+    "sigma": "of their noise",
+}
 
 
 def add_training(parser: ArgumentParser) -> None:
@@ -34,7 +45,9 @@ def retrain_config(options: Namespace) -> RetrainConfig:
     """What the options of `add_training`, and those of the verb of the same names, say."""
     given = {field.name: options[field.name] for field in fields(RetrainConfig) if field.name in options}
     chosen = {"choice": choice(options)} if "epoch" in options else {}
-    return RetrainConfig(**{**given, "families": tuple(options.families), **chosen})
+    instead = {name: options[name] for name in OTHER_PICTURES if options.get(name) is not None}
+    instead |= {name: str(Path(instead[name]).resolve()) for name in ROOTS if name in instead}
+    return RetrainConfig(**{**given, "families": tuple(options.families), **chosen, "instead": instead})
 
 
 @contextmanager

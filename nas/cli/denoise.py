@@ -3,7 +3,7 @@
 import glob
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -11,15 +11,16 @@ from tqdm import tqdm
 
 from nas.cli.shared import Result, add_choice, check_free, choice, make_run_parser, sentence
 from nas.models.dag import DagNet
-from nas.search.config import TASKS
+from nas.search.config import SearchConfig
 from nas.search.data.formats.files import check_sheet, encoded, read_sheet, write_sheet
 from nas.search.data.formats.values import parse_range
 from nas.search.data.images import write_picture
 from nas.search.networks import load_chosen
 from nas.search.run import Run
 from nas.search.tasks.files import DONE, EARLIER, FAILED, NO_PICTURE, Outcome, denoise_files, find_jobs
+from nas.search.tasks.noise import Denoise
 from nas.search.tasks.restoration import Restoration
-from nas.search.tasks.use import before_after, denoise_sheet
+from nas.search.tasks.use import Noise, before_after, denoise_sheet
 
 STANDARD = Path("-")  # input or output
 
@@ -34,6 +35,10 @@ def parser() -> ArgumentParser:
     )
     add_choice(parser)
     parser.add_argument("--tile", type=int, help="side of the tiles in pixels (default: as memory allows)")
+    parser.add_argument(
+        "--sigma", type=float, help="of the noise on the 0..255 scale, where the network is told (default: estimated)"
+    )
+    parser.add_argument("--peak", type=float, help="photons in white, of pictures with photon noise")
     parser.add_argument("--range", type=str, help="pixel values that are black and white, such as 0:4095")
     parser.add_argument("--force", action="store_true", help="replace files that exist, clean finished ones again")
     return parser
@@ -41,12 +46,14 @@ def parser() -> ArgumentParser:
 
 def perform(options: Namespace) -> Result:
     run = Run.open(options.run)
-    if not issubclass(TASKS.find(run.config.task), Restoration):
+    if not issubclass(run.config.task_class, Restoration):
         raise ValueError(
             f"the task of {run.folder} is {run.config.task}; denoise is for networks that restore pictures"
         )
     folder, net = load_chosen(run, choice(options))
-    use = _Use(net, folder, options.tile, parse_range(options.range) if options.range else None, options.force)
+    noise = _noise(run.config, Noise(options.sigma, options.peak))
+    given = parse_range(options.range) if options.range else None
+    use = _Use(net, folder, options.tile, given, noise, options.force)
     pictures, out = options.pictures, options.out
     if STANDARD in (*pictures, out):
         if len(pictures) > 1 or out.is_dir() or pictures[0].is_dir():
@@ -66,7 +73,29 @@ class _Use:
     folder: Path
     tile: int | None
     given: tuple[float, float] | None
+    noise: Noise
     force: bool
+
+
+def _noise(config: SearchConfig, noise: Noise) -> Noise:
+    """The noise of the pictures, if it is what the network was trained for.
+
+    Raises:
+        ValueError: the network is not told a level, or was not trained for this one.
+    """
+    task = config.make_task(None) if config.num_extra else None
+    if not isinstance(task, Denoise):
+        if noise.sigma is not None and noise.peak is None:
+            raise ValueError(
+                "--sigma is for networks that are told the level of the noise, those of nas search --sigma 5:55; this "
+                "one was not"
+            )
+        return noise
+    low, high = task.ends
+    if noise.level is not None and not low <= noise.level <= high:
+        what = "sigma" if noise.peak is None else "after the transform of photon noise sigma"
+        raise ValueError(f"{what} is {noise.level:.1f}, and the network was trained for {low:g} to {high:g}")
+    return replace(noise, within=task.ends)
 
 
 def _is_pattern_or_folder(path: Path) -> bool:
@@ -102,7 +131,7 @@ def _clean_one(use: _Use, picture: Path, out: Path) -> Result:
     before = read_sheet(source, "standard input" if picture == STANDARD else None, use.given)
     if out != STANDARD:
         check_sheet(before, out)
-    after = denoise_sheet(use.net, before, use.tile)
+    after = denoise_sheet(use.net, before, use.tile, use.noise)
     if out == STANDARD:
         data, lost = encoded(after, before.suffix)
         sys.stdout.buffer.write(data)
@@ -110,7 +139,7 @@ def _clean_one(use: _Use, picture: Path, out: Path) -> Result:
         lost = write_sheet(after, out)
         write_picture(comparison, before_after(before, after))
         print(f"cleaned {before.name} with the network in {use.folder}; wrote {out} and {comparison}")
-    notes = [*before.notes, *lost]
+    notes = [*after.notes, *lost]
     _say(before.name, notes)
     return {"network": str(use.folder), "files": list(map(str, files)), "notes": notes}
 
@@ -121,7 +150,7 @@ def _clean_many(use: _Use, pictures: list[Path], out: Path) -> Result:
         raise ValueError(f"{out} is a file; several pictures need a folder as -o")
     jobs = find_jobs(pictures, out)
     outcomes: dict[str, list[Outcome]] = {DONE: [], EARLIER: [], NO_PICTURE: [], FAILED: []}
-    work = denoise_files(use.net, jobs, tile=use.tile, given=use.given, force=use.force)
+    work = denoise_files(use.net, jobs, tile=use.tile, given=use.given, noise=use.noise, force=use.force)
     for outcome in tqdm(work, total=len(jobs), unit="file", disable=None, leave=False):
         outcomes[outcome.state].append(outcome)
         if outcome.problem is not None:

@@ -20,11 +20,10 @@ class _Lines(tqdm):  # type: ignore[type-arg]
         line = "{n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}] {desc}{postfix}"
         super().__init__(**{**options, "bar_format": line, "mininterval": 0, "miniters": 1, "delay": 0, "leave": False})
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
         now = (self.n, self.desc, self.postfix)
         begun = self.n > self.initial or self.postfix is not None
         if msg is None and begun and now != self._said:
             self._said = now
             self.fp.write(f"{self}\n")
             self.fp.flush()
-        return False

@@ -4,8 +4,17 @@ from jsonargparse import ArgumentParser, Namespace
 
 from nas.cli.retrain import retrain
 from nas.cli.search import run_to_the_end
-from nas.cli.shared import Result, add_checkpoints, add_compute, compute, make_run_parser, resume_command, seconds
-from nas.cli.watch import add_watching, check_watching, watching
+from nas.cli.shared import (
+    Result,
+    add_checkpoints,
+    add_compute,
+    add_hours,
+    compute,
+    make_run_parser,
+    resume_command,
+    seconds,
+)
+from nas.cli.watch import add_watching, watchers
 from nas.search.engine import Search
 from nas.search.run import Run
 from nas.search.run_retraining import stopped_retraining
@@ -17,15 +26,17 @@ def parser() -> ArgumentParser:
     )
     add_checkpoints(parser)
     add_compute(parser)
+    add_hours(parser)
     add_watching(parser)
     return parser
 
 
 def perform(options: Namespace) -> Result:
-    check_watching(options)
+    callbacks = watchers(options)
     run, every = Run.open(options.run), seconds(options.checkpoint_every)
     if (stopped := stopped_retraining(run)) is not None:
         return retrain(run, stopped, options)
-    with watching(run, options, fresh=False) as watch:
-        engine = Search(run, resume=True, checkpoint_every=every, compute=compute(options))
-        return run_to_the_end(engine, watch, resume_command(run, options))
+    engine = Search(
+        run, resume=True, checkpoint_every=every, compute=compute(options), callbacks=callbacks, hours=options.hours
+    )
+    return run_to_the_end(engine, resume_command(run, options))

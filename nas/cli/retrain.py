@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.extraction.stored import extract_into
-from nas.cli.alike import add_training, progress_bar, retrain_config
+from nas.cli.alike import OTHER_PICTURES, add_training, progress_bar, retrain_config
 from nas.cli.extract import print_extraction
 from nas.cli.shared import (
     Result,
@@ -20,6 +20,7 @@ from nas.cli.shared import (
     stopping,
 )
 from nas.files import alone
+from nas.search import ranks
 from nas.search.compare import summarised, table
 from nas.search.path import Choice
 from nas.search.run import RETRAINED, Run
@@ -46,6 +47,8 @@ def parser() -> ArgumentParser:
         "one thinned out from it, each at 3 rates (0.4, 1 and 2 times --lr) and with every seed: by default about 100 "
         "times the work",
     )
+    for name, text in OTHER_PICTURES.items():
+        parser.add_argument(f"--{name}", type=str, help=f"{text}, as of nas search (default: as in the search)")
     parser.add_argument("--random", type=int, default=5, help="random networks in the comparison")
     add_training(parser)
     parser.add_argument(
@@ -64,10 +67,10 @@ def perform(options: Namespace) -> Result:
 def retrain(run: Run, config: RetrainConfig, options: Namespace, *, force: bool = False) -> Result:
     """Retrain, with the options of `add_checkpoints` and `add_compute`, and say what came of it."""
     every, where = seconds(options.checkpoint_every), compute(options)
-    with alone(run.folder):
+    with ranks.by_first(alone(run.folder)):
         retraining = RunRetraining(run, config, force=force, checkpoint_every=every, compute=where)
         if config.choice != Choice():
-            print_extraction(extract_into(run, config.choice, timed=False), run)
+            ranks.on_first(lambda: print_extraction(extract_into(run, config.choice, timed=False), run))
         retraining.open()
         if retraining.resumed:
             print("going on with the retraining that was stopped")
@@ -90,7 +93,9 @@ def _print_result(result: RetrainResult, retraining: RunRetraining) -> None:
         print("\n".join(table(title, result.untrained, compared, training.task.metrics)))
     else:
         title = f"mean over {len(training.test)} held-out pictures"
-        _print_table(title, {**result.untrained, "retrained network": result.retrained}, training.task.metrics)
+        rows = {**result.untrained, "retrained network": result.retrained}
+        rows |= {f"  at {name}": scores for name, scores in result.by_condition.items()}
+        _print_table(title, rows, training.task.metrics)
     if result.better is None:
         print(f"wrote {' and '.join(map(str, result.folders))}")
     else:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from nas.cli.shared import (
     Result,
     add_checkpoints,
     add_compute,
+    add_hours,
     compute,
     make_parser,
     resume_command,
@@ -23,7 +24,9 @@ from nas.cli.shared import (
     sizes,
     stopping,
 )
-from nas.cli.watch import Watch, add_watching, check_watching, watching
+from nas.cli.watch import add_watching, watchers
+from nas.search import ranks
+from nas.search.callbacks.callback import Callback, Line
 from nas.search.config import SearchConfig
 from nas.search.engine import Search
 from nas.search.path import Point
@@ -45,6 +48,7 @@ def parser() -> ArgumentParser:
     add_repetitions(parser)
     add_checkpoints(parser)
     add_compute(parser)
+    add_hours(parser)
     add_watching(parser)
     parser.add_argument("--download", action="store_true", help="fetch a data set that is missing")
     return parser
@@ -52,8 +56,7 @@ def parser() -> ArgumentParser:
 
 def perform(options: Namespace) -> Result:
     config = SearchConfig(**{field.name: options[field.name] for field in fields(SearchConfig)})
-    if config.data_root is not None:  # later verbs may be called from another folder
-        config = replace(config, data_root=config.data_root.resolve())
+    config = config.at_absolute_roots()  # later verbs may be called from another folder
     if options.resume and options.force:
         raise ValueError("a run is resumed or, with --force, replaced, not both")
     if options.stable is not None:
@@ -61,40 +64,34 @@ def perform(options: Namespace) -> Result:
         if options.seeds == 1:
             raise ValueError("--stable goes with --seeds of 2 or more")
     run = Run(options.out or Path("runs") / f"{config.task}-{config.data}", config)
-    check_watching(options)
+    watchers(options)  # what is missing is said now
     if options.seeds == 1:
-        return _finish(_begin(run, options), options)
-    runs = repetitions(run, options.seeds, resume=options.resume, force=options.force)
+        return run_to_the_end(_begin(run, options), resume_command(run, options))
+    runs = ranks.on_first(lambda: repetitions(run, options.seeds, resume=options.resume, force=options.force))
     again = "the same command and --resume"
     return search_repeatedly(
-        runs, lambda each: _begin(each, options), lambda engine: _finish(engine, options, again), options.stable
+        runs, lambda each: _begin(each, options), lambda engine: run_to_the_end(engine, again), options.stable
     )
 
 
 def _begin(run: Run, options: Namespace) -> Search:
-    resume, every = options.resume and Run.is_in(run.folder), seconds(options.checkpoint_every)
+    resume, every = options.resume and ranks.on_first(lambda: Run.is_in(run.folder)), seconds(options.checkpoint_every)
     return Search(
         run, resume=resume, force=options.force, download=options.download, checkpoint_every=every,
-        compute=compute(options),
+        compute=compute(options), callbacks=watchers(options), hours=options.hours,
     )  # fmt: skip
 
 
-def _finish(engine: Search, options: Namespace, how_to_go_on: str | None = None) -> Result:
-    how_to_go_on = how_to_go_on or resume_command(engine.run, options)
-    with watching(engine.run, options, fresh=len(engine.points) == 1) as watch:
-        return run_to_the_end(engine, watch, how_to_go_on)
-
-
-def run_to_the_end(engine: Search, watch: Watch, how_to_go_on: str) -> Result:
+def run_to_the_end(engine: Search, how_to_go_on: str) -> Result:
     """Search with a progress bar, and say what was picked; after a signal, how to go on."""
     run, metric = engine.run, engine.task.metrics[0]
     name, before = score_trivial(engine.validation, engine.task)
     _announce(engine)
     print(f"at the start {_alive(engine.points[0], run)}; {name} in validation: {metric.text(before[metric.key])}")
-    iterate(engine, how_to_go_on, watch=watch)
-    chosen = run.choose()
+    iterate(engine, how_to_go_on)
+    chosen = ranks.on_first(run.choose)
     picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
-    print(f"picked {_when(chosen.snapshot.epoch, run.config.epochs)}: {picked}")
+    print(f"picked {_when(chosen, engine)}: {picked}")
     if (target := run.config.target) is not None and (reached := engine.cost(chosen)) < NEAR * target:
         print(
             f"the target of {target:,} {run.config.sizes_in} was not reached: what has grown has {reached:,.0f}; "
@@ -126,31 +123,35 @@ def _announce(engine: Search) -> None:
         )
 
 
-def iterate(
-    engine: Search, how_to_go_on: str, points: Iterable[Point] | None = None, watch: Watch = lambda: None
-) -> None:
+def iterate(engine: Search, how_to_go_on: str, points: Iterable[Point] | None = None) -> None:
     """Search with a progress bar; ``points`` iterates over the engine itself, by default, or around it."""
-    config, metric = engine.run.config, engine.task.metrics[0]
-    done = min(len(engine.points) - 1, config.epochs)
+    config = engine.run.config
+    done = len(engine.points) - 1 - len(engine.front)
     bar = progress_line(config.epochs, initial=done, desc="search")
-    engine.on_fit = lambda params: _show_fit(bar, params)
+    engine.callbacks.append(_Bar(bar, engine.task.metrics[0]))
     with stopping(engine.stop, how_to_go_on), bar:
-        for point in engine if points is None else points:
-            if point.snapshot.epoch <= config.epochs:
-                _show_epoch(bar, point, metric)
-            watch()
+        for _ in engine if points is None else points:
+            pass
 
 
-def _show_epoch(bar: Any, point: Point, metric: Metric) -> None:
-    found = point.snapshot
-    said = f"loss {found.loss:.5f}, {metric.text(point.headline)}, units {found.num_units}, skips {len(found.skips)}"
-    bar.set_postfix_str(said, refresh=False)
-    bar.update()
+class _Bar(Callback):
+    """Keeps a progress bar current."""
 
+    def __init__(self, bar: Any, metric: Metric) -> None:
+        self.bar, self.metric = bar, metric
 
-def _show_fit(bar: Any, params: int) -> None:
-    bar.set_description_str("front", refresh=False)
-    bar.set_postfix_str(f"{params:,} parameters")
+    def on_epoch(self, point: Point, line: Line) -> None:
+        found = point.snapshot
+        self.bar.set_postfix_str(
+            f"loss {found.loss:.5f}, {self.metric.text(point.headline)}, units {found.num_units}, "
+            f"skips {len(found.skips)}",
+            refresh=False,
+        )
+        self.bar.update()
+
+    def on_trial(self, params: int) -> None:
+        self.bar.set_description_str("front", refresh=False)
+        self.bar.set_postfix_str(f"{params:,} parameters")
 
 
 def _alive(point: Point, run: Run) -> str:
@@ -158,6 +159,9 @@ def _alive(point: Point, run: Run) -> str:
     return ", ".join(f"{size['alive']:,} of {size['total']:,} {name}" for name, size in sizes(point, run).items())
 
 
-def _when(epoch: int, epochs: int) -> str:
+def _when(point: Point, engine: Search) -> str:
     """Such as "epoch 31 of 50", or of a later point "epoch 53, network 3 of the front"."""
-    return f"epoch {epoch} of {epochs}" if epoch <= epochs else f"epoch {epoch}, network {epoch - epochs} of the front"
+    epoch = f"epoch {point.snapshot.epoch}"
+    if not point.snapshot.in_front:
+        return f"{epoch} of {engine.run.config.epochs}"
+    return f"{epoch}, network {1 + engine.front.index(point)} of the front"

@@ -11,6 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.extraction.certificate import Certificate
+from nas.search import ranks
 from nas.search.checkpoints import Stopped
 from nas.search.compute import AUTO, PRECISIONS, SINGLE, Compute
 from nas.search.config import parse_size
@@ -54,6 +55,13 @@ def add_checkpoints(parser: ArgumentParser) -> None:
     )
 
 
+def add_hours(parser: ArgumentParser) -> None:
+    """The time budget of a search."""
+    parser.add_argument(
+        "--hours", type=float, help="what the search may take in all, such as 2 or 0.5: it stops growing early enough"
+    )
+
+
 def add_compute(parser: ArgumentParser) -> None:
     """Options of verbs that train."""
     parser.add_argument(
@@ -67,13 +75,16 @@ def add_compute(parser: ArgumentParser) -> None:
 
 def compute(options: Namespace) -> Compute:
     """What the options of `add_compute` say."""
-    return Compute(options.device, options.precision, options.compile)
+    compute = Compute(options.device, options.precision, options.compile)
+    ranks.check_device(str(compute.device))
+    return compute
 
 
 def resume_command(run: Run, options: Namespace) -> str:
-    """What goes on with what is stopped, with the options of `add_compute` that were given."""
+    """What goes on with what is stopped, with the options of `add_compute` and `add_hours` that were given."""
     words = "" if options.device == AUTO else f" --device {options.device}"
     words += "" if options.precision == SINGLE else f" --precision {options.precision}"
+    words += "" if options.get("hours") is None else f" --hours {options.hours:g}"
     return f"nas resume {quote(str(run.folder))}{words}{' --compile' if options.compile else ''}"
 
 
@@ -113,13 +124,15 @@ class Signalled(Exception):
 def stopping(stop: Callable[[], None], how_to_go_on: str) -> Iterator[None]:
     """On Ctrl-C, SIGTERM and SIGHUP let what runs inside stop at its next step; on a second one at once.
 
+    Not so under torchrun, which passes on to all ranks what they have received already.
+
     Raises:
         Signalled: it has stopped.
     """
     received: list[int] = []
 
     def handle(number: int, _: object) -> None:
-        if received:
+        if received and ranks.size() == 1:
             raise KeyboardInterrupt
         received.append(number)
         stop()
@@ -129,8 +142,13 @@ def stopping(stop: Callable[[], None], how_to_go_on: str) -> Iterator[None]:
     try:
         yield
     except Stopped:
-        code = 130 if received[0] == signal.SIGINT else 143
+        code = 130 if received[:1] == [signal.SIGINT] else 143
         raise Signalled(f"stopped after writing a checkpoint; go on with {how_to_go_on}", code) from None
+    except ranks.RankError:
+        before = dict.fromkeys(
+            before, signal.SIG_IGN
+        )  # torchrun tells those that are left to end; they do, and say why
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -19,6 +19,7 @@ from nas.cli.shared import CONSTANT, Result, add_choice, choice, make_run_parser
 from nas.models.compact import compact
 from nas.search.path import Point, births, deaths, kernel_history
 from nas.search.run import DRAWINGS, FILM, Run
+from nas.search.stopping import growth_is_over
 
 Ages = Mapping[str, Mapping[int, int]]  # node -> unit -> epoch
 
@@ -49,7 +50,8 @@ def perform(options: Namespace) -> Result:
         draw_film(run, files[-1])
 
     last, metric = points[-1].snapshot.epoch, run.config.headline
-    state = "" if last >= run.config.epochs else f" (the search stopped after epoch {last} of {run.config.epochs})"
+    over = growth_is_over(points, run.config)
+    state = "" if over else f" (the search stopped after epoch {last} of {run.config.epochs})"
     print(f"{run.folder}: epoch {chosen.snapshot.epoch}{state}, validation {metric.text(chosen.headline)}\n")
     _print_nodes(net.plan.units, chosen, born, died)
     _print_kernels(kernel_history(history))

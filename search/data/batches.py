@@ -15,9 +15,11 @@ MAX_BATCH = 2**26  # pixels of one batch
 
 
 class Observer(Protocol):
-    """What turns clean pictures (..., channels, height, width) into what the network sees."""
+    """What turns pictures (..., channels, height, width) into what the network sees, alone or with what its output is
+    compared with."""
 
     def observe(self, clean: Tensor, generator: torch.Generator) -> Tensor: ...
+    def pair(self, crops: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...
 
 
 def random_crops(
@@ -35,7 +37,8 @@ def random_crops(
         steps: batches per epoch.
 
     Returns:
-        A function of the epoch that iterates over pairs (observed, clean), each (batch, channels, crop, crop).
+        A function of the epoch that iterates over what ``task.pair`` makes of (batch, channels, crop, crop): usually
+        pairs (observed, clean).
 
     Raises:
         ValueError: a size below 1, or a picture smaller than the crop.
@@ -58,7 +61,7 @@ def random_crops(
         generator = _generator(seed, epoch)
         for _ in range(steps):
             clean = torch.stack([draw(generator) for _ in range(batch)])
-            yield task.observe(clean, generator), clean
+            yield task.pair(clean, generator)
 
     return batches
 

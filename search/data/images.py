@@ -55,12 +55,19 @@ def plain(sheet: Sheet) -> np.ndarray:
     return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files of a folder and its subfolders, in the order of their names, without hidden ones."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
+
+
 def read_folder(folder: Path, skipped: list[str]) -> Iterator[tuple[Path, np.ndarray]]:
-    """The picture files of a folder (not of its subfolders) with their pixels, in the order of their names.
+    """The picture files of a folder and its subfolders with their pixels, in the order of their names.
 
     The names of other files are added to ``skipped``. Errors as of `read_picture`.
     """
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    for path in files_below(folder):
         try:
             yield path, read_picture(path)
         except NotAPictureError:

@@ -1,7 +1,9 @@
 """Data sources: clean pictures for training, validation and test, split by picture."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 from nas.registry import Registry
 from nas.search.data.images import read_folder, to_tensor, warn_of_skipped
@@ -17,17 +19,28 @@ VALIDATION = ("cat", "coins")
 TEST = ("camera", "coffee", "rocket")
 
 
-Source = Callable[[Path | None, bool, int], Pictures]  # (data root, download, channels) -> data set
+PAIRS, NOISY_PAIRS = "pairs", "noisy_pairs"
+NOISY, NOISY2 = "noisy", "noisy2"  # folders
+Source = Callable[..., Pictures]  # (data root or None, download, channels) -> data set
 
 
-def load_data(source: str, *, root: Path | None = None, download: bool = False, channels: int = 1) -> Pictures:
+def load_data(
+    source: str,
+    *,
+    root: Path | None = None,
+    download: bool = False,
+    channels: int = 1,
+    val_root: Path | None = None,
+    test_root: Path | None = None,
+) -> Pictures:
     """The pictures of a named source.
 
     Args:
         source: a key of `SOURCES`.
-        root: folder of the pictures ("folder", "class_folder") or of the data set ("mnist", ...).
+        root: folder of the pictures ("folder", "pairs", "class_folder") or of the data set ("mnist", ...).
         download: fetch a data set that is missing ("mnist", ...).
         channels: 1 for grey, 3 for colour.
+        val_root, test_root: folders to validate and test on (`FOLDERS`); by default pictures of ``root`` are held out.
 
     Raises:
         ValueError: unknown source, unsuitable options, or pictures that cannot be used.
@@ -35,7 +48,10 @@ def load_data(source: str, *, root: Path | None = None, download: bool = False, 
     load = SOURCES.find(source)
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
-    return load(root, download, channels)
+    roots = {name: each for name, each in (("val_root", val_root), ("test_root", test_root)) if each is not None}
+    if roots and source not in FOLDERS:
+        raise ValueError(f"--val-root and --test-root go with the data {', '.join(FOLDERS)}, not with {source!r}")
+    return load(root, download, channels, **roots)
 
 
 def pictures(channels: int = 1) -> Pictures:
@@ -50,26 +66,93 @@ def pictures(channels: int = 1) -> Pictures:
     return Pictures(load(TRAIN), load(VALIDATION), load(TEST))
 
 
-def folder(root: Path, channels: int = 1) -> Pictures:
-    """The pictures of a folder (not of its subfolders), in the order of their names.
+def folder(root: Path, channels: int = 1, *, val_root: Path | None = None, test_root: Path | None = None) -> Pictures:
+    """The pictures of a folder and its subfolders, in the order of their names.
 
     Every tenth picture, counted from the fifth, is for validation and the one after it for the test (at least the
-    last two pictures where there are fewer). Files that are not pictures are skipped; a warning counts them.
+    last two pictures where there are fewer), unless these have folders of their own. Files that are not pictures are
+    skipped; a warning counts them.
 
     Raises:
-        ValueError: no such folder, fewer than 3 pictures in it, or a damaged picture.
+        ValueError: no such folder, too few pictures in it, or a damaged picture.
     """
+    return _from_folders(read_pictures, root, channels, val_root, test_root)
+
+
+def pairs(
+    root: Path,
+    channels: int = 1,
+    *,
+    second: str = "clean",
+    val_root: Path | None = None,
+    test_root: Path | None = None,
+) -> Pictures:
+    """Pairs of the same name (but for the suffix) and size in the folders ``root/noisy`` and ``root/clean``.
+
+    Args:
+        second: the other folder; "noisy2" for second noisy views of what the first ones show.
+
+    Raises:
+        ValueError: as of `folder`; a picture without a partner, or of another size than its partner.
+    """
+    return _from_folders(partial(read_pairs, second=second), root, channels, val_root, test_root)
+
+
+Reader = Callable[[Path, int], list[Picture]]  # (root, channels) -> all pictures below it
+
+
+def _from_folders(read: Reader, root: Path, channels: int, val_root: Path | None, test_root: Path | None) -> Pictures:
+    """All of ``root`` for training, but for what is held out where there are no other folders for that."""
+    others = [None if each is None else read(each, channels) for each in (val_root, test_root)]
+    found, missing = read(root, channels), others.count(None)
+    if len(found) < 1 + missing:
+        raise ValueError(
+            f"the folder {root} holds {len(found)} pictures; a search needs at least 3 (training, validation, test), "
+            "or other folders with --val-root and --test-root"
+        )
+    for each, pictures in zip((val_root, test_root), others, strict=True):
+        if pictures is not None and not pictures:
+            raise ValueError(f"the folder {each} holds no pictures")
+    train, *held_out = ([found[k] for k in part] for part in split(len(found), missing))
+    validation, test = (held_out.pop(0) if each is None else each for each in others)
+    return Pictures(train, validation, test)
+
+
+def read_pictures(root: Path, channels: int) -> list[Picture]:
+    """Every picture below a folder, in the order of their names."""
     if not root.is_dir():
         raise ValueError(f"there is no folder {root}")
     skipped: list[str] = []
-    found = [Picture(path.name, to_tensor(pixels, channels)) for path, pixels in read_folder(root, skipped)]
+    found = [
+        Picture(path.relative_to(root).as_posix(), to_tensor(pixels, channels))
+        for path, pixels in read_folder(root, skipped)
+    ]
     warn_of_skipped(skipped, root)
-    if len(found) < 3:
-        raise ValueError(
-            f"the folder {root} holds {len(found)} pictures; a search needs at least 3 (training, validation, test)"
-        )
-    train, validation, test = ([found[k] for k in part] for part in split(len(found), 2))
-    return Pictures(train, validation, test)
+    return found
+
+
+def read_pairs(root: Path, channels: int, second: str) -> list[Picture]:
+    """Every pair below ``root/noisy`` and ``root/second``, by the names of the second."""
+    noisy, others = (_by_stem(read_pictures(root / name, channels), root / name) for name in (NOISY, second))
+    for here, there, folder in ((noisy, others, second), (others, noisy, NOISY)):
+        if alone := sorted(set(here) - set(there)):
+            raise ValueError(f"{here[alone[0]].name} has no partner in {root / folder}")
+    for stem, picture in others.items():
+        if picture.pixels.shape != noisy[stem].pixels.shape:
+            sizes = [f"{each.pixels.shape[-1]} x {each.pixels.shape[-2]}" for each in (noisy[stem], picture)]
+            raise ValueError(f"the pair {stem} in {root} has two sizes: {sizes[0]} and {sizes[1]} pixels")
+    return [replace(picture, noisy=noisy[stem].pixels) for stem, picture in others.items()]
+
+
+def _by_stem(pictures: Sequence[Picture], folder: Path) -> dict[str, Picture]:
+    """By their names without suffix."""
+    found: dict[str, Picture] = {}
+    for picture in pictures:
+        stem = PurePosixPath(picture.name).with_suffix("").as_posix()
+        if stem in found:
+            raise ValueError(f"{found[stem].name} and {picture.name} in {folder} differ in their suffix alone")
+        found[stem] = picture
+    return found
 
 
 def _pictures(root: Path | None, download: bool, channels: int) -> Pictures:
@@ -78,11 +161,11 @@ def _pictures(root: Path | None, download: bool, channels: int) -> Pictures:
     return pictures(channels)
 
 
-def _in_folder(name: str, load: Callable[[Path, int], Pictures]) -> Source:
-    def source(root: Path | None, download: bool, channels: int) -> Pictures:
+def _in_folder(name: str, load: Callable[..., Pictures]) -> Source:
+    def source(root: Path | None, download: bool, channels: int, **roots: Path) -> Pictures:
         if root is None or download:
             raise ValueError(f"the data {name!r} needs --data-root FOLDER and takes no download")
-        return load(root, channels)
+        return load(root, channels, **roots)
 
     return source
 
@@ -98,11 +181,16 @@ def _fetched(name: str, load: Callable[..., Pictures]) -> Source:
     return source
 
 
+FOLDERS: dict[str, Callable[..., Pictures]] = {
+    "folder": folder,
+    PAIRS: pairs,
+    NOISY_PAIRS: partial(pairs, second=NOISY2),
+}  # that take --val-root and --test-root
 SOURCES: Registry[Source] = Registry(
     "data",
     {
         "pictures": _pictures,
-        **{name: _in_folder(name, load) for name, load in {"folder": folder, "class_folder": class_folder}.items()},
+        **{name: _in_folder(name, load) for name, load in {**FOLDERS, "class_folder": class_folder}.items()},
         **{
             name: _fetched(name, load)
             for name, load in {"mnist": mnist, "fashion_mnist": fashion_mnist, "cifar10": cifar10}.items()

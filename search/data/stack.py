@@ -1,6 +1,7 @@
 """Pictures and data sets: single pictures, and many of one size kept as bytes."""
 
 import hashlib
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,17 +15,19 @@ LUMINANCE = (0.2125, 0.7154, 0.0721)  # of red, green and blue, as in skimage.co
 
 @dataclass(frozen=True)
 class Picture:
-    """A clean picture.
+    """A picture: clean, unless the task is for pictures that are not.
 
     Attributes:
         name: of the file or the entry of the data set.
         pixels: float32 of shape (channels, height, width) in [0, 1].
         label: index of its class; None where the data set has no classes.
+        noisy: of a pair, what was observed of it, of the same shape.
     """
 
     name: str
     pixels: Tensor
     label: int | None = None
+    noisy: Tensor | None = None
 
 
 class Stack(Sequence[Picture]):
@@ -93,6 +96,12 @@ class Pictures:
         return digest.hexdigest()
 
     @cached_property
+    def sigma(self) -> float:
+        """Standard deviation of the noise in the training pictures on the 0..255 scale: the median of what is estimated
+        for the channels of each (`estimate_sigma`)."""
+        return 255 * statistics.median(sigma for picture in self.train for sigma in estimate_sigma(picture.pixels))
+
+    @cached_property
     def mean(self) -> tuple[float, ...]:
         """Of each channel, over all pixels of the training pictures."""
         return self._moments[0]
@@ -115,12 +124,23 @@ class Pictures:
         return tuple(mean.tolist()), tuple((squares / count - mean**2).clamp(min=0).sqrt().tolist())
 
 
+def estimate_sigma(picture: Tensor) -> list[float]:
+    """Standard deviation of white Gaussian noise in each channel of (channels, height, width), in the units of the
+    pixels: the median of the finest diagonal wavelet coefficients (Donoho and Johnstone, 1994; scikit-image)."""
+    from skimage import restoration
+
+    return [float(restoration.estimate_sigma(channel.numpy())) for channel in picture]
+
+
 def _contents(pictures: Sequence[Picture]) -> Iterator[tuple[object, Tensor]]:
     """Names and labels with pixels; of a stack all at once, as they are kept."""
     if isinstance(pictures, Stack):
         yield (list(pictures.names), pictures.labels.tolist(), pictures.channels), pictures.pixels
     else:
-        yield from (((picture.name, picture.label), picture.pixels) for picture in pictures)
+        for picture in pictures:
+            yield (picture.name, picture.label), picture.pixels
+            if picture.noisy is not None:
+                yield "noisy", picture.noisy
 
 
 def first_of_each_size(pictures: Sequence[Picture]) -> Sequence[Picture]:
@@ -129,12 +149,14 @@ def first_of_each_size(pictures: Sequence[Picture]) -> Sequence[Picture]:
 
 
 def split(count: int, num_held_out: int) -> list[Sequence[int]]:
-    """Indices of ``count`` pictures for training, validation and (where ``num_held_out`` is 2) the test.
+    """Indices of ``count`` pictures for training and ``num_held_out`` other parts, such as validation and test.
 
     Every tenth, counted from the fifth, validates and the one after it tests; at least the last ones, where there are
     fewer.
     """
     everything = range(count)
+    if not num_held_out:
+        return [everything]
     held_out = [everything[4 + k :: 10] for k in range(num_held_out)]
     if not held_out[-1]:
         held_out = [everything[count - num_held_out + k :][:1] for k in range(num_held_out)]

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import yaml
 
-from nas.search.config import PROBLEM, SearchConfig, check_options, check_seed
+from nas.search.config import PROBLEM, ROOTS, SearchConfig, check_options, check_seed
 from nas.search.path import Point
 from nas.search.sweep.ranges import Choices, Range, filled, ranges_in
 
@@ -56,7 +56,7 @@ class Sweep:
         if not self.ranges:
             raise ValueError("no option of the search is a range; write one such as lr: {low: 0.001, high: 0.1}")
         for name in self.ranges:
-            if name.partition(".")[0] in (*PROBLEM, "data_root"):
+            if name.partition(".")[0] in (*PROBLEM, *ROOTS):
                 raise ValueError(f"{name} says what is to be learnt and cannot vary: scores could not be compared")
         self._check_values()
 
@@ -100,7 +100,7 @@ class Sweep:
             for name, value in filled(self.search, values).items()
         }
         config = SearchConfig.from_yaml(yaml.safe_dump({**yaml.safe_load(SearchConfig().to_yaml()), **given}))
-        return config if config.data_root is None else replace(config, data_root=config.data_root.resolve())
+        return config.at_absolute_roots()
 
     @property
     def example(self) -> SearchConfig:
@@ -110,7 +110,7 @@ class Sweep:
     @property
     def identity(self) -> dict[str, Any]:
         """What has to be the same wherever one works on a study."""
-        search = {name: value for name, value in self.search.items() if name != "data_root"}
+        search = {name: value for name, value in self.search.items() if name not in ROOTS}
         plain: dict[str, Any] = json.loads(json.dumps({"objectives": self.objectives, "search": search}))
         return plain
 

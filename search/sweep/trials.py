@@ -211,7 +211,7 @@ class Sweeping:
         assert trial.engine is not None
         looks = {math.ceil(part * trial.engine.run.config.epochs): part for part in LOOKS}
         part, epochs = looks.get(point.snapshot.epoch), trial.engine.run.config.epochs
-        if not self.sweep.prune or part is None or point.snapshot.epoch >= epochs:
+        if not self.sweep.prune or part is None or point.snapshot.epoch >= epochs or point.snapshot.in_front:
             return False
         others = [each for each in self.study.trials() if each.number != trial.number and state_of(each) != "failed"]
         losses = [self._losses_at(each, part) for each in others if FOLDER in each.user_attrs]
@@ -222,7 +222,8 @@ class Sweeping:
         try:
             run = Run.open(Path(trial.user_attrs[FOLDER]))
             epoch = math.ceil(part * run.config.epochs)
-            return self.sweep.losses(run.points()[epoch])
+            grown = [point for point in run.points() if not point.snapshot.in_front]
+            return self.sweep.losses(grown[epoch])
         except (ValueError, OSError, IndexError):
             return None
 

@@ -27,6 +27,15 @@ def nl_means(picture: Tensor, sigma: float, strength: float) -> Tensor:
     return torch.from_numpy(restored).clamp(0, 1)
 
 
+def wavelet(picture: Tensor, sigma: float, strength: float) -> Tensor:
+    """Soft thresholds of wavelet coefficients (BayesShrink, sym4) for noise of ``strength * sigma``."""
+    from skimage.restoration import denoise_wavelet
+
+    options = {"wavelet": "sym4", "rescale_sigma": False, "channel_axis": 0}
+    restored = denoise_wavelet(picture.numpy(), sigma=strength * sigma, **options)
+    return torch.from_numpy(restored).to(picture.dtype).clamp(0, 1)
+
+
 def wiener(picture: Tensor, kernel: Tensor, balance: float) -> Tensor:
     """Wiener deconvolution, with a smoothness prior of weight ``balance``, of a picture that was blurred behind a black
     border: the darkening there is divided out, then the picture is continued as in a mirror.

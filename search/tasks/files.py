@@ -10,8 +10,9 @@ from nas.models.dag import DagNet
 from nas.search.data.formats.files import check_sheet, read_sheet, write_sheet
 from nas.search.data.formats.sheet import NotAPictureError
 from nas.search.data.formats.writing import known_suffixes
+from nas.search.data.images import files_below
 from nas.search.tasks.tiles import tiles
-from nas.search.tasks.use import denoise_sheet
+from nas.search.tasks.use import Noise, denoise_sheet
 
 DONE, EARLIER, NO_PICTURE, FAILED = "done", "earlier", "no picture", "failed"  # what became of a file
 
@@ -65,9 +66,8 @@ def find_jobs(sources: Sequence[Path], out: Path) -> list[Job]:
 def _files_below(folder: Path, out: Path) -> Iterator[Path]:
     """In the order of their names, without hidden ones, and without what lies in ``out``."""
     inside = out.resolve() if out.resolve() != folder.resolve() else None
-    for file in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if file.is_file() and not hidden and not (inside and inside in file.resolve().parents):
+    for file in files_below(folder):
+        if not (inside and inside in file.resolve().parents):
             yield file
 
 
@@ -90,6 +90,7 @@ def denoise_files(
     *,
     tile: int | None = None,
     given: tuple[float, float] | None = None,
+    noise: Noise = Noise(),
     force: bool = False,
 ) -> Iterator[Outcome]:
     """Clean one file after the other. One that fails does not stop the others; each is written whole or not at all.
@@ -99,6 +100,7 @@ def denoise_files(
         jobs: of `find_jobs`. Folders of their targets are made.
         tile: side of the tiles in pixels; by default what memory allows.
         given: values that are black and white, where files do not say so.
+        noise: what is known about the noise.
         force: clean those, too, whose target is there already.
 
     Raises:
@@ -111,7 +113,7 @@ def denoise_files(
             yield Outcome(job, EARLIER)
             continue
         try:
-            notes = _denoise_file(net, job, tile, given)
+            notes = _denoise_file(net, job, tile, given, noise)
         except NotAPictureError as problem:
             is_other = not job.named and job.source.suffix.lower() not in known_suffixes()
             yield Outcome(job, NO_PICTURE) if is_other else Outcome(job, FAILED, problem=problem)
@@ -125,13 +127,15 @@ class _ReadError(Exception):
     """An input cannot be read; other inputs may."""
 
 
-def _denoise_file(net: DagNet, job: Job, tile: int | None, given: tuple[float, float] | None) -> tuple[str, ...]:
+def _denoise_file(
+    net: DagNet, job: Job, tile: int | None, given: tuple[float, float] | None, noise: Noise
+) -> tuple[str, ...]:
     """What was assumed or lost."""
     try:
         sheet = read_sheet(job.source, given=given)
     except OSError as problem:
         raise _ReadError(f"{job.source}: {problem.strerror}") from None
     check_sheet(sheet, job.target)
-    cleaned = denoise_sheet(net, sheet, tile)
+    cleaned = denoise_sheet(net, sheet, tile, noise)
     job.target.parent.mkdir(parents=True, exist_ok=True)
-    return *sheet.notes, *write_sheet(cleaned, job.target)
+    return *cleaned.notes, *write_sheet(cleaned, job.target)

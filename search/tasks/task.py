@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from nas.search import ranks
 from nas.search.compute import device_of
 from nas.search.data.batches import Batches
 from nas.search.data.stack import Picture
@@ -45,11 +46,16 @@ class Metric:
 
 @dataclass(frozen=True)
 class Example:
-    """A held-out picture: what the network sees, (channels, height, width), and what it is to return."""
+    """A held-out picture: what the network sees, (inputs, height, width), and what its output is compared with.
+
+    Attributes:
+        condition: what it was observed under, such as "sigma 25", where the same picture is observed under several.
+    """
 
     name: str
     observed: Tensor
     target: Tensor
+    condition: str = ""
 
 
 class Task(ABC):
@@ -60,6 +66,7 @@ class Task(ABC):
         from_data: names of the fields that are attributes of the data set (`nas.search.Pictures`) and no options.
         most_held_out: at most so many pictures, evenly spaced, are measured in validation and in the test.
         num_outputs: what a recipe with the option ``outputs`` is made with, such as the number of classes.
+        num_extra: channels that the network sees behind those of the picture, such as the level of its noise.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
@@ -70,9 +77,13 @@ class Task(ABC):
     def num_outputs(self) -> int | None:
         return None
 
+    @property
+    def num_extra(self) -> int:
+        return 0
+
     @abstractmethod
     def observe(self, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """What the network sees of pictures (..., channels, height, width) in [0, 1]."""
+        """What the network sees of pictures (..., channels, height, width) in [0, 1]: (..., inputs, height, width)."""
 
     @abstractmethod
     def target(self, picture: Picture) -> Tensor:
@@ -97,6 +108,14 @@ class Task(ABC):
     @abstractmethod
     def trivial(self, examples: Sequence[Example]) -> tuple[str, list[Tensor]]:
         """The outputs without any network, such as the observations themselves, and what that is called."""
+
+    def pair(self, crops: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Of training pictures what the network sees, and what its output is compared with."""
+        return self.observe(crops, generator), crops
+
+    def examples(self, picture: Picture, generator: torch.Generator) -> list[Example]:
+        """A held-out picture as it is measured: by default observed once."""
+        return [Example(picture.name, self.observe(picture.pixels, generator), self.target(picture))]
 
     def finish(self, output: Tensor) -> Tensor:
         """What is made of the output of the network before it is scored; nothing by default."""
@@ -125,19 +144,25 @@ def held_out(pictures: Sequence[Picture], task: Task, *, seed: int = 0) -> list[
         raise ValueError("there is no picture to validate or test on")
     every = max(1, math.ceil(len(pictures) / task.most_held_out))
     return [
-        Example(
-            picture.name,
-            task.observe(picture.pixels, torch.Generator().manual_seed(seed + k)),
-            task.target(picture),
-        )
+        example
         for k, picture in enumerate(pictures[::every])
+        for example in task.examples(picture, torch.Generator().manual_seed(seed + k))
     ]
 
 
 def score(examples: Sequence[Example], outputs: Sequence[Tensor], task: Task) -> Scores:
     """The mean over the examples of each metric of the task. Outputs are taken as they are (`Task.finish`)."""
-    each = [task.score(output, example.target) for example, output in zip(examples, outputs, strict=True)]
-    return {metric.key: math.fsum(scores[metric.key] for scores in each) / len(each) for metric in task.metrics}
+    return _mean(_scores_of_each(examples, outputs, task), task)
+
+
+def by_condition(examples: Sequence[Example], outputs: Sequence[Tensor], task: Task) -> dict[str, Scores]:
+    """`score` of each condition on its own; empty where there are no several."""
+    groups: dict[str, list[int]] = {}
+    for k, example in enumerate(examples):
+        groups.setdefault(example.condition, []).append(k)
+    if len(groups) < 2:
+        return {}
+    return {name: score([examples[k] for k in ks], [outputs[k] for k in ks], task) for name, ks in groups.items()}
 
 
 def score_trivial(examples: Sequence[Example], task: Task) -> tuple[str, Scores]:
@@ -162,9 +187,21 @@ def predict(net: nn.Module, pictures: Sequence[Tensor]) -> list[Tensor]:
 
 
 def evaluate(net: nn.Module, examples: Sequence[Example], task: Task) -> Scores:
-    """Scores of a network on held-out pictures."""
-    outputs = predict(net, [example.observed for example in examples])
-    return score(examples, [task.finish(output) for output in outputs], task)
+    """Scores of a network on held-out pictures. Each of several ranks measures some of them (`nas.search.ranks`)."""
+
+    def measure(part: Sequence[Example]) -> list[Scores]:
+        outputs = predict(net, [example.observed for example in part])
+        return _scores_of_each(part, [task.finish(output) for output in outputs], task)
+
+    return _mean(ranks.spread(measure, examples), task)
+
+
+def _scores_of_each(examples: Sequence[Example], outputs: Sequence[Tensor], task: Task) -> list[Scores]:
+    return [task.score(output, example.target) for example, output in zip(examples, outputs, strict=True)]
+
+
+def _mean(each: Sequence[Scores], task: Task) -> Scores:
+    return {metric.key: math.fsum(scores[metric.key] for scores in each) / len(each) for metric in task.metrics}
 
 
 def check_shape(output: Tensor, shape: Sequence[int], needed: str) -> None:

@@ -58,13 +58,13 @@ def tiles(height: int, width: int, plan: Plan, side: int | None = None) -> Itera
 
 @torch.no_grad()
 def restore_in_tiles(net: DagNet, picture: Tensor, side: int | None = None) -> Tensor:
-    """What ``net`` makes of a picture (channels, height, width), not clamped: the same, up to rounding, as at once.
+    """What ``net`` makes of a picture (inputs, height, width), not clamped: the same, up to rounding, as at once.
 
     Args:
         side: see `tiles`.
     """
-    result, device = torch.empty_like(picture), device_of(net)
     height, width = picture.shape[-2:]
+    result, device = picture.new_empty(net.plan.channels, height, width), device_of(net)
     for tile in tiles(height, width, net.plan, side):
         result[:, *tile.place] = net(picture[None, :, *tile.seen].to(device))[0][:, *tile.inside]
     return result

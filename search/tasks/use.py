@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,64 +16,134 @@ from nas.search.compute import device_of
 from nas.search.data.formats.sheet import GREY, RGB, Sheet
 from nas.search.data.formats.values import Values
 from nas.search.data.images import plain, split_alpha, to_array, write_picture
-from nas.search.tasks.restoration import restore
+from nas.search.data.stack import estimate_sigma
+from nas.search.tasks.anscombe import Anscombe
+from nas.search.tasks.noise import with_level
+from nas.search.tasks.restoration import Restoration, restore
 from nas.search.tasks.task import Example
 from nas.search.tasks.tiles import Tile, tiles
 
 if TYPE_CHECKING:
     import numpy as np
 
-DETAIL = 2048  # pixels: of a larger picture `before_after` shows the middle
+DETAIL = 2048  # pixels: of a larger picture the middle is shown by `before_after`, and looked at for its noise
 
 
-def denoise_sheet(net: DagNet, sheet: Sheet, tile: int | None = None) -> Sheet:
-    """The same with every frame cleaned; alpha stays as it is.
+@dataclass(frozen=True)
+class Noise:
+    """What is known about the noise of pictures to be cleaned.
 
-    Args:
-        net: a denoiser of pictures in [0, 1].
-        sheet: what a file holds. Colours go through a colour network together, else each channel is grey to it.
-        tile: side of the tiles in pixels; by default what memory allows (`tiles`).
+    Attributes:
+        sigma: of white Gaussian noise, on the scale where black is 0 and white 255, > 0. None: with ``peak`` there is
+            none, without it is estimated where the network is to be told, for each channel that it sees on its own.
+        peak: photons that white stands for, > 0. The network then sees the picture after the `Anscombe` transform, in
+            which the noise is white and Gaussian. None: no photon noise.
+        within: ends of the range of levels that the network was trained for; estimates beyond them are cut.
 
     Raises:
-        ValueError: ``tile`` is not positive, or the network does not return pictures.
+        ValueError: ``sigma`` or ``peak`` is out of range.
     """
-    frames = []
+
+    sigma: float | None = None
+    peak: float | None = None
+    within: tuple[float, float] = (0.0, math.inf)
+
+    def __post_init__(self) -> None:
+        if self.sigma is not None and not 0 < self.sigma <= 255:
+            raise ValueError(f"sigma must lie in (0, 255], on the 0..255 scale, got {self.sigma}")
+        if self.peak is not None and not 0 < self.peak < math.inf:
+            raise ValueError(f"peak must be > 0 photons, got {self.peak}")
+
+    @property
+    def transform(self) -> Anscombe | None:
+        return None if self.peak is None else Anscombe(self.peak, (self.sigma or 0.0) / 255)
+
+    @property
+    def level(self) -> float | None:
+        """Standard deviation of the noise that the network sees, on the 0..255 scale; None if unknown."""
+        return self.sigma if self.transform is None else 255 * self.transform.level
+
+
+def denoise_sheet(net: DagNet, sheet: Sheet, tile: int | None = None, noise: Noise = Noise()) -> Sheet:
+    """The same with every frame cleaned; alpha stays as it is. Levels of noise that were estimated are in its notes.
+
+    Args:
+        net: a denoiser of pictures in [0, 1]; one with an extra channel is told the level of the noise.
+        sheet: what a file holds. Colours go through a colour network together, else each channel is grey to it.
+        tile: side of the tiles in pixels; by default what memory allows (`tiles`).
+        noise: what is known about the noise.
+
+    Raises:
+        ValueError: ``tile`` is not positive, or the network does not return pictures or needs more than the level.
+    """
+    if net.plan.extra > 1:
+        raise ValueError(f"the network sees {net.plan.extra} channels beside the picture; it is no denoiser")
+    frames, notes = [], list(sheet.notes)
     for frame in sheet.frames:
         cleaned = frame.copy()
         height, width = frame.shape[:2]
+        levels = _levels(net, frame, sheet, noise)
         for part in tiles(height, width, net.plan, tile):
-            _clean(net, frame, cleaned, part, sheet)
+            _clean(net, frame, cleaned, part, sheet, noise, levels)
         frames.append(cleaned)
-    return replace(sheet, frames=tuple(frames))
+        if levels and noise.level is None:
+            notes.append(f"estimated noise of sigma {', '.join(f'{255 * level:.1f}' for level in levels)} of 255")
+    return replace(sheet, frames=tuple(frames), notes=tuple(dict.fromkeys(notes)))
 
 
-def _clean(net: DagNet, frame: np.ndarray, cleaned: np.ndarray, part: Tile, sheet: Sheet) -> None:
+def _levels(net: DagNet, frame: np.ndarray, sheet: Sheet, noise: Noise) -> list[float]:
+    """Of the noise in each channel of a frame, or in all that the network sees together, black 0 and white 1; nothing
+    where the network is not told."""
+    together = net.plan.channels == 3 and sheet.space == RGB
+    if not net.plan.extra:
+        return []
+    if noise.level is not None:
+        return [noise.level / 255] * (1 if together else sheet.colours)
+    middle = torch.from_numpy(sheet.values.to_unit(_middle(frame)[..., : sheet.colours])).permute(2, 0, 1)
+    found = estimate_sigma(middle)
+    found = [math.hypot(*found) / math.sqrt(len(found))] if together else found
+    low, high = noise.within
+    return [min(max(level, low / 255), high / 255) for level in found]
+
+
+def _clean(
+    net: DagNet, frame: np.ndarray, cleaned: np.ndarray, part: Tile, sheet: Sheet, noise: Noise, levels: list[float]
+) -> None:
     """Fill one tile of ``cleaned``, but for alpha."""
     seen = torch.from_numpy(sheet.values.to_unit(frame[*part.seen, : sheet.colours])).permute(2, 0, 1)
-    restored = _restored(net, seen, sheet.space)[:, *part.inside].permute(1, 2, 0).numpy()
-    cleaned[*part.place, : sheet.colours] = sheet.values.from_unit(restored, frame.dtype)
+    transform = noise.transform
+    restored = _restored(net, seen if transform is None else transform(seen), sheet.space, levels)
+    restored = (restored if transform is None else transform.inverse(restored))[:, *part.inside]
+    cleaned[*part.place, : sheet.colours] = sheet.values.from_unit(restored.permute(1, 2, 0).numpy(), frame.dtype)
 
 
 @torch.no_grad()
-def _restored(net: DagNet, seen: Tensor, space: str) -> Tensor:
+def _restored(net: DagNet, seen: Tensor, space: str, levels: list[float]) -> Tensor:
     """What the network makes of (channels, height, width), not clamped; on the CPU.
 
     A grey network cleans each channel on its own; a colour network sees a channel that is no colour three times, and
     the mean is taken.
     """
-    seen = seen.to(device_of(net))
     if net.plan.channels == 3 and space == RGB:
-        together: Tensor = net(seen[None].contiguous())[0]
-        return together.cpu()
-    planes: list[Tensor] = [net(plane.expand(1, net.plan.channels, -1, -1).contiguous()) for plane in seen]
-    return torch.cat([plane.mean(dim=1) for plane in planes]).cpu()
+        return _seen_through(net, seen, levels[:1])
+    planes = [
+        _seen_through(net, plane.expand(net.plan.channels, -1, -1), levels[k : k + 1]) for k, plane in enumerate(seen)
+    ]
+    return torch.stack([plane.mean(dim=0) for plane in planes])
 
 
-def denoise_pixels(net: DagNet, pixels: np.ndarray) -> np.ndarray:
+def _seen_through(net: DagNet, picture: Tensor, level: list[float]) -> Tensor:
+    """The output of the network for one picture and, if it is told it, the level of its noise."""
+    x = with_level(picture, torch.tensor(level)) if level else picture
+    output: Tensor = net(x[None].contiguous().to(device_of(net)))[0]
+    return output.cpu()
+
+
+def denoise_pixels(net: DagNet, pixels: np.ndarray, noise: Noise = Noise()) -> np.ndarray:
     """A cleaned picture of the same shape and type, whatever its size and number of channels.
 
     Args:
-        net: a denoiser of pictures in [0, 1].
+        net, noise: as of `denoise_sheet`.
         pixels: uint8 or uint16, of shape (height, width) or (height, width, 1..4); a second or fourth channel is alpha.
     """
     import numpy as np
@@ -81,9 +152,8 @@ def denoise_pixels(net: DagNet, pixels: np.ndarray) -> np.ndarray:
     values = Values.between(0, float(np.iinfo(pixels.dtype).max))
     frame = pixels.reshape(*pixels.shape[:2], -1)
     space = GREY if colours.shape[2] == 1 else RGB
-    return (
-        denoise_sheet(net, Sheet("", "", (frame,), space, alpha.shape[2] > 0, values)).frames[0].reshape(pixels.shape)
-    )
+    sheet = denoise_sheet(net, Sheet("", "", (frame,), space, alpha.shape[2] > 0, values), noise=noise)
+    return sheet.frames[0].reshape(pixels.shape)
 
 
 def before_after(before: Sheet, after: Sheet) -> np.ndarray:
@@ -115,21 +185,21 @@ def beside(pictures: list[np.ndarray], gap: int = 8) -> np.ndarray:
     return joined[..., 0] if channels == 1 else joined
 
 
-def write_restored(net: DagNet, examples: Sequence[Example], folder: Path, observed_name: str, most: int = 8) -> None:
-    """Write the first held-out pictures as the network sees them, as it restores them and clean; and all three in one.
+def write_restored(net: DagNet, examples: Sequence[Example], folder: Path, task: Restoration, most: int = 8) -> None:
+    """Write the first held-out pictures as the network sees them, as it restores them and, if that is known, clean;
+    and all of these in one.
 
     Args:
         net: a network that restores pictures.
         examples: at most ``most`` of them are written.
         folder: it exists.
-        observed_name: what the observed pictures are called, such as "noisy" (`Restoration.observed_name`).
+        task: what it was trained for.
         most: number of pictures.
     """
     shown = examples[:most]
     for example, restored in zip(shown, restore(net, [each.observed for each in shown]), strict=True):
-        stem = Path(example.name.replace("/", "-")).stem
-        views = {"clean": example.target, observed_name: example.observed, "restored": restored}
-        arrays = {name: to_array(view) for name, view in views.items()}
+        stem = "-".join([Path(example.name.replace("/", "-")).stem, *example.condition.split()])
+        arrays = {name: to_array(view) for name, view in task.views(example, restored).items()}
         for name, array in arrays.items():
-            write_picture(folder / f"{stem}-{name}.png", array)
-        write_picture(folder / f"{stem}.png", beside([arrays[name] for name in (observed_name, "restored", "clean")]))
+            write_picture(folder / f"{stem}-{task.observed_name if name == 'observed' else name}.png", array)
+        write_picture(folder / f"{stem}.png", beside(list(arrays.values())))

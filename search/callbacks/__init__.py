@@ -1,0 +1,1 @@
+"""What is told of a search on its way, and who logs it."""
