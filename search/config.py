@@ -19,7 +19,7 @@ from nas.search.data.sources import NOISY_PAIRS, PAIRS, SOURCES
 from nas.search.data.stack import Pictures
 from nas.search.optimizers import OPTIMIZERS, Kind
 from nas.search.tasks.classification import Classify
-from nas.search.tasks.degradations import Deblur
+from nas.search.tasks.degradations import Deblur, Inpaint, SuperResolve
 from nas.search.tasks.noise import Denoise, parse_sigma
 from nas.search.tasks.task import Metric, Task
 from nas.search.tasks.unclean import Neighbours, NoiseToNoise, Paired, Recorrupted, Unclean
@@ -32,7 +32,10 @@ PROBLEM = ("task", "task_options", "data", "clean", "channels", "sigma")  # opti
 ROOTS = ("data_root", "val_root", "test_root")  # options that say where the pictures are
 GIVEN, UNKNOWN, DENOISE = "given", "unknown", "denoise"
 PAIRED: dict[str, type[Task]] = {PAIRS: Paired, NOISY_PAIRS: NoiseToNoise}  # what denoising is on these data
-TASKS: Registry[type[Task]] = Registry("task", {"denoise": Denoise, "deblur": Deblur, "classify": Classify})
+TASKS: Registry[type[Task]] = Registry(
+    "task",
+    {"denoise": Denoise, "deblur": Deblur, "inpaint": Inpaint, "superresolve": SuperResolve, "classify": Classify},
+)
 
 
 def register_task(name: str, task: type[Task]) -> None:
@@ -53,8 +56,9 @@ class SearchConfig:
     """Options of a search. The same options and threads give the same run, bit for bit, on the same machine.
 
     Args:
-        task: what the network is to learn: denoise, deblur, classify.
-        task_options: options of the task, such as peak (denoise), blur and kernel (deblur), flip and shift (classify).
+        task: what the network is to learn: denoise, deblur, inpaint, superresolve, classify.
+        task_options: options of the task, such as peak (denoise), blur and kernel (deblur), missing and mask (inpaint),
+            scale (superresolve), flip and shift (classify).
         data: source of pictures: pictures (ships with scikit-image), folder, pairs (folders noisy and clean),
             noisy_pairs (folders noisy and noisy2), mnist, fashion_mnist, cifar10, class_folder (pictures of one size, a
             folder for each class).
@@ -101,7 +105,7 @@ class SearchConfig:
     """
 
     task: str = "denoise"
-    task_options: dict[str, bool | int | float] = field(default_factory=dict)
+    task_options: dict[str, bool | int | float | str] = field(default_factory=dict)
     data: str = "pictures"
     data_root: Path | None = None
     val_root: Path | None = None
@@ -132,6 +136,7 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        TASKS.find(self.task)
         SOURCES.find(self.data)
         self._check_learnt()
         RECIPES.find(self.model)
