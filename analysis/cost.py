@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas.models.dag import DagNet
+from nas.models.traced.graph import Example, Inputs, call
 
 SIDE = 256
 
@@ -16,7 +18,8 @@ class Cost:
 
     Attributes:
         params: number of parameters.
-        flops: floating point operations, two per multiply-add, for one picture of 256 x 256 pixels or one vector.
+        flops: floating point operations, two per multiply-add, for one picture of 256 x 256 pixels or one vector, or
+            for the batch that was given.
         bytes: of the parameters in memory.
     """
 
@@ -26,13 +29,24 @@ class Cost:
 
 
 @torch.no_grad()
-def cost(net: DagNet) -> Cost:
-    """Count by running ``net`` once; convolutions and matrix products are counted, elementwise work is not."""
-    parameter = next(net.parameters())
-    size = (SIDE, SIDE) if net.plan.patch is not None else ()
+def cost(net: nn.Module, *, inputs: Inputs | None = None) -> Cost:
+    """Count by running ``net`` once; convolutions and matrix products are counted, elementwise work is not.
+
+    Args:
+        net: any network.
+        inputs: one batch for a module that is no `DagNet`; the operations are those of the whole batch.
+
+    Raises:
+        ValueError: a module that is no `DagNet` comes without inputs, or cannot be run.
+    """
+    parameters = list(net.parameters())
+    if isinstance(net, DagNet):
+        size = (SIDE, SIDE) if net.plan.patch is not None else ()
+        inputs = torch.zeros(1, net.plan.inputs, *size, dtype=parameters[0].dtype, device=parameters[0].device)
+    if inputs is None:
+        raise ValueError(f"cost: {type(net).__name__} is no DagNet; give inputs=..., one batch")
     counter = FlopCounterMode(display=False)
     with counter:
-        net(torch.zeros(1, net.plan.inputs, *size, dtype=parameter.dtype, device=parameter.device))
-    parameters = list(net.parameters())
+        call(net, Example.of(inputs))
     num_bytes = sum(p.numel() * p.element_size() for p in parameters)
     return Cost(sum(p.numel() for p in parameters), counter.get_total_flops(), num_bytes)

@@ -48,7 +48,13 @@ class Latency:
 
 @torch.no_grad()
 def latency(
-    net: DagNet, small: DagNet, *, batches: Sequence[int] = BATCHES, side: int = SIDE, seconds: float = 2.0
+    net: nn.Module,
+    small: nn.Module,
+    *,
+    batches: Sequence[int] = BATCHES,
+    side: int = SIDE,
+    seconds: float = 2.0,
+    inputs: Tensor | None = None,
 ) -> tuple[Latency, ...]:
     """Time two networks, on the CPU, on batches of random pictures of ``side`` x ``side`` pixels (or vectors).
 
@@ -58,7 +64,15 @@ def latency(
         batches: batch sizes.
         side: height and width of the pictures.
         seconds: about how long each batch size may take; three rounds are made at least.
+        inputs: of modules that are no `DagNet` one batch, on which alone they are timed, in the mode they are in.
+
+    Raises:
+        ValueError: modules that are no `DagNet` come without inputs.
     """
+    if not isinstance(net, DagNet):
+        if inputs is None:
+            raise ValueError(f"latency: {type(net).__name__} is no DagNet; give inputs=..., one batch")
+        return (_time(net, small, inputs, seconds),)
     size = (side, side) if net.plan.patch is not None else ()
     return tuple(_time(net, small, torch.rand(batch, net.plan.inputs, *size), seconds) for batch in batches)
 
@@ -81,14 +95,16 @@ def milliseconds(net: DagNet, *, side: int = LARGE_SIDE, calls: int = 7) -> floa
     return 1e3 * seconds * (MEGAPIXEL / side**2 if size else 1.0)
 
 
-def _time(net: DagNet, small: DagNet, x: Tensor, seconds: float) -> Latency:
+def _time(net: nn.Module, small: nn.Module, x: Tensor, seconds: float) -> Latency:
     rounds = list(_rounds(net, small, x, seconds))
     supernet, compact = (_summarise(column) for column in zip(*rounds, strict=True))
     ratio = supernet.median / compact.median
     return Latency(tuple(x.shape), torch.get_num_threads(), len(rounds), supernet, compact, ratio)
 
 
-def _rounds(net: DagNet, small: DagNet, x: Tensor, seconds: float, most: int = 200) -> Iterator[tuple[float, float]]:
+def _rounds(
+    net: nn.Module, small: nn.Module, x: Tensor, seconds: float, most: int = 200
+) -> Iterator[tuple[float, float]]:
     """Seconds of one call of each, again and again; the first round warms up and is not counted."""
     began = time.perf_counter()
     for k in count():

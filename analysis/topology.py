@@ -5,25 +5,33 @@ from collections.abc import Mapping
 
 import networkx as nx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from nas.analysis.module_topology import module_topology
 from nas.models.alive import dense_weight, find_alive, reads, side
 from nas.models.bypass import bypass
 from nas.models.dag import DagNet, DagNode
 from nas.models.plan import DEPTHWISE, INPUT, OUTPUT, Edge
+from nas.models.traced.graph import Inputs
 
 Epochs = Mapping[str, Mapping[int, int]]
 LEVELS = ("node", "unit")
 
 
 def topology(
-    net: DagNet, level: str = "node", *, births: Epochs | None = None, deaths: Epochs | None = None
+    net: nn.Module,
+    level: str = "node",
+    *,
+    inputs: Inputs | None = None,
+    births: Epochs | None = None,
+    deaths: Epochs | None = None,
 ) -> nx.DiGraph:
     """The alive part of a network; plain Python attributes, so that it can be written as JSON or GraphML.
 
     Args:
-        net: a supernet or a compact network.
+        net: a supernet or a compact network; or any other module, at node level (`nas.analysis.module_topology`).
         level: "node" (a vertex per node of the plan) or "unit" (a vertex per alive unit, named "n1.5").
+        inputs: one batch for a module that is no `DagNet`, as for `nas.coupled_units`.
         births: for nodes of the plan the epoch since which each unit has been alive (`nas.search.births`).
         deaths: likewise the epoch at which each unit died that was alive once (`nas.search.deaths`).
 
@@ -50,10 +58,15 @@ def topology(
     A node that computes nothing but a multiple of another one is read through (`nas.models.bypass`).
 
     Raises:
-        ValueError: an unknown level.
+        ValueError: an unknown level; a module that is no `DagNet` comes without inputs or at unit level, or cannot be
+            copied, run or traced.
     """
     if level not in LEVELS:
         raise ValueError(f"topology(level=...) must be 'node' or 'unit', got {level!r}")
+    if not isinstance(net, DagNet):
+        if inputs is None or level != "node":
+            raise ValueError(f"topology: {type(net).__name__} is no DagNet; give inputs=..., one batch, at node level")
+        return module_topology(net, inputs)
     (net,) = bypass(net)
     return _node_graph(net, births or {}, deaths or {}) if level == "node" else _unit_graph(net, births or {})
 

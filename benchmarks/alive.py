@@ -1,4 +1,5 @@
-"""Training steps of supernets on what is alive beside dense ones: forward and backward, and with the optimiser's step.
+"""Training steps of supernets on what is alive beside dense ones: forward and backward, and with the optimiser's step;
+and with 19 coarse steps for each full one, where the level that they need is a part of their cost.
 
 Also how the time grows with the units that are alive, and a step of the package bregman-learning on the dense network,
 if it is installed (pip install 'bregman-nas[bench]'). CPU time on one core, so that other programs count little."""
@@ -27,7 +28,9 @@ from nas.models import (
     skip_autoencoder,
 )
 from nas.process import tune_process
+from nas.search.coarse import CoarseLevel
 
+COARSE = 19
 DENSITIES = (0.1, 0.2, 0.3, 0.6, 1.0)
 SUPERNETS: dict[str, tuple[Callable[[], DagNet], tuple[int, ...]]] = {
     "MNIST, 6 x 784 neurons": (skip_autoencoder, (128, 1, 28, 28)),
@@ -44,17 +47,22 @@ SUPERNETS: dict[str, tuple[Callable[[], DagNet], tuple[int, ...]]] = {
 def main() -> None:
     tune_process()
     torch.set_num_threads(1)
-    print(f"{'dense / alive only':<36}{'alive':>8}{'dense':>12}{'alive only':>12}{'ratio':>8}{'with step':>12}")
+    print(f"{'dense / ours':<36}{'alive':>8}{'dense':>12}{'alive only':>12}{'ratio':>8}{'with step':>12}{'coarse':>8}")
     for name, (make, shape) in SUPERNETS.items():
         for density in DENSITIES:
             times = _race(make, torch.rand(shape), density, rounds=10)
-            dense, ours, step = (times[key] for key in ("dense", "alive only", "step"))
+            dense, ours, step, level, coarse = (
+                times[k] for k in ("dense", "alive only", "step", "level", "coarse step")
+            )
+            multilevel = (ours + step + level + COARSE * coarse) / (COARSE + 1)
             print(
                 f"{name:<36}{density:>8.0%}{1e3 * dense:>9.1f} ms{1e3 * ours:>9.1f} ms{dense / ours:>8.2f}"
-                f"{(dense + step) / (ours + step):>12.2f}"
+                f"{(dense + step) / (ours + step):>12.2f}{(dense + step) / multilevel:>8.2f}"
             )
             if "bregman-learning" in times:
-                print(f"{'bregman-learning, dense / ours':<76}{times['bregman-learning'] / (ours + step):>20.2f}")
+                theirs = times["bregman-learning"]
+                ratios = f"{theirs / (ours + step):>20.2f}{theirs / multilevel:>8.2f}"
+                print(f"{'bregman-learning, dense / ours':<76}{ratios}")
     shares = (0.1, 0.2, 0.4, 1.0)
     growth = [
         _race(lambda: mlp(1024, widths=(4096, 4096), patch=None), torch.rand(128, 1024), share, rounds=4)["alive only"]
@@ -65,7 +73,8 @@ def main() -> None:
 
 
 def _race(make: Callable[[], DagNet], x: Tensor, density: float, rounds: int) -> dict[str, float]:
-    """Median CPU seconds of forward and backward, dense and on what is alive, and of the optimiser's step."""
+    """Median CPU seconds of forward and backward, dense and on what is alive, of the optimiser's step, of making and
+    leaving a coarse level, and of a whole coarse step."""
     torch.manual_seed(0)
     net = make()
     sparse_start(net, density)
@@ -76,10 +85,15 @@ def _race(make: Callable[[], DagNet], x: Tensor, density: float, rounds: int) ->
         rivals["bregman-learning"] = _bregman_learning_step(make(), x)
     with ExitStack() as stack:
         stack.enter_context(alive_only(net))
+        _gradients(net, x)
+        optimizer.step()
+        level = CoarseLevel(net, optimizer)
         steps: dict[str, Callable[[], object]] = {
             "dense": lambda: _gradients(dense, x),
             "alive only": lambda: _gradients(net, x),
             "step": optimizer.step,
+            "level": lambda: CoarseLevel(net, optimizer).take_back(),
+            "coarse step": lambda: _coarse_step(level, x),
         }
         return medians(steps | rivals, rounds, time.process_time)
 
@@ -87,6 +101,12 @@ def _race(make: Callable[[], DagNet], x: Tensor, density: float, rounds: int) ->
 def _gradients(net: DagNet, x: Tensor) -> None:
     net.zero_grad()
     (net(x) - x).square().mean().backward()
+
+
+def _coarse_step(level: CoarseLevel, x: Tensor) -> None:
+    level.optimizer.zero_grad()
+    (level.net(x) - x).square().mean().backward()
+    level.optimizer.step()
 
 
 def _bregman_learning_step(net: DagNet, x: Tensor) -> Callable[[], object]:

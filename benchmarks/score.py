@@ -4,6 +4,7 @@
 
 Noise of --sigma (of 255), picture k always that of the seed k. Means over the pictures of PSNR (data range 1, which is
 255 of bytes), of SSIM as scikit-image computes it (uniform window of 7 x 7 pixels) and as published (Gaussian window).
+Networks for a range of levels are told --sigma, or with --estimate what is estimated of each picture.
 --each adds a line per picture; --border leaves out so many pixels at each side.
 """
 
@@ -12,13 +13,15 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from nas.cli.shared import sentence
-from nas.models import load
+from nas.models import DagNet, load
 from nas.process import tune_process
-from nas.search import Denoise, Example, held_out, predict
+from nas.search import Denoise, Example, estimate_sigma, held_out, predict
 from nas.search.data.files import find_pictures
+from nas.search.tasks.noise import with_level
 from nas.search.tasks.restoration import PSNR, SSIM, published_ssim
 from nas.search.tasks.task import Metric
 
@@ -30,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.score", description="PSNR and SSIM of stored networks.")
     parser.add_argument("--test", type=Path, required=True, help="folder of pictures")
     parser.add_argument("--sigma", type=float, default=25.0, help="of the noise, on the 0..255 scale")
+    parser.add_argument("--estimate", action="store_true", help="tell networks what is estimated, not --sigma")
     parser.add_argument("--border", type=int, default=0, help="pixels at each side that do not count")
     parser.add_argument("--each", action="store_true", help="print a line for every picture")
     parser.add_argument("networks", type=Path, nargs="+", help="folders such as runs/mine/retrained")
@@ -46,8 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(examples)} pictures")
     _report("noisy", examples, [example.observed for example in examples], task, options)
     for folder, net in nets.items():
-        outputs = [task.finish(output) for output in predict(net, [example.observed for example in examples])]
+        outputs = [task.finish(output) for output in predict(net, [_seen(net, each, options) for each in examples])]
         _report(f"{folder}: {net.plan.num_params:,} parameters", examples, outputs, task, options)
+
+
+def _seen(net: DagNet, example: Example, options: argparse.Namespace) -> Tensor:
+    """What a network sees of a picture: with the level of its noise behind it, if it is told that."""
+    if not net.plan.extra:
+        return example.observed
+    level = estimate_sigma(example.observed)[0] if options.estimate else options.sigma / 255
+    return with_level(example.observed, torch.tensor(level))
 
 
 def measure(output: Tensor, target: Tensor, task: Denoise, border: int = 0) -> dict[str, float]:

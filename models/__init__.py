@@ -30,6 +30,7 @@ from nas.models.recipes import (
     skip_autoencoder,
 )
 from nas.models.store import load
+from nas.models.traced.store import load_module, save_module
 
 __all__ = [
     "CLASSICS",
@@ -49,6 +50,7 @@ __all__ = [
     "fashion_convnet",
     "find_alive",
     "load",
+    "load_module",
     "mixed_autoencoder",
     "mlp",
     "mnist_mlp",
@@ -59,6 +61,7 @@ __all__ = [
     "resnet20",
     "resnet56",
     "right_relu",
+    "save_module",
     "separable_autoencoder",
     "skip_autoencoder",
     "total",

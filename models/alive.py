@@ -106,7 +106,10 @@ def dense_weight(edge: Edge, weight: Tensor, rows: int, units: int) -> Tensor:
 
 def reads(weight: Tensor) -> Tensor:
     """True at (row, column) where the row has a non-zero weight (kernel) on the column."""
-    return weight.ne(0).reshape(*weight.shape[:2], math.prod(weight.shape[2:])).any(dim=2).cpu()
+    nonzero = weight.ne(0)
+    if weight.ndim > 2:
+        nonzero = nonzero.reshape(*weight.shape[:2], math.prod(weight.shape[2:])).any(dim=2)
+    return nonzero.cpu()
 
 
 def side(weight: Tensor) -> int:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +13,10 @@ from nas.models.bypass import bypass
 from nas.models.dag import DagNet, DagNode
 from nas.models.fold import fold_constants
 from nas.models.plan import DEPTHWISE, INPUT, MAX_SIZE, OUTPUT, Edge, Indices, Node, Plan
+from nas.selection import Selection, indices, selected
 
 Tensors = dict[str, Tensor]
+Selections = dict[str, Selection]
 
 
 @torch.no_grad()
@@ -46,14 +49,41 @@ def compact(net: DagNet, *, round_to: int = 1, weights_of: DagNet | None = None,
         raise ValueError(f"round_to must be an integer from 1 to {MAX_SIZE}, got {round_to}")
     net, given = _simplified(net, weights_of, tight)
     alive = _alive(net, tight)
-    kept, pieces = _kept(alive), _pieces(net, given, alive, tight)
+    nodes, weights = given.named_nodes(), dict[str, tuple[Node, Tensors]]()
+    for name, (node, parts) in _pieces(net, alive, tight).items():
+        whole = dict(nodes[name].named_parameters())
+        weights[name] = node, {key: selected(whole[key], part) for key, part in parts.items()}
     if round_to > 1:
-        pieces = _rounded(pieces, {name: int(mask.sum()) for name, mask in kept.items()}, round_to)
+        weights = _rounded(weights, {name: int(mask.sum()) for name, mask in _kept(alive).items()}, round_to)
+    return _built(net, weights)
+
+
+def _built(net: DagNet, pieces: Mapping[str, tuple[Node, Tensors]]) -> DagNet:
+    """The network of these nodes with these weights, of the kind and where ``net`` is."""
     small = DagNet(_with_nodes(net.plan, pieces))
     parameter = next(net.parameters())
     small.to(device=parameter.device, dtype=parameter.dtype)
     small.load_state_dict({f"nodes.{name}.{key}": t for name, (_, ts) in pieces.items() for key, t in ts.items()})
     return small
+
+
+@torch.no_grad()
+def restricted(net: DagNet) -> tuple[DagNet, Selections]:
+    """A smaller supernet of what is alive in ``net``, and by name of each of its tensors which part of that it is.
+
+    Outputs and gradients are those of ``net``, to round-off: unlike in `compact` constants are not folded, and units
+    keep the slope of their activation at 0.
+    """
+    pieces = _pieces(net, _alive(net, tight=False), tight=False)
+    plans = {node.name: node for node in net.plan.nodes}
+    weights = {}
+    for name, (node, parts) in pieces.items():
+        whole = dict(net.named_nodes()[name].named_parameters())
+        tensors = {key: selected(whole[key], part) for key, part in parts.items()}
+        weights[name] = dataclasses.replace(node, activation=plans[name].activation), tensors
+    with torch.random.fork_rng(devices=[]):  # a new network draws its weights
+        small = _built(net, weights)
+    return small, {f"nodes.{name}.{key}": part for name, (_, parts) in pieces.items() for key, part in parts.items()}
 
 
 def kept_units(net: DagNet, *, tight: bool = True) -> dict[str, Tensor]:
@@ -64,10 +94,10 @@ def kept_units(net: DagNet, *, tight: bool = True) -> dict[str, Tensor]:
 @torch.no_grad()
 def alive_plan(net: DagNet) -> Plan:
     """The plan of ``compact(net)``, but for what would be folded or read through: cheap enough to ask often."""
-    return _with_nodes(net.plan, _pieces(net, net, _alive(net, tight=True), tight=True))
+    return _with_nodes(net.plan, _pieces(net, _alive(net, tight=True), tight=True))
 
 
-def _with_nodes(plan: Plan, pieces: Mapping[str, tuple[Node, Tensors]]) -> Plan:
+def _with_nodes(plan: Plan, pieces: Mapping[str, tuple[Node, Any]]) -> Plan:
     return dataclasses.replace(plan, nodes=tuple(node for node, _ in pieces.values()))
 
 
@@ -104,13 +134,11 @@ def _kept(alive: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**alive, INPUT: torch.ones_like(alive[INPUT]), OUTPUT: torch.ones_like(alive[OUTPUT])}
 
 
-def _pieces(net: DagNet, given: DagNet, alive: dict[str, Tensor], tight: bool) -> dict[str, tuple[Node, Tensors]]:
-    """For every node that is left its plan, and its tensors, which are those of the network ``given``."""
-    kept, nodes = _kept(alive), given.named_nodes()
+def _pieces(net: DagNet, alive: dict[str, Tensor], tight: bool) -> dict[str, tuple[Node, Selections]]:
+    """For every node that is left its plan, and what is kept of its tensors, by name."""
+    kept = _kept(alive)
     return {
-        name: _restrict(node, nodes[name], alive[name], kept, tight)
-        for name, node in net.named_nodes().items()
-        if kept[name].any()
+        name: _restrict(node, alive[name], kept, tight) for name, node in net.named_nodes().items() if kept[name].any()
     }
 
 
@@ -154,22 +182,22 @@ def _write_edge(whole: Tensor, edge: Edge, weight: Tensor, rows: Tensor, units: 
         whole[put[:, None], units if edge.take is None else units[list(edge.take)]] = weight
 
 
-def _restrict(
-    node: DagNode, given: DagNode, alive: Tensor, kept: dict[str, Tensor], tight: bool
-) -> tuple[Node, Tensors]:
-    """The plan of ``node`` and the tensors of ``given`` on the units that are kept."""
+def _restrict(node: DagNode, alive: Tensor, kept: dict[str, Tensor], tight: bool) -> tuple[Node, Selections]:
+    """The plan of ``node`` on the units that are kept, and what it keeps of its tensors."""
     plan, target = node.plan, kept[node.plan.name]
-    rows = pick(alive, plan.rows) & (active_rows(node, kept) if tight or plan.tied is None else True)
-    tensors = {"bias": given.bias[rows]} if plan.bias else {}
+    rows = pick(alive, plan.rows)
+    if tight or plan.tied is None:
+        rows = rows & active_rows(node, kept)
+    parts: Selections = {"bias": (indices(rows),)} if plan.bias else {}
     edges = []
     for edge, weight in node.weighted_edges():
-        cut = _restrict_edge(edge, weight, given.edges[edge.key], rows, kept[edge.source], tight)
+        cut = _restrict_edge(edge, weight, rows, kept[edge.source], tight)
         if cut is not None:
             edges.append(cut[0])
-            tensors[f"edges.{edge.key}"] = cut[1]
+            parts[f"edges.{edge.key}"] = cut[1]
 
-    skips, gates = [], []
-    for skip, gate, given_gate in zip(plan.skips, node.gates, given.gates, strict=True):
+    skips, open_ = [], torch.zeros(len(plan.skips), dtype=torch.bool)
+    for k, (skip, gate) in enumerate(zip(plan.skips, node.gates.tolist(), strict=True)):
         carried = pick(alive, skip.put) & pick(kept[skip.source], skip.take)
         if gate != 0 and carried.any():
             skips.append(
@@ -179,11 +207,11 @@ def _restrict(
                     put=_renumber(carried, skip.put, target),
                 )
             )
-            gates.append(given_gate)
-    tensors["gates"] = torch.stack(gates) if gates else given.gates[:0]
+            open_[k] = True
+    parts["gates"] = (indices(open_),)
     for source, matrix in node.projections.items():
         if matrix[target][:, kept[source]].any():
-            tensors[f"projections.{source}"] = given.projections[source][target][:, kept[source]]
+            parts[f"projections.{source}"] = (indices(target), indices(kept[source]))
 
     small = dataclasses.replace(
         plan,
@@ -192,32 +220,32 @@ def _restrict(
         skips=tuple(skips),
         tied=None if tight else plan.tied,
         whole=plan.whole and not tight,
-        projections=tuple(source for source in plan.projections if f"projections.{source}" in tensors),
+        projections=tuple(source for source in plan.projections if f"projections.{source}" in parts),
         rows=_renumber(rows, plan.rows, target),
         activation="relu" if plan.activation == "right_relu" else plan.activation,
     )
-    return small, tensors
+    return small, parts
 
 
 def _restrict_edge(
-    edge: Edge, weight: Tensor, given: Tensor, rows: Tensor, kept: Tensor, tight: bool
-) -> tuple[Edge, Tensor] | None:
-    """The edge and what it takes of the weights ``given``, between the rows and units that are kept; None if nothing
-    non-zero is left."""
-    read = edge_reads(edge, weight, len(rows), len(kept)) & rows[:, None] & kept
-    if not read.any():
-        return None
-    if not tight:
-        read = edge_reads(edge, torch.ones_like(weight), len(rows), len(kept)) & rows[:, None] & kept
-    put, take = pick(read.any(dim=1), edge.put), pick(read.any(dim=0), edge.take)
+    edge: Edge, weight: Tensor, rows: Tensor, kept: Tensor, tight: bool
+) -> tuple[Edge, Selection] | None:
+    """The edge between the rows and units that are kept, and what it keeps of its weights; None if nothing non-zero is
+    left."""
+    put, take = pick(rows, edge.put), pick(kept, edge.take)
+    if tight:
+        read = edge_reads(edge, weight, len(rows), len(kept)) & rows[:, None] & kept
+        put, take = pick(read.any(dim=1), edge.put), pick(read.any(dim=0), edge.take)
     if edge.operation == DEPTHWISE:
         put = take = put & take
-    small = given[put] if edge.operation == DEPTHWISE else given[put][:, take]
+    part: Selection = (indices(put), None if edge.operation == DEPTHWISE else indices(take))
+    if not selected(weight, part).any():
+        return None
     kernel, core = edge.kernel, None
     if edge.kernel is not None:
         kernel = max(side(weight[put]), 1 if tight else edge.core or 1)
-        rim = (edge.kernel - kernel) // 2
-        small = small[..., rim : edge.kernel - rim, rim : edge.kernel - rim]
+        inside = (torch.arange(edge.kernel) - edge.kernel // 2).abs() <= kernel // 2
+        part = (*part, indices(inside), indices(inside))
         core = edge.core if not tight and (edge.core or kernel) < kernel else None
     cut = dataclasses.replace(
         edge,
@@ -227,7 +255,7 @@ def _restrict_edge(
         take=_renumber(take, edge.take, kept),
         put=_renumber(put, edge.put, rows),
     )
-    return cut, small
+    return cut, part
 
 
 def _renumber(chosen: Tensor, indices: Indices, kept: Tensor) -> Indices:

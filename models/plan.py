@@ -279,12 +279,13 @@ class Plan:
 
     def with_extra(self, extra: int) -> "Plan":
         """The same for an input with so many channels behind the picture, which edges read and gates do not."""
-        own = tuple(range(self.channels * (self.patch or 1) ** 2)) if extra else None
-        nodes = tuple(
-            replace(node, skips=tuple(replace(s, take=own) if s.source == INPUT else s for s in node.skips))
-            for node in self.nodes
-        )
-        return replace(self, nodes=nodes, extra=extra)
+        own = tuple(range(self.channels * (self.patch or 1) ** 2))
+
+        def of_picture(skip: Skip) -> Skip:
+            return replace(skip, take=own) if skip.source == INPUT and skip.take is None else skip
+
+        nodes = (replace(node, skips=tuple(map(of_picture, node.skips))) for node in self.nodes)
+        return replace(self, nodes=tuple(nodes), extra=extra)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a JSON file."""

@@ -1,9 +1,9 @@
 """What ``nas`` exports; `nas.__init__` imports each name when it is first asked for."""
 
 from .bregman import AdaBreg, Bregman, LinBreg
-from .coupled import coupled_units, settle_norms
 from .groups import CHANNELS, COLUMNS, ENTRIES, FILTERS, KERNELS, ROWS, WHOLE, Groups, Rim
 from .init import check_start, sparse_start
+from .models.traced.units import coupled_units, settle_norms
 from .parameters import describe, param_groups
 from .penalties import L1, GroupLasso, LogSum, NonNegativeL1, Nuclear, Penalty, SparseGroup, Zero, rings
 from .proximal import XRDA, ProxSGD

@@ -2,12 +2,12 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adam, Optimizer, SparseAdam
 from torch.optim.optimizer import ParamsT
 
 from nas.groups import ENTRIES, ROWS, WHOLE, Groups, along, unit_norms
@@ -59,7 +59,7 @@ class Bregman(Penalised):
             this optimiser (with weight decay if its own is decoupled, as AdamW's is).
 
     Raises:
-        ValueError: as `Penalised`, or ``rule`` is not a class of torch optimisers.
+        ValueError: as `Penalised`, ``rule`` is no class of torch optimisers, or needs a closure or sparse gradients.
     """
 
     _beside_rule: ClassVar[tuple[str, ...]] = ()  # options of a subclass that are not the rule's
@@ -77,6 +77,11 @@ class Bregman(Penalised):
         check_ranges(type(self).__name__, options, self._ranges())
         if not isinstance(rule, type) or not issubclass(rule, Optimizer):
             raise ValueError(f"{type(self).__name__}(rule=...) must be a class of torch optimisers, got {rule!r:.80}")
+        if rule is SparseAdam or _needs_closure(rule):
+            raise ValueError(
+                f"{type(self).__name__}(rule=...) must step dense gradients without a closure, which "
+                f"{rule.__name__} does not"
+            )
         self._rule_type: Any = rule
         beside = {name: options.pop(name) for name in self._beside_rule}
         takes_decay = "weight_decay" in inspect.signature(rule).parameters
@@ -156,6 +161,18 @@ class Bregman(Penalised):
                     state["dual"].copy_(w + (state["dual"] - w) * (state["weights"] / old))
                 self._read_weights(started, group)  # the same but for round-off
 
+    def adopt(self, params: Iterable[Tensor] | None = None) -> None:
+        """Take the present weights and state of these parameters (all by default) as belonging to each other."""
+        for p in self.state if params is None else params:
+            state = self.state[p]
+            if "dual" in state:
+                self._written[p] = _mark(p)
+                self._rule.state[state["dual"]] = _of_rule(state)
+
+    def at_count(self, state: Mapping[str, Any], count: float, group: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of a parameter of this group that stands for the same after another number of steps."""
+        return dict(state)
+
     def expected_direction(self, p: Tensor) -> Tensor:
         """What the rule is expected to move the dual of ``p`` by at first, divided by lr: entries of +-1 for rules
         that normalise the gradient, as Adam does. Needs a gradient where it depends on it."""
@@ -171,7 +188,7 @@ class Bregman(Penalised):
         self._applied = [_made_with(group) for group in self.param_groups]
         self._written = {}
         for state in self.state.values():
-            if "dual" in state and (entries := {key: value for key, value in state.items() if key not in OURS}):
+            if "dual" in state and (entries := _of_rule(state)):
                 self._rule.state[state["dual"]] = entries
 
     def __getstate__(self) -> dict[str, Any]:
@@ -246,7 +263,7 @@ class Bregman(Penalised):
         self._rule.param_groups = [
             {"params": duals, **dict(zip(names, options, strict=True))} for options, duals in alike.items()
         ]
-        self._rule.step()
+        _step_alone(self._rule)
         for p, dual in stepped:
             dual.grad = None
             self.state[p].update(self._rule.state[dual])
@@ -313,6 +330,17 @@ class Bregman(Penalised):
         self._read_weights(members, group)  # the same but for round-off
 
 
+def _needs_closure(rule: type[Optimizer]) -> bool:
+    closure = inspect.signature(rule.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def _step_alone(rule: Optimizer) -> None:
+    """A step that is part of ours: the hooks for steps of all optimisers are called for ours alone."""
+    step: Any = type(rule).step
+    (step.__wrapped__ if getattr(step, "hooked", False) else step)(rule)
+
+
 class LinBreg(Bregman):
     """Linearised Bregman iteration, with momentum if wanted (JMLR 23(192), eqs. 4 and 5 of Algorithms 1 and 2).
 
@@ -334,9 +362,13 @@ class LinBreg(Bregman):
         joint: bool | Sequence[int] = False,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
-        fused: bool = True,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        fused: bool | None = None,
     ) -> None:
-        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "fused": fused}
+        fused = not foreach if fused is None else fused
+        options: dict[str, Any] = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "fused": fused}
+        options |= {"foreach": foreach, "maximize": maximize}
         super().__init__(params, SGD, penalty=penalty, delta=delta, joint=joint, **options)
 
     def _ranges(self) -> dict[str, Range]:
@@ -396,9 +428,14 @@ class AdaBreg(Bregman):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         second_moment: Literal["entry", "group", "tensor"] = "entry",
-        fused: bool = True,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        fused: bool | None = None,
     ) -> None:
-        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": fused}
+        fused = not foreach if fused is None else fused
+        options: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": fused}
+        options |= {"foreach": foreach, "maximize": maximize, "capturable": capturable}
         own = {"penalty": penalty, "delta": delta, "joint": joint, "second_moment": second_moment}
         super().__init__(params, Adam, **own, **options)  # type: ignore[arg-type]
 
@@ -409,13 +446,22 @@ class AdaBreg(Bregman):
         """The gradient divided by its root mean square over what shares a second moment; ones without a gradient, and
         where each entry has its own."""
         group = next(group for group in self.param_groups if any(p is q for q in group["params"]))
-        groups = _sharing(group)
+        groups = sharing(group)
         if groups == ENTRIES or p.grad is None:
             return super().expected_direction(p)
         moved = [q for q in group["params"] if q.grad is not None]
         grads = [gradient(q).to(state_dtype(q)) for q in moved]
-        [(g, rms)] = [(g, rms) for q, g, rms in zip(moved, grads, _rms(group, grads), strict=True) if q is p]
+        [(g, rms)] = [(g, rms) for q, g, rms in zip(moved, grads, shared_rms(group, grads), strict=True) if q is p]
         return torch.where(rms > 0, groups.cut(g) / rms, 0.0).reshape(p.shape)
+
+    def at_count(self, state: Mapping[str, Any], count: float, group: Mapping[str, Any]) -> dict[str, Any]:
+        """With moments that are the same without their bias, moment / (1 - beta^t)."""
+        if "step" not in state:
+            return dict(state)
+        betas = dict(zip(("exp_avg", "exp_avg_sq"), group["betas"], strict=True))
+        factors = {key: (1 - beta**count) / (1 - beta ** state["step"].item()) for key, beta in betas.items()}
+        moments = {key: factor * state[key] for key, factor in factors.items()}
+        return {**state, **moments, "step": torch.full_like(state["step"], count)}
 
     def _restored(self) -> None:
         for group in self.param_groups:
@@ -423,7 +469,7 @@ class AdaBreg(Bregman):
         super()._restored()
 
     def _step_duals(self, groups: MovedGroups) -> None:
-        by_entry = [(group, moved) for group, moved in groups if _sharing(group) == ENTRIES]
+        by_entry = [(group, moved) for group, moved in groups if sharing(group) == ENTRIES]
         for _, moved in by_entry:
             for p in moved:
                 dual = self.state[p]["dual"]
@@ -431,15 +477,15 @@ class AdaBreg(Bregman):
         if by_entry:
             super()._step_duals(by_entry)
         for group, moved in groups:
-            if _sharing(group) != ENTRIES:
+            if sharing(group) != ENTRIES:
                 self._step_sharing(group, moved)
 
     def _step_sharing(self, group: dict[str, Any], moved: Sequence[Tensor]) -> None:
         """The step of a parameter group in which entries share second moments; see the equations of the class."""
         beta1, beta2 = group["betas"]
-        cut = _sharing(group).cut
-        grads = [gradient(p).to(state_dtype(p)) for p in moved]
-        for p, g, rms in zip(moved, grads, _rms(group, grads), strict=True):
+        cut = sharing(group).cut
+        grads = [gradient(p).to(self.state[p]["dual"].dtype) for p in moved]
+        for p, g, rms in zip(moved, grads, shared_rms(group, grads), strict=True):
             dual = self._decayed(p, group)
             state = self._rule.state[dual]
             if not state:
@@ -448,27 +494,33 @@ class AdaBreg(Bregman):
             _fit_second_moment(state, rms)
             t = state["step"].add_(1).item()
             mean = state["exp_avg"].lerp_(g, 1 - beta1)
-            square = state["exp_avg_sq"].mul_(beta2).addcmul_(rms, rms, value=1 - beta2)
+            square = state["exp_avg_sq"].mul_(beta2).addcmul_(rms, rms, value=(1 - beta2) * state.get("share", 1.0))
+            if "others" in state:  # what shares it elsewhere, see `nas.restriction`
+                square.add_(state["others"], alpha=1 - beta2)
             scale = square.div(1 - beta2**t).sqrt_().add_(group["eps"]).mul_(1 - beta1**t)
-            cut(dual).addcdiv_(cut(mean), scale, value=-group["lr"])
+            cut(dual).addcdiv_(cut(mean), scale, value=group["lr"] if group["maximize"] else -group["lr"])
             self.state[p].update(state)
+
+
+def _of_rule(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key not in OURS}
 
 
 def _made_with(group: dict[str, Any]) -> tuple[Penalty | LogSum, float]:
     return group["penalty"], group["delta"]
 
 
-def _sharing(group: Mapping[str, Any]) -> Groups:
+def sharing(group: Mapping[str, Any]) -> Groups:
     """The entries that share one second moment; rows stand for joint units."""
     if group["second_moment"] == "group":
         return ROWS if group["joint"] else groups_of(group["penalty"])
     return WHOLE if group["second_moment"] == "tensor" else ENTRIES
 
 
-def _rms(group: Mapping[str, Any], grads: Sequence[Tensor]) -> list[Tensor]:
+def shared_rms(group: Mapping[str, Any], grads: Sequence[Tensor]) -> list[Tensor]:
     """Root mean square over what shares a second moment, broadcastable to the cut of each gradient of the group."""
     if group["second_moment"] != "group" or not group["joint"]:
-        return [_sharing(group).rms(g) for g in grads]
+        return [sharing(group).rms(g) for g in grads]
     all_axes = axes_of(group["joint"], len(group["params"])) or ()
     axes = [axis for p, axis in zip(group["params"], all_axes, strict=True) if p.grad is not None]
     size = sum(g.numel() // max(1, g.shape[axis]) for g, axis in zip(grads, axes, strict=True))

@@ -232,7 +232,7 @@ def _check_scales(dense: Mapping[str, float], sparse: Mapping[str, float]) -> No
 def check_start(model: nn.Module, x: Tensor, *, groups: ParamGroups | None = None) -> None:
     """Refuse a start from which some layer could never wake.
 
-    One batch must give a finite output that depends on the input, and a non-zero gradient in every layer that
+    One batch must give a finite output that depends on the input, and a finite non-zero gradient in every layer that
     is penalised, on a sleeping group where the layer has any: behind an ordinary ReLU, whose slope at 0 is 0,
     a unit whose weights and bias are zero would sleep for ever. The gradients of the model are left at None.
 
@@ -257,6 +257,13 @@ def check_start(model: nn.Module, x: Tensor, *, groups: ParamGroups | None = Non
         probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=y.dtype)
         (y * probe.to(y.device)).sum().backward()  # a direction in which no gradient vanishes by chance
     names = {id(p): name for name, p in model.named_parameters()}
+    grown = [names[id(p)] for p in model.parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    if grown:
+        model.zero_grad(set_to_none=True)
+        raise ValueError(
+            f"the start is unstable: the gradient of {grown[0]} is not finite, as behind many normalisations of "
+            f"channels that sleep, each of which multiplies it by 1 / sqrt(eps); {advice}"
+        )
     dead, asleep = [], []
     for name, group, members in penalised_sets(groups):
         name = name if group.get("joint", False) else names[id(members[0])]

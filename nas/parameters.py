@@ -24,18 +24,37 @@ def unit_parameters(model: nn.Module) -> Mapping[str, Sequence[Parameter]]:
 
     A model that has a method ``unit_parameters`` is asked (the supernets of `nas.models`). Of any other model the
     units are the rows (filters) of its linear and convolution modules, each with its bias, and with the shift of the
-    batch normalisation that follows it in an `nn.Sequential`; the last one is left out. `nas.coupled_units` looks into
-    the graph of the model instead.
+    batch normalisation that follows it in an `nn.Sequential`; the last one is left out, and so are layers that are
+    frozen or whose weights are computed. The model has to be an `nn.Sequential` that ends with one of them;
+    `nas.coupled_units` looks into the graph of any other.
+
+    Raises:
+        ValueError: the model is no such chain.
     """
     if hasattr(model, "unit_parameters"):
         return model.unit_parameters()  # type: ignore[operator, no-any-return]
     shifts = _shifts(model)
-    layers = {
-        name: [*m.parameters(), *shifts.get(name, ())]
-        for name, m in model.named_modules()
-        if isinstance(m, ROW_MODULES)
-    }
-    return dict(list(layers.items())[:-1])
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, ROW_MODULES)]
+    if layers and _last_layer(model) is not layers[-1][1]:
+        raise ValueError(
+            f"which layers of {type(model).__name__} put out its results is not to be seen from its modules, since it "
+            "has a forward of its own; give units=nas.coupled_units(model, batch)"
+        )
+    return {name: [*m.parameters(), *shifts.get(name, ())] for name, m in layers[:-1] if _is_trained(m)}
+
+
+def _last_layer(model: nn.Module) -> nn.Module | None:
+    """The layer that puts out the results of a chain; None where the order of the modules says nothing."""
+    while isinstance(model, nn.Sequential):
+        with_layers = [child for child in model if any(isinstance(m, ROW_MODULES) for m in child.modules())]
+        model = with_layers[-1]
+    return model if isinstance(model, ROW_MODULES) else None
+
+
+def _is_trained(module: nn.Module) -> bool:
+    """Whether the weight of a module is a parameter that moves: neither frozen, nor computed from others, nor lazy."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.requires_grad and not nn.parameter.is_lazy(weight)
 
 
 def _shifts(model: nn.Module) -> dict[str, list[Parameter]]:
@@ -124,7 +143,8 @@ def param_groups(
         the model is in exactly one of them.
 
     Raises:
-        ValueError: neither ``lam`` nor ``rules``, no units, ``units`` without ``lam`` or of another model, a rule that
+        ValueError: neither ``lam`` nor ``rules``, no units, a model of which it is not to be seen what it puts out
+            (`unit_parameters`) without ``units``, ``units`` without ``lam`` or of another model, a rule that
             selects nothing (or only what rules before it have), a unit of which a rule before it has a part, an
             unknown name.
     """

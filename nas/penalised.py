@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -85,10 +86,11 @@ class Penalised(Optimizer, ABC):
                     self.state[p]["weights"] = _log_sum_weights(group["penalty"], p)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch; refuses unknown keys, values out of range and parameters that the penalty doesn't fit."""
+        """As in torch; refuses near misses of options, values out of range and parameters that don't fit."""
         name = type(self).__name__
-        if unknown := set(param_group) - set(self.defaults) - NOT_OPTIONS:
-            raise ValueError(f"{name} has no option {sorted(unknown)}; its options are {sorted(self.defaults)}")
+        unknown = set(param_group) - set(self.defaults) - NOT_OPTIONS
+        if slips := [key for key in unknown if key in RANGES or get_close_matches(key, self.defaults, cutoff=0.75)]:
+            raise ValueError(f"{name} has no option {sorted(slips)}; its options are {sorted(self.defaults)}")
         options = {**self.defaults, **param_group}
         self._check_options(options)
         if isinstance(param_group["params"], set):
@@ -171,6 +173,7 @@ class Penalised(Optimizer, ABC):
             )
         if not all("penalty" in old for old in stored):
             raise ValueError(f"the stored state is of an optimiser without penalty, not of {type(self).__name__}")
+        self._check_stored(state_dict)
         groups = [
             {**old, "penalty": _from_data(old["penalty"], group["penalty"])}
             for old, group in zip(stored, self.param_groups, strict=True)
@@ -182,6 +185,24 @@ class Penalised(Optimizer, ABC):
                 if isinstance(value, Tensor) and value.dtype != self.state[p][entry].dtype:
                     self.state[p][entry] = value.to(p.device, copy=True)  # torch cast it to the type of the weights
         self._restored()
+
+    def _check_stored(self, state_dict: Mapping[str, Any]) -> None:
+        """Raise ValueError for the state of another optimiser, or of parameters of other shapes."""
+        name = type(self).__name__
+        for old, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
+            missing = self.defaults.keys() - old.keys() - {"second_moment"}  # of a file older than this option
+            if other := missing | ((old.keys() & RANGES.keys()) - group.keys()):
+                raise ValueError(
+                    f"the stored state is of another optimiser, not of {name}: they differ in {sorted(other)}"
+                )
+            labelled = zip(old["params"], group.get("param_names", old["params"]), group["params"], strict=False)
+            for key, label, p in labelled:
+                dual = state_dict["state"].get(key, {}).get("dual")
+                if dual is not None and dual.shape != p.shape:
+                    raise ValueError(
+                        f"the stored state of parameter {label} has shape {tuple(dual.shape)}, the parameter has "
+                        f"{tuple(p.shape)}"
+                    )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -101,6 +101,8 @@ class XRDA(Penalised):
         if "dual" not in state:
             state["dual"], state["velocity"] = wide.clone(), torch.zeros_like(wide)
             state["threshold"] = torch.zeros((), dtype=wide.dtype, device=p.device)
+        elif state["dual"].dtype != wide.dtype or state["dual"].device != wide.device:  # the model was moved
+            state.update({key: value.to(wide) for key, value in state.items()})
         state["threshold"] = averaging * state["threshold"] + lr * self._weights(wide, state, group)
         state["dual"].lerp_(wide, 1 - averaging)
         state["velocity"].mul_(keep)

@@ -66,7 +66,7 @@ def check_entry_times(optimizer: Bregman, steps: float) -> None:
 
     Args:
         optimizer: before its first step; for LinBreg, and AdaBreg with shared second moments, after a backward pass.
-        steps: length of the run; infinite if it is not known.
+        steps: length of the run, of coarse steps without these; infinite if it is not known.
 
     Raises:
         ValueError: half of the sleeping groups of a parameter group are expected to wake within 20 steps (3 under

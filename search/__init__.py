@@ -21,7 +21,7 @@ from nas.search.run_retraining import RetrainConfig, RunRetraining
 from nas.search.sweep.sweep import Sweep
 from nas.search.sweep.trials import Sweeping
 from nas.search.tasks.classification import Classify
-from nas.search.tasks.degradations import Deblur
+from nas.search.tasks.degradations import Deblur, Inpaint, SuperResolve
 from nas.search.tasks.noise import Denoise
 from nas.search.tasks.restoration import Restoration, restore
 from nas.search.tasks.task import Example, Metric, Task, evaluate, held_out, predict, score
@@ -38,6 +38,7 @@ __all__ = [
     "Denoise",
     "Example",
     "Logger",
+    "Inpaint",
     "Metric",
     "Noise",
     "Picture",
@@ -51,6 +52,7 @@ __all__ = [
     "SearchConfig",
     "Snapshot",
     "Stack",
+    "SuperResolve",
     "Sweep",
     "Sweeping",
     "Task",

@@ -19,7 +19,7 @@ from nas.search.data.dataset import Pictures
 from nas.search.data.sources import NOISY_PAIRS, PAIRS, SOURCES
 from nas.search.optimizers import OPTIMIZERS, Kind
 from nas.search.tasks.classification import Classify
-from nas.search.tasks.degradations import Deblur
+from nas.search.tasks.degradations import Deblur, Inpaint, SuperResolve
 from nas.search.tasks.noise import Denoise, parse_sigma
 from nas.search.tasks.task import Metric, Task
 from nas.search.tasks.unclean import Neighbours, NoiseToNoise, Paired, Recorrupted, Unclean
@@ -27,12 +27,17 @@ from nas.steering import EARLIEST
 
 AUTO: Literal["auto"] = "auto"
 NONE = "none"
-LATER = ("patience", "clean", "val_root", "test_root")  # options that there were not always; runs without can be read
+MOST_COARSE = 99
+# options that there were not always; runs without can be read
+LATER = ("patience", "clean", "val_root", "test_root", "coarse")
 PROBLEM = ("task", "task_options", "data", "clean", "channels", "sigma")  # options that say what is to be learnt
 ROOTS = ("data_root", "val_root", "test_root")  # options that say where the pictures are
 GIVEN, UNKNOWN, DENOISE = "given", "unknown", "denoise"
 PAIRED: dict[str, type[Task]] = {PAIRS: Paired, NOISY_PAIRS: NoiseToNoise}  # what denoising is on these data
-TASKS: Registry[type[Task]] = Registry("task", {"denoise": Denoise, "deblur": Deblur, "classify": Classify})
+TASKS: Registry[type[Task]] = Registry(
+    "task",
+    {"denoise": Denoise, "deblur": Deblur, "inpaint": Inpaint, "superresolve": SuperResolve, "classify": Classify},
+)
 
 
 def register_task(name: str, task: type[Task]) -> None:
@@ -53,8 +58,9 @@ class SearchConfig:
     """Options of a search. The same options and threads give the same run, bit for bit, on the same machine.
 
     Args:
-        task: what the network is to learn: denoise, deblur, classify.
-        task_options: options of the task, such as peak (denoise), blur and kernel (deblur), flip and shift (classify).
+        task: what the network is to learn: denoise, deblur, inpaint, superresolve, classify.
+        task_options: options of the task, such as peak (denoise), blur and kernel (deblur), missing and mask (inpaint),
+            scale (superresolve), flip and shift (classify).
         data: source of pictures: pictures (ships with scikit-image), folder, pairs (folders noisy and clean),
             noisy_pairs (folders noisy and noisy2), mnist, fashion_mnist, cifar10, class_folder (pictures of one size, a
             folder for each class).
@@ -81,9 +87,12 @@ class SearchConfig:
             0.0002.
         second_moment: what adabreg divides the gradients by: one number per entry (as Adam), group or tensor. With one
             per tensor the groups with large gradients wake first.
-        entry_time: steps until units of the mean price can wake; larger keeps the network smaller. By default 40, of
-            splitlbi 60; proxsgd and xrda have none. auto chooses it by a trial of 200 steps, so that a tenth of the
-            units would wake within them (adabreg, linbreg, momentum).
+        entry_time: steps until units of the mean price can wake; larger keeps the network smaller. By default 40 full
+            steps, of splitlbi 60; proxsgd and xrda have none. auto chooses it by a trial of 200 full steps, so that a
+            tenth of the units would wake within them (adabreg, linbreg, momentum).
+        coarse: after every full step so many, 0 to 99, in which only what is alive is computed and moves; what sleeps
+            can wake in full steps alone, so that entry_time counts coarse + 1 steps for each (adabreg, linbreg,
+            momentum).
         price: the dearer a group, the later it wakes: lam grows with the square root of what it adds in params, or in
             flops (multiply-adds per pixel); the front is ranked by loss per price, too. none: all alike.
         gate_scale: learning rate and strength of the skip gates, as multiples of those of the units.
@@ -101,7 +110,7 @@ class SearchConfig:
     """
 
     task: str = "denoise"
-    task_options: dict[str, bool | int | float] = field(default_factory=dict)
+    task_options: dict[str, bool | int | float | str] = field(default_factory=dict)
     data: str = "pictures"
     data_root: Path | None = None
     val_root: Path | None = None
@@ -121,6 +130,7 @@ class SearchConfig:
     lr: float | None = None
     second_moment: Literal["entry", "group", "tensor"] = "tensor"
     entry_time: float | Literal["auto"] | None = None
+    coarse: int = 0
     price: Literal["params", "flops", "none"] = "params"
     gate_scale: float = 5.0
     sizes: str = AUTO
@@ -132,6 +142,7 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        TASKS.find(self.task)
         SOURCES.find(self.data)
         self._check_learnt()
         RECIPES.find(self.model)
@@ -151,6 +162,10 @@ class SearchConfig:
                 f"sizes, target_params and target_flops exclude each other, got {' and '.join([*given, 'sizes'][:2])}"
             )
         _ = self.front_sizes
+        if not 0 <= self.coarse <= MOST_COARSE:
+            raise ValueError(f"coarse must lie between 0 and {MOST_COARSE} steps, got {self.coarse}")
+        if self.coarse and not self.kind.restricts:
+            raise ValueError(f"{self.optimizer} has no exact restriction to what is alive, and takes no coarse steps")
         self._check_entry_time()
 
     def _check_learnt(self) -> None:
@@ -189,11 +204,16 @@ class SearchConfig:
                 raise ValueError(f"entry_time must be a number of steps or {AUTO}, got {self.entry_time!r}")
             if not self.kind.calibrates:
                 raise ValueError(f"{self.optimizer} takes no entry_time {AUTO}, only a number of steps")
-        elif self.entry_time is not None and not EARLIEST / self.cheapest <= self.entry_time < math.inf:
+        elif self.entry_time is not None and not self._earliest <= self.entry_time < math.inf:
+            coarse = f" and coarse {self.coarse}" if self.coarse else ""
             raise ValueError(
-                f"entry_time must be at least {EARLIEST / self.cheapest:g} steps with price {self.price} (below, "
+                f"entry_time must be at least {self._earliest:g} steps with price {self.price}{coarse} (below, "
                 f"everything wakes at once), got {self.entry_time:g}"
             )
+
+    @property
+    def _earliest(self) -> float:
+        return EARLIEST / self.cheapest * (self.coarse + 1)
 
     @property
     def currency(self) -> Currency | None:

@@ -153,7 +153,7 @@ class Search:
         self._controller = None if config.target is None else self._steered_to(config.target)
         self._growth = search(
             self.net, self.batches, self.optimizer, self.task.loss, scheduler=self.scheduler, on_step=self._on_step,
-            compute=self.compute,
+            compute=self.compute, coarse=config.coarse,
         )  # fmt: skip
         if state is not None:
             self._restore(state)
@@ -163,11 +163,11 @@ class Search:
     def _make_optimizer(self) -> Penalised:
         config, scale = self.run.config, self.run.config.gate_scale
         groups = param_groups(self.net, lam=1.0, lr=1.0, gate_lam=scale, gate_lr=scale, prices=self.dear)
-        entry_time = TRIAL_STEPS if config.entry_time == AUTO else self.entry_time
+        entry_time = TRIAL_STEPS * (config.coarse + 1) if config.entry_time == AUTO else self.entry_time
         pairs = islice(chain.from_iterable(map(self.batches, count(1))), optimizers.TRIAL_STEPS)
         start = optimizers.Start(
             self.net, groups, pairs, self.task.loss, config.learning_rate,
-            math.nan if entry_time is None else entry_time, config.second_moment,
+            math.nan if entry_time is None else entry_time / (config.coarse + 1), config.second_moment,
         )  # fmt: skip
         return config.kind.build(start)
 
@@ -181,8 +181,10 @@ class Search:
         """Steps until units of the mean price can wake; None where the optimiser knows none."""
         config = self.run.config
         if isinstance(config.entry_time, str):
-            return self.lam / config.learning_rate
-        return config.kind.entry_time if config.entry_time is None else config.entry_time
+            return (config.coarse + 1) * self.lam / config.learning_rate
+        if config.entry_time is None and config.kind.entry_time is not None:
+            return (config.coarse + 1) * config.kind.entry_time
+        return config.entry_time
 
     @property
     def lam(self) -> float:
@@ -195,7 +197,7 @@ class Search:
         currency, full = self.run.config.sizes_in, total(self.net.plan, self.run.config.sizes_in)
         controller = LamController(
             self.optimizer, min(HEADROOM * target, full), lambda: total(alive_plan(self.found), currency),
-            total=full, every=STEERING, lam_max=math.inf, shrink=True,
+            total=full, every=math.ceil(STEERING / (self.run.config.coarse + 1)), lam_max=math.inf, shrink=True,
         )  # fmt: skip
         self.optimizer.register_step_post_hook(lambda *_: controller.step())
         return controller

@@ -15,7 +15,9 @@ from nas.models.alive import active_rows, find_alive, spread
 from nas.models.alive_only import alive_only
 from nas.models.dag import DagNet
 from nas.penalised import Penalised
+from nas.restriction import check_restricts
 from nas.search import ranks
+from nas.search.coarse import CoarseLevel
 from nas.search.compute import Compute, device_of, on_device
 from nas.search.data.batches import Batches
 from nas.steering import Watchdog, check_entry_times
@@ -84,9 +86,12 @@ class Loop:
         scheduler: stepped after every batch.
         on_step: called between two steps of an epoch; the state is complete then.
         compute: precision, and whether to compile.
+        coarse: of a `DagNet`: how many steps on what is alive follow each full step (`nas.search.coarse`), with which
+            an epoch begins.
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
+        ValueError: with ``coarse`` an optimiser without exact restriction.
         ranks.RankError: another process has ended, or has other weights or duals after an epoch.
     """
 
@@ -100,6 +105,7 @@ class Loop:
         scheduler: LRScheduler | None = None,
         on_step: OnStep = lambda: None,
         compute: Compute = Compute(),
+        coarse: int = 0,
     ) -> None:
         device = device_of(net)
         self.net, self.optimizer, self.loss_fn = net, optimizer, loss_fn
@@ -107,6 +113,10 @@ class Loop:
         self.scheduler, self.on_step, self.compute = scheduler, on_step, compute
         self._forward, self._scaler = compute.compiled(net), compute.scaler(device)
         self.epoch, self._losses, self._num_samples = 1, list[Tensor](), 0  # under way; of its steps so far
+        if coarse:
+            check_restricts(optimizer)
+        self.coarse = coarse
+        self._level: CoarseLevel | None = None  # within coarse steps
 
     def __iter__(self) -> Iterator[tuple[int, float]]:
         return self
@@ -116,6 +126,8 @@ class Loop:
             if self._losses:
                 self.on_step()
             self._step(x, y)
+            self._choose_level()
+        self._leave_level()
         epoch, mean = self.epoch, self._mean_loss()
         ranks.check_same(f"after epoch {epoch}", self.net.state_dict(), self.optimizer.state_dict())
         self.epoch, self._losses, self._num_samples = epoch + 1, [], 0
@@ -128,15 +140,33 @@ class Loop:
             raise FloatingPointError(f"the loss of epoch {self.epoch} is {mean}: training diverged; use a smaller lr")
         return mean
 
+    def _choose_level(self) -> None:
+        """Of the next step; after a full one at once, while its gradients are there."""
+        if len(self._losses) % (self.coarse + 1) == 0:
+            self._leave_level()
+        elif self._level is None:
+            self._level = self._coarse_level()
+
+    def _coarse_level(self) -> CoarseLevel:
+        assert isinstance(self.net, DagNet)
+        return CoarseLevel(self.net, self.optimizer)
+
+    def _leave_level(self) -> None:
+        if self._level is not None:
+            self._level.take_back()
+            self._level = None
+
     def _step(self, x: Tensor, y: Tensor) -> None:
-        self.optimizer.zero_grad()
+        level = self._level
+        forward, optimizer = (self._forward, self.optimizer) if level is None else (level.net, level.optimizer)
+        optimizer.zero_grad()
         with self.compute.autocast(x.device):
-            loss = self.loss_fn(self._forward(x), y)
+            loss = self.loss_fn(forward(x), y)
         self._scaler.scale(loss).backward()
-        loss = ranks.average(self.net.parameters(), loss)
-        self._scaler.unscale_(self.optimizer)
+        loss = ranks.average((p for group in optimizer.param_groups for p in group["params"]), loss)
+        self._scaler.unscale_(optimizer)
         scale = self._scaler.get_scale()
-        self._scaler.step(self.optimizer)
+        self._scaler.step(optimizer)
         self._scaler.update()
         was_left_out = self._scaler.get_scale() < scale
         if self.scheduler is not None and not was_left_out:
@@ -160,6 +190,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "level": None if self._level is None else self._level.state_dict(),
             "random": torch.get_rng_state(),
         }
 
@@ -171,6 +202,9 @@ class Loop:
             self.scheduler.load_state_dict(state["scheduler"])
         if scaler := state.get("scaler"):  # empty under another precision than fp16
             self._scaler.load_state_dict(scaler)
+        if state.get("level") is not None:
+            self._level = self._coarse_level()
+            self._level.load_state_dict(state["level"])
         torch.set_rng_state(state["random"])
         self.epoch, self._num_samples = state["epoch"], state["num_samples"]
         self._losses = list(state["losses"].to(device_of(self.net)))
@@ -224,6 +258,7 @@ def search(
     scheduler: LRScheduler | None = None,
     on_step: OnStep = lambda: None,
     compute: Compute = Compute(),
+    coarse: int = 0,
 ) -> Growth:
     """Train in place and yield one snapshot per epoch, without end; the caller stops, prints, saves.
 
@@ -237,12 +272,14 @@ def search(
         scheduler: stepped after every batch.
         on_step: called between two steps of an epoch, where the state of what is returned is complete.
         compute: precision, and whether to compile.
+        coarse: how many steps on what is alive follow each full step (`nas.search.coarse`); an epoch begins with a full
+            one. They are never compiled.
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
-        ValueError: lam is so small that half of the units would wake within 20 steps of AdaBreg, or 3 of LinBreg; or
-            no gradient reaches what is asleep under LinBreg.
+        ValueError: lam is so small that half of the units would wake within 20 full steps of AdaBreg, or 3 of LinBreg;
+            no gradient reaches what is asleep under LinBreg; or an optimiser takes no coarse steps.
         DeadTraining: for three epochs no gradient was left and nothing woke (`nas.steering.Watchdog`).
     """
-    loop = Loop(net, batches, optimizer, loss_fn, scheduler=scheduler, on_step=on_step, compute=compute)
+    loop = Loop(net, batches, optimizer, loss_fn, scheduler=scheduler, on_step=on_step, compute=compute, coarse=coarse)
     return Growth(net, loop, optimizer)

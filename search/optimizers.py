@@ -67,7 +67,7 @@ class Start:
         pairs: batches (x, y) for a trial, in single precision where the network is.
         loss_fn: mean loss of ``(prediction, y)``.
         lr: the option s of the equations above.
-        entry_time: T; not a number where there is none.
+        entry_time: T, in steps that move what sleeps; not a number where there is none.
         second_moment: of AdaBreg.
     """
 
@@ -195,6 +195,7 @@ class Kind:
         entry_time: likewise; None: it knows no entry times.
         dense: whether it starts from the dense network, not from a sparse one.
         calibrates: whether its lam can be chosen by a trial (`nas.steering.calibrate`).
+        restricts: whether it takes coarse steps (`nas.restriction`).
         found: the network that a search with it has found so far, of the one that it trains.
     """
 
@@ -203,15 +204,16 @@ class Kind:
     entry_time: float | None
     dense: bool = False
     calibrates: bool = False
+    restricts: bool = False
     found: Callable[[DagNet, Penalised], DagNet] = all_of_it
 
 
 OPTIMIZERS: Registry[Kind] = Registry(
     "optimizer",
     {
-        "adabreg": Kind(adabreg, 2e-3, 40.0, calibrates=True),
-        "linbreg": Kind(linbreg, 2e-4, 40.0, calibrates=True),
-        "momentum": Kind(partial(linbreg, momentum=MOMENTUM), 2e-3, 40.0, calibrates=True),
+        "adabreg": Kind(adabreg, 2e-3, 40.0, calibrates=True, restricts=True),
+        "linbreg": Kind(linbreg, 2e-4, 40.0, calibrates=True, restricts=True),
+        "momentum": Kind(partial(linbreg, momentum=MOMENTUM), 2e-3, 40.0, calibrates=True, restricts=True),
         "proxsgd": Kind(proxsgd, 2e-4, None),
         "splitlbi": Kind(splitlbi, 2e-3, 60.0, dense=True, found=entered),
         "xrda": Kind(xrda, 2e-4, None, dense=True),

@@ -383,6 +383,7 @@ class RunRetraining:
             "validation": validation,
             "baselines": {title: scores[key] for title, scores in classical.items()},
             "by_condition": {name: scores[key] for name, scores in separate.items()},
+            "pictures": task.by_picture(test, outputs) if isinstance(task, Restoration) else [],
             "compared": [each.to_dict() for each in self.compared],
             "params": net.plan.num_params,
             "from_scratch": self.config.from_scratch,

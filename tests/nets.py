@@ -22,6 +22,19 @@ from nas.models import (
 from nas.models.alive import pick
 from nas.models.plan import OPERATIONS
 
+SUPERNETS = {
+    "chain of convolutions": lambda: conv_skip_autoencoder(depth=3, width=12),
+    "U-Net": lambda: conv_skip_autoencoder(depth=3, width=[8, 12, 8], levels=1, projections=True),
+    "separable": lambda: separable_autoencoder(depth=2, width=12, hidden=16, kernel=7),
+    "separable U-Net": lambda: separable_autoencoder(depth=3, width=[12, 16], hidden=12, kernel=5, levels=1),
+    "mixed": lambda: mixed_autoencoder(depth=2, width=12, kernel=5),
+    "dense convolutions": lambda: dense_conv(depth=3, growth=8, patch=2, residual=True),
+    "fully connected": lambda: skip_autoencoder(depth=3, patch=4),
+    "bottleneck": lambda: skip_autoencoder(depth=3, width=[16, 8, 12], projections=True, patch=4),
+    "dense layers": lambda: dense_mlp(widths=(24, 16), patch=4),
+    "chain of layers": lambda: mlp(widths=(24, 16), patch=4),
+}
+
 
 def full(kernels):
     """Full edges, from the side of their kernels by source."""

@@ -10,32 +10,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas import AdaBreg, LinBreg, param_groups, sparse_start
-from nas.models import (
-    alive_only,
-    compact,
-    conv_skip_autoencoder,
-    dense_conv,
-    dense_mlp,
-    mixed_autoencoder,
-    mlp,
-    separable_autoencoder,
-    skip_autoencoder,
-)
+from nas.models import alive_only, compact, mixed_autoencoder, separable_autoencoder, skip_autoencoder
 from nas.penalties import scaled
-from tests.nets import random_net, sparse_nets
-
-SUPERNETS = {
-    "chain of convolutions": lambda: conv_skip_autoencoder(depth=3, width=12),
-    "U-Net": lambda: conv_skip_autoencoder(depth=3, width=[8, 12, 8], levels=1, projections=True),
-    "separable": lambda: separable_autoencoder(depth=2, width=12, hidden=16, kernel=7),
-    "separable U-Net": lambda: separable_autoencoder(depth=3, width=[12, 16], hidden=12, kernel=5, levels=1),
-    "mixed": lambda: mixed_autoencoder(depth=2, width=12, kernel=5),
-    "dense convolutions": lambda: dense_conv(depth=3, growth=8, patch=2, residual=True),
-    "fully connected": lambda: skip_autoencoder(depth=3, patch=4),
-    "bottleneck": lambda: skip_autoencoder(depth=3, width=[16, 8, 12], projections=True, patch=4),
-    "dense layers": lambda: dense_mlp(widths=(24, 16), patch=4),
-    "chain of layers": lambda: mlp(widths=(24, 16), patch=4),
-}
+from tests.nets import SUPERNETS, random_net, sparse_nets
 
 
 def results(net, x):

@@ -177,7 +177,7 @@ def test_what_is_no_classification():
     data = Pictures(*[labelled(5)] * 3, classes=NAMES)
     with pytest.raises(ValueError, match="classify has no option 'mean'; its options are flip, shift"):
         SearchConfig(task="classify", task_options={"mean": 1.0}).make_task(data)
-    with pytest.raises(ValueError, match="denoise has no option 'blur'; its options are none"):
+    with pytest.raises(ValueError, match="denoise has no option 'blur'; its options are peak"):
         SearchConfig(task_options={"blur": 5.0}).make_task(data)
 
 
@@ -247,7 +247,7 @@ def test_every_verb_classifies(tmp_path, monkeypatch, capsys, config):
     text, retrained = nas("retrain", "run", "--epochs=2", "--compare", "--seeds=1", "--random=1")
     assert set(retrained) == {
         "accuracy", "accuracy_majority", "accuracy_before", "baselines", "compared", "params", "from_scratch",
-        "validation", "sha256", "kept",
+        "validation", "sha256", "kept", "by_condition", "pictures", "data",
     }  # fmt: skip
     assert list(retrained["baselines"]) == ["linear"]
     assert retrained["baselines"]["linear"] > 90

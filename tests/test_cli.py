@@ -373,7 +373,7 @@ nas.__main__.main()
     [
         ([], 'expected "verb" to be one of'),
         (["find"], "invalid choice: 'find'"),
-        (["search", "--sigma=loud"], "sigma must be a number, got loud"),
+        (["search", "--sigma=loud"], "sigma must be a number such as 25, or a range such as 5:55, got 'loud'"),
         (["search", "--epochs=1.5"], "epochs must be an integer, got 1.5"),
         (["search", "--model-options=deep"], "model_options must be a mapping such as {depth: 3}, got deep"),
         (["search", "--config=data/notes.txt"], "a configuration must name options of the verb"),
@@ -387,7 +387,7 @@ nas.__main__.main()
         (["search", "--task=sing"], "unknown task 'sing'; there are: classify, deblur, denoise"),
         (
             ["search", "--data=cats"],
-            "unknown data 'cats'; there are: cifar10, class_folder, fashion_mnist, folder, mnist, pictures",
+            "unknown data 'cats'; there are: cifar10, class_folder, fashion_mnist, folder, mnist, noisy_pairs, pairs",
         ),
         (
             ["search", "--model=unet"],
@@ -419,6 +419,7 @@ nas.__main__.main()
         (["search", *TINY, "--data-root=data", "--out=new", "--sizes=4k,"], "a size must be a positive number such as"),
         (["search", "--model-options={kernel: 4}"], "node 'd1' has the kernel size 4; it must be odd"),
         (["search", "--entry-time=soon"], "entry_time must be float or auto, got soon"),
+        (["search", "--coarse=4", "--optimizer=xrda"], "xrda has no exact restriction to what is alive"),
         (["export", "run"], "format"),
         (["export", "run", "--format=tflite"], "tflite"),
         (["export", "nowhere", "--format=python"], "nowhere holds no run"),

@@ -9,7 +9,21 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, Adagrad, Adam, AdamW, Muon, NAdam, Optimizer, RMSprop, lr_scheduler, swa_utils
+from torch.optim import (
+    LBFGS,
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    Muon,
+    NAdam,
+    Optimizer,
+    RMSprop,
+    SparseAdam,
+    lr_scheduler,
+    swa_utils,
+)
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from nas import (
     ENTRIES,
@@ -283,6 +297,96 @@ def test_hooks_run_once_per_step(kind):
     optimizer.register_step_post_hook(lambda *args: calls.append("after"))
     advance(net, optimizer, 2)
     assert calls == ["before", "after"] * 2
+
+
+@every_kind
+def test_hooks_of_all_optimisers_run_once_per_step(kind):
+    net, optimizer = make(kind)
+    calls = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda *args: calls.append(args[0])),
+        register_optimizer_step_post_hook(lambda *args: calls.append(args[0])),
+    ]
+    try:
+        advance(net, optimizer, 1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert [each is optimizer for each in calls] == [True, True]
+
+
+@every_kind
+def test_keys_of_others_are_kept(kind):
+    net, _ = make(kind)
+    optimizer = kind([{"params": list(net.parameters()), "lr_scale": 0.5, "layer": "first"}], penalty=PENALTY)
+    advance(net, optimizer, 1)
+    for group in (optimizer.param_groups[0], optimizer.state_dict()["param_groups"][0]):
+        assert (group["lr_scale"], group["layer"]) == (0.5, "first")
+
+
+@pytest.mark.parametrize(
+    "options", [{"second_moment": "entry"}, {"second_moment": "tensor"}, {"momentum": 0.5}], ids=str
+)
+def test_to_maximize_is_to_minimise_the_negative(options):
+    kind = LinBreg if "momentum" in options else AdaBreg
+    found = []
+    for sign in (1, -1):
+        net, optimizer = make(kind, maximize=sign < 0, **options)
+        for x in batches(5):
+            optimizer.zero_grad()
+            (sign * loss_of(net, x)).backward()
+            optimizer.step()
+        found.append(numbers(optimizer))
+    assert all(torch.equal(value.abs(), found[1][key].abs()) for key, value in found[0].items())
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items() if key.startswith("parameter"))
+
+
+@pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
+def test_ways_to_compute_give_the_same(kind):
+    results = []
+    for options in ({"foreach": True}, {"fused": False, "foreach": False}, {}):
+        net, optimizer = make(kind, dtype=torch.float64, **options)
+        advance(net, optimizer)
+        results.append(net[0].weight.detach())
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-12, atol=1e-12)
+
+
+@every_kind
+def test_a_model_may_be_moved_to_double_precision(kind):
+    net, optimizer = make(kind)
+    advance(net, optimizer, 2)
+    advance(net.double(), optimizer, 2)
+    assert all(p.dtype == torch.float64 and p.isfinite().all() for p in net.parameters())
+
+
+FAMILY = [AdaBreg, LinBreg, ProxSGD, SplitLBI, XRDA]
+
+
+@pytest.mark.parametrize("stored", FAMILY)
+@pytest.mark.parametrize("kind", FAMILY)
+def test_a_file_of_another_optimiser_is_refused(kind, stored):
+    net, optimizer = make(stored)
+    advance(net, optimizer, 1)
+    if kind is not stored:
+        with pytest.raises(ValueError, match=f"is of another optimiser, not of {kind.__name__}: they differ in"):
+            make(kind)[1].load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("kind", [AdaBreg, LinBreg, SplitLBI, XRDA])
+def test_a_file_of_other_shapes_is_refused(kind):
+    net, optimizer = make(kind, named=True)
+    advance(net, optimizer, 1)
+    wide = nn.Sequential(nn.Linear(4, 9, bias=False), nn.Tanh(), nn.Linear(9, 3, bias=False))
+    message = r"state of parameter 0.weight has shape \(8, 4\), the parameter has \(9, 4\)"
+    with pytest.raises(ValueError, match=message):
+        kind(wide.named_parameters(), penalty=PENALTY).load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("rule", [LBFGS, SparseAdam])
+def test_rules_that_cannot_step_a_dual_are_refused(rule):
+    with pytest.raises(ValueError, match=f"without a closure, which {rule.__name__} does not"):
+        make(partial(Bregman, rule=rule))
 
 
 @every_kind

@@ -15,6 +15,7 @@ from nas import (
     NonNegativeL1,
     ProxSGD,
     check_start,
+    coupled_units,
     param_groups,
     rings,
     sparse_start,
@@ -185,3 +186,16 @@ def test_a_model_that_returns_no_tensor_is_named():
 
     with pytest.raises(ValueError, match="Pair must return one tensor, got tuple"):
         check_start(Pair(2, 2), torch.randn(3, 2), groups=[])
+
+
+def test_gradients_that_grow_behind_sleeping_channels_are_refused():
+    """The normalisation of a channel that is 0 multiplies its gradient by 1 / sqrt(eps) = 316; 20 of them overflow."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Conv2d(4, 4, 1, groups=4, bias=False), nn.BatchNorm2d(4)) for _ in range(20)]
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), *layers, nn.Conv2d(4, 2, 1))
+    for layer in layers:
+        nn.init.ones_(layer[0].weight)
+    x = torch.randn(8, 3, 5, 5)
+    groups = param_groups(net, lam=0.1, lr=0.1, units=coupled_units(net, x))
+    with pytest.raises(ValueError, match="the gradient of 0.weight is not finite, as behind many normalisations"):
+        sparse_start(net, 0.5, groups=groups, batch=x)

@@ -103,3 +103,11 @@ def test_import_is_light(tmp_path):
     script = f"import sys, nas, nas.models, nas.search, nas.analysis; print(sorted({heavy!r} & set(sys.modules)))"
     result = run(["-c", script], tmp_path)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_importing_it_takes_little_longer_than_importing_torch():
+    """Processor time, so that other work on the machine does not count; the least of three."""
+    script = "import time, torch; t = time.process_time(); from nas import AdaBreg; print(time.process_time() - t)"
+    command, environment = [sys.executable, "-c", script], {**os.environ, "PYTHONPATH": str(ROOT)}
+    times = [float(subprocess.run(command, env=environment, capture_output=True, check=True).stdout) for _ in range(3)]
+    assert min(times) < 0.3

@@ -91,7 +91,7 @@ def test_the_range_is_in_the_configuration_and_in_the_network():
     assert SearchConfig(sigma="25") == SearchConfig(sigma=25.0)
     plan = config.build().plan
     assert (plan.channels, plan.extra, plan.units["in"], plan.units["out"]) == (1, 1, 8, 4)
-    assert plan.with_extra(0).nodes[1:-1] == SearchConfig(model="conv_skip_autoencoder").build().plan.nodes[1:-1]
+    assert plan.nodes[1:-1] == SearchConfig(model="conv_skip_autoencoder").build().plan.nodes[1:-1]
     assert Plan.from_dict({name: value for name, value in plan.to_dict().items() if name != "extra"}).extra == 0
 
 
@@ -123,6 +123,12 @@ def test_estimates_are_right_on_a_flat_picture():
     for sigma in (5, 25, 50):
         noise = torch.randn(1, 500, 500, generator=torch.Generator().manual_seed(0))
         assert 255 * estimate_sigma(0.5 + sigma / 255 * noise)[0] == pytest.approx(sigma, rel=0.02)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 2), (40, 40)])
+def test_a_picture_without_noise_has_none_whatever_its_size(shape):
+    assert estimate_sigma(torch.full((2, *shape), 0.5)) == [pytest.approx(0, abs=1e-7)] * 2
+    assert denoise_pixels(blind(), np.full(shape, 100, np.uint8)).tolist() == np.full(shape, 100).tolist()
 
 
 @pytest.mark.parametrize(("peak", "sigma"), [(20.0, 0.0), (5.0, 0.02), (100.0, 0.05)])

@@ -1,6 +1,7 @@
 """A hundred odd files: each is cleaned as it should be, or refused in one clear sentence."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from benchmarks.odd_files import STEP, extras_of, odd_files, shown_by
 from nas.models import conv_skip_autoencoder
 from nas.search.tasks.files import DONE, FAILED, Job, denoise_files
+from nas.search.tasks.use import denoise_sheet
 
 FILES = odd_files()
 
@@ -33,7 +35,7 @@ def test_there_are_a_hundred():
 def test_an_odd_file_is_right_or_refused(odd, darkening, tmp_path):
     source, target = tmp_path / odd.name, tmp_path / "out" / odd.name
     odd.write(source)
-    (outcome,) = denoise_files(darkening, [Job(source, target)], given=odd.given)
+    (outcome,) = denoise_files(partial(denoise_sheet, darkening), [Job(source, target)], given=odd.given)
     if odd.sentence:
         assert (outcome.state, target.exists()) == (FAILED, False)
         assert odd.name in str(outcome.problem) and "\n" not in str(outcome.problem)

@@ -6,7 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from nas import KERNELS, L1, ROWS, AdaBreg, GroupLasso, LinBreg, Nuclear, SparseGroup, Zero, describe, param_groups
+from nas import (
+    KERNELS,
+    L1,
+    ROWS,
+    AdaBreg,
+    GroupLasso,
+    LinBreg,
+    Nuclear,
+    SparseGroup,
+    Zero,
+    coupled_units,
+    describe,
+    param_groups,
+    sparse_start,
+)
 from nas.models import conv_skip_autoencoder
 
 
@@ -209,3 +223,36 @@ def test_the_table_knows_entry_times_and_odd_tensors():
     assert table == {"10"}
     empty = nn.ParameterDict({"weight": nn.Parameter(torch.zeros(0, 3))})
     assert "0 x 1" in describe(param_groups(empty, lr=0.01, rules={"weight": L1(0.1)}))
+
+
+def test_what_is_frozen_or_computed_is_free():
+    net = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 6), nn.Linear(6, 2))
+    net[0].requires_grad_(False)
+    nn.utils.parametrizations.weight_norm(net[2])
+    untouched = [*net[0].parameters(), *net[2].parameters()]
+    before = [p.clone() for p in untouched]
+    groups = param_groups(net, lam=0.1, lr=0.1)
+    assert [group["name"] for group in groups] == ["4", "free"]
+    sparse_start(net, 0.5, groups=groups)
+    assert all(torch.equal(p, q) for p, q in zip(before, untouched, strict=True))
+
+
+@pytest.mark.parametrize("last", ["a head", "a module that is not used"])
+def test_what_a_model_puts_out_is_not_guessed_from_the_order_of_its_modules(last):
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.first = nn.Linear(5, 2), nn.Linear(3, 5)
+            self.last = nn.Linear(5, 2)
+
+        def forward(self, x):
+            y = torch.tanh(self.first(x))
+            return (self.head(y), self.last(y)) if last == "a head" else self.head(y)
+
+    net = Heads()
+    with pytest.raises(
+        ValueError, match=r"which layers of Heads put out its results is not .* units=nas.coupled_units"
+    ):
+        param_groups(net, lam=0.1, lr=0.1)
+    groups = param_groups(net, lam=0.1, lr=0.1, units=coupled_units(net, torch.rand(4, 3)))
+    assert [group["name"] for group in groups] == ["first", "free"]

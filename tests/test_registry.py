@@ -29,7 +29,7 @@ from nas.search import Picture, Pictures, Restoration, register_data, register_t
 
 
 @dataclass(frozen=True)
-class Inpaint(Restoration):
+class Drop(Restoration):
     missing: float = 0.5
 
     def observe(self, clean, generator):
@@ -46,12 +46,12 @@ def small(channels=1, *, width=4):
     return conv_skip_autoencoder(channels, depth=1, width=width)
 
 
-register_task("inpaint", Inpaint)
+register_task("drop", Drop)
 register_data("stripes", stripes)
 register_recipe("small", small)
 """
 OPTIONS = [
-    "--task=inpaint", "--task_options={missing: 0.3}", "--data=stripes", "--model=small",
+    "--task=drop", "--task_options={missing: 0.3}", "--data=stripes", "--model=small",
     "--epochs=1", "--sizes=none", "--price=none", "--steps=10", "--batch=2", "--crop=16", "--entry-time=50",
 ]  # fmt: skip
 
@@ -145,12 +145,15 @@ def test_import_on_the_command_line(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(MINE)
     found = nas("search", "--import=mine.py", *OPTIONS, "--out=run", "--json", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
-    assert "inpaint with small by adabreg on stripes, Inpaint(missing=0.3)" in found.stdout
+    assert "drop with small by adabreg on stripes, Drop(missing=0.3)" in found.stdout
     assert json.loads(found.stdout.splitlines()[-1])["psnr_noisy"] > 0
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert (config["task"], config["task_options"]) == ("inpaint", {"missing": 0.3})
+    assert (config["task"], config["task_options"]) == ("drop", {"missing": 0.3})
     assert main(["show", str(tmp_path / "run")]) == 2  # in this process nothing was registered
-    assert "unknown task 'inpaint'; there are: classify, deblur, denoise, and those that" in capsys.readouterr().err
+    assert (
+        "unknown task 'drop'; there are: classify, deblur, denoise, inpaint, superresolve, and those that"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_module_is_imported_by_its_name(tmp_path, monkeypatch):
@@ -158,7 +161,7 @@ def test_a_module_is_imported_by_its_name(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_small_model", raising=False)
     import_registrations("my_small_model")
-    assert {"inpaint", "stripes", "small"} <= {*RECIPES, *SOURCES, *TASKS}
+    assert {"drop", "stripes", "small"} <= {*RECIPES, *SOURCES, *TASKS}
 
 
 def test_every_verb_takes_import_before_or_after_it(tmp_path, monkeypatch, capsys):

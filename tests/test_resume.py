@@ -198,11 +198,11 @@ def test_nothing_to_go_on_from(config, tmp_path):
 
 
 def test_data_that_have_changed_are_noticed(config, tmp_path, data_root):
-    for file in data_root.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    run = Run(tmp_path / "run", replace(config, data_root=tmp_path))
+    data = tmp_path / "data"
+    shutil.copytree(data_root, data)
+    run = Run(tmp_path / "run", replace(config, data_root=data))
     next(iter(Search(run)))
-    first, second, *_ = sorted(tmp_path.glob("*.png"))
+    first, second, *_ = sorted(data.glob("*.png"))
     first.write_bytes(second.read_bytes())
     with pytest.raises(ValueError, match=r"the data of .*run \(folder\) are not those that the search began with"):
         Search(run, resume=True)

@@ -281,10 +281,10 @@ def test_bad_options_leave_nothing_behind(tmp_path, config, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task": "sing"}, "unknown task 'sing'; there are: classify, deblur, denoise, and those that you register"),
+        ({"task": "sing"}, "unknown task 'sing'; there are: classify, deblur, denoise, inpaint, superresolve"),
         (
             {"data": "cats"},
-            "unknown data 'cats'; there are: cifar10, class_folder, fashion_mnist, folder, mnist, pictures",
+            "unknown data 'cats'; there are: cifar10, class_folder, fashion_mnist, folder, mnist, noisy_pairs, pairs",
         ),
         (
             {"model": "unet"},
@@ -297,6 +297,15 @@ def test_bad_options_leave_nothing_behind(tmp_path, config, change, message):
             r"entry_time must be at least 20 steps with price none \(below, everything wakes at once\), got 10",
         ),
         ({"entry_time": 30.0, "price": "params"}, r"entry_time must be at least 40 steps with price params"),
+        (
+            {"entry_time": 30.0, "coarse": 3},
+            r"entry_time must be at least 80 steps with price none and coarse 3 \(below",
+        ),
+        ({"coarse": 100}, "coarse must lie between 0 and 99 steps, got 100"),
+        (
+            {"coarse": 1, "optimizer": "proxsgd", "entry_time": None},
+            "proxsgd has no exact restriction to what is alive, and takes no coarse steps",
+        ),
         ({"lr": 0.0}, "lr must be > 0, got 0"),
         ({"seed": -1}, "seed must lie between 0 and 4294967295, got -1"),
         ({"gate_scale": -1.0}, "gate_scale must be > 0"),

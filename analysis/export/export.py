@@ -1,6 +1,7 @@
 """Networks that leave the house: plain PyTorch, torch.export and ONNX, each run and compared before it counts.
 
-All formats come from one translation, the Python source of `nas.analysis.export.source`: the others are traced from it.
+All formats of a `DagNet` come from one translation, the Python source of `nas.analysis.export.source`: the others are
+traced from it. Those of any other module come from its graph of primitive operations.
 """
 
 import copy
@@ -8,38 +9,74 @@ import os
 import runpy
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.utils._pytree import tree_leaves
 
+from nas.analysis.export.module_source import write_module_source
 from nas.analysis.export.source import named_tensors, source_code
 from nas.models.dag import DagNet
+from nas.models.traced.graph import Example, Inputs, call, copied, unwrap
 
-Network = Callable[[Tensor], Tensor]
+Network = Callable[..., Any]
 TOLERANCE = 1e-5  # largest difference of an output; relative to the largest output where that is above 1
 
 
-def export(net: DagNet, path: Path, format: str) -> float:
+@dataclass(frozen=True)
+class Subject:
+    """What is exported.
+
+    Attributes:
+        net: in single precision, on the CPU, in evaluation mode.
+        plain: the same without this package.
+        axes: for each input by number the axes that may have any size, with their names.
+        cases: inputs on which the export is compared; the first is the one to trace with.
+    """
+
+    net: nn.Module
+    plain: nn.Module
+    axes: tuple[dict[int, str], ...]
+    cases: Sequence[tuple[Tensor, ...]]
+
+    def program(self) -> torch.export.ExportedProgram:
+        """The graph of primitive operations, without paths on this machine."""
+        size = Dim.DYNAMIC if isinstance(self.net, DagNet) else Dim.AUTO
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of its own inside
+            program = torch.export.export(
+                self.plain, self.cases[0], dynamic_shapes=tuple(dict.fromkeys(axes, size) for axes in self.axes)
+            )
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)
+        return program
+
+
+def export(net: nn.Module, path: Path, format: str, *, inputs: Inputs | None = None) -> float:
     """Write ``net`` in single precision as ``path``, for machines without this package.
 
-    What was written is loaded again and compared with ``net`` on random inputs of several batch and picture sizes;
-    only then it takes its place. On failure nothing changes.
+    What was written is loaded again and compared with ``net`` on random inputs, of a `DagNet` of several batch and
+    picture sizes; only then it takes its place. On failure nothing changes.
 
     Args:
         net: any network, left as it is.
         path: of the suffix in `FORMATS`, in an existing folder. Existing files are replaced.
         format: "python" (source, and its weights in a .safetensors file beside it), "torch-export" or "onnx".
+        inputs: one batch for a module that is no `DagNet`: a tensor or a tuple of tensors. The batch may have any size
+            later on unless the module says something else.
 
     Returns:
         The largest absolute difference of the outputs.
 
     Raises:
-        ValueError: an unknown format, a suffix that does not fit it, a difference above `TOLERANCE`, or packages that
-            ONNX needs are not installed.
+        ValueError: an unknown format, a suffix that does not fit it, a difference above `TOLERANCE`, packages that
+            ONNX needs are not installed, or a module that is no `DagNet` comes without inputs or cannot be traced.
         OSError: the folder cannot be written.
     """
     files = files_of(path, format)
@@ -47,10 +84,10 @@ def export(net: DagNet, path: Path, format: str) -> float:
         raise ValueError(f"{path.parent} is no folder in which files can be written")
     if folders := [file for file in files if file.is_dir()]:
         raise ValueError(f"{folders[0]} is a folder; choose another file")
-    net = copy.deepcopy(net).float().cpu().eval()
+    subject = _dag(net) if isinstance(net, DagNet) else _module(net, inputs)
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as place:
         written = [Path(place) / file.name for file in files]
-        difference = _compare(net, WRITERS[format](net, *written))
+        difference = _compare(subject, WRITERS[format](subject, *written))
         for new, file in reversed(list(zip(written, files, strict=True))):  # the weights before their source
             new.replace(file)
     return difference
@@ -69,30 +106,28 @@ def files_of(path: Path, format: str) -> list[Path]:
     return [path, path.with_suffix(".safetensors")] if format == "python" else [path]
 
 
-def write_python(net: DagNet, path: Path, weights: Path) -> nn.Module:
-    """Source of plain torch.nn with literal sizes, and its weights. Returns what the source loads."""
-    path.write_text(source_code(net.plan), encoding="utf-8")
-    save_file(named_tensors(net), weights)
-    model = runpy.run_path(str(path))["load"](weights)
-    assert isinstance(model, nn.Module)
-    return model
+def write_python(subject: Subject, path: Path, weights: Path) -> Network:
+    """Source of plain torch, and its weights. Returns what the source loads."""
+    if isinstance(subject.net, DagNet):
+        path.write_text(source_code(subject.net.plan), encoding="utf-8")
+        save_file(named_tensors(subject.net), weights)
+    else:
+        write_module_source(subject.program(), path, weights)
+    loaded: Network = runpy.run_path(str(path))["load"](weights)
+    return loaded
 
 
-def write_torch_export(net: DagNet, path: Path) -> nn.Module:
-    """A program for `torch.export.load`: any batch size, and pictures with sides larger than the patch."""
+def write_torch_export(subject: Subject, path: Path) -> nn.Module:
+    """A program for `torch.export.load`; of a `DagNet` for any batch, and pictures with sides larger than the patch."""
+    program = subject.program()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its own inside
-        program = torch.export.export(
-            _plain(net), (_example(net),), dynamic_shapes=(dict.fromkeys(_axes(net), Dim.DYNAMIC),)
-        )
-        for node in program.graph.nodes:
-            node.meta.pop("stack_trace", None)  # paths on this machine
         torch.export.save(program, path)
         return torch.export.load(path).module()
 
 
-def write_onnx(net: DagNet, path: Path) -> Network:
-    """An ONNX file with the input "x" and the output "y": any batch size and any picture size.
+def write_onnx(subject: Subject, path: Path) -> Network:
+    """An ONNX file with the input "x" (of several "x0", "x1", ...) and the output "y" (likewise).
 
     Raises:
         ValueError: the packages that this needs are not installed.
@@ -103,15 +138,16 @@ def write_onnx(net: DagNet, path: Path) -> Network:
         import onnxscript  # noqa: F401
     except ImportError as problem:
         raise ValueError(f"the format onnx needs {problem.name}; pip install 'bregman-nas[onnx]'") from None
+    names = [_numbered(letter, count) for letter, count in (("x", len(subject.axes)), ("y", len(_outputs(subject))))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as above
         program = torch.onnx.export(
-            _plain(net),
-            (_example(net),),
+            subject.plain,
+            subject.cases[0],
             dynamo=True,
-            dynamic_shapes=(_axes(net),),
-            input_names=["x"],
-            output_names=["y"],
+            dynamic_shapes=subject.axes,
+            input_names=names[0],
+            output_names=names[1],
             verbose=False,
         )
         assert program is not None
@@ -121,7 +157,12 @@ def write_onnx(net: DagNet, path: Path) -> Network:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(["y"], {"x": x.numpy()})[0])
+
+    def run(*given: Tensor) -> list[Tensor]:
+        found = session.run(names[1], {name: x.numpy() for name, x in zip(names[0], given, strict=True)})
+        return [torch.from_numpy(each) for each in found]
+
+    return run
 
 
 FORMATS = {"python": ".py", "torch-export": ".pt2", "onnx": ".onnx"}  # and the suffix of its file
@@ -132,10 +173,30 @@ WRITERS: dict[str, Callable[..., Network]] = {
 }
 
 
-def _plain(net: DagNet) -> nn.Module:
-    """The module of the generated source, with the weights of ``net``."""
+def _dag(net: DagNet) -> Subject:
+    net = copy.deepcopy(net).float().cpu().eval()
+    generator = torch.Generator().manual_seed(0)
+    cases = [(net.plan.offset + torch.randn(shape, generator=generator),) for shape in _shapes(net)]
+    axes = {0: "batch"} if net.plan.patch is None else {0: "batch", 2: "height", 3: "width"}
     with tempfile.TemporaryDirectory() as place:
-        return write_python(net, Path(place) / "model.py", Path(place) / "model.safetensors")
+        weights = Path(place) / "model.safetensors"
+        source = Path(place) / "model.py"
+        source.write_text(source_code(net.plan), encoding="utf-8")
+        save_file(named_tensors(net), weights)
+        plain = runpy.run_path(str(source))["load"](weights)
+    return Subject(net, plain, (axes,), cases)
+
+
+def _module(net: nn.Module, inputs: Inputs | None) -> Subject:
+    name = type(net).__name__
+    if inputs is None or (example := Example.of(inputs)).kwargs or len(example.tensors()) < len(example.args):
+        raise ValueError(f"export: {name} is no DagNet; give inputs=..., one batch: a tensor or a tuple of tensors")
+    net = copied(unwrap(net)).float().eval()
+    given = tuple(x.cpu() for x in example.args)
+    call(net, example)  # says what is wrong with the inputs
+    generator = torch.Generator().manual_seed(0)
+    random = tuple(torch.randn(x.shape, generator=generator) if x.is_floating_point() else x for x in given)
+    return Subject(net, net, tuple({0: f"batch{k or ''}"} for k in range(len(given))), [given, random])
 
 
 def _shapes(net: DagNet) -> list[tuple[int, ...]]:
@@ -148,23 +209,24 @@ def _shapes(net: DagNet) -> list[tuple[int, ...]]:
     return [(batch, channels, *sizes) for batch, sizes in zip((3, 1, 2, 1), sides, strict=True)]
 
 
-def _example(net: DagNet) -> Tensor:
-    return torch.zeros(_shapes(net)[0])
-
-
-def _axes(net: DagNet) -> dict[int, str]:
-    """The axes of the input that may have any size."""
-    return {0: "batch"} if net.plan.patch is None else {0: "batch", 2: "height", 3: "width"}
+def _numbered(letter: str, count: int) -> list[str]:
+    return [letter] if count == 1 else [f"{letter}{k}" for k in range(count)]
 
 
 @torch.no_grad()
-def _compare(net: DagNet, exported: Network) -> float:
-    """Largest absolute difference of the outputs on random inputs."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = [net.plan.offset + torch.randn(shape, generator=generator) for shape in _shapes(net)]
-    outputs = [(net(x), exported(x)) for x in inputs]
-    difference = max(float((y - z).abs().max()) for y, z in outputs)
-    allowed = TOLERANCE * max(1.0, *(float(y.abs().max()) for y, _ in outputs))
+def _outputs(subject: Subject, case: int = 0) -> list[Tensor]:
+    return call(subject.net, Example.of(subject.cases[case]))
+
+
+@torch.no_grad()
+def _compare(subject: Subject, exported: Network) -> float:
+    """Largest absolute difference of the outputs."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for case, inputs in enumerate(subject.cases):
+        found = [each for each in tree_leaves(exported(*inputs)) if isinstance(each, Tensor)]
+        pairs += zip(_outputs(subject, case), found, strict=True)
+    difference = max(float((y - z).abs().max()) for y, z in pairs)
+    allowed = TOLERANCE * max(1.0, *(float(y.abs().max()) for y, _ in pairs))
     if not difference <= allowed:  # NaN is no agreement either
         raise ValueError(f"the export differs from the network by {difference:.1e}, more than {allowed:.0e}")
     return difference

@@ -1,18 +1,18 @@
 """Extraction: the compact network, and the evidence that it computes the same function."""
 
-import copy
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TypeVar, overload
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
-from nas.analysis.extraction.certificate import Certificate, Difference, certify
-from nas.analysis.extraction.shrink import shrink
+from nas.analysis.extraction.certificate import Certificate, certify
+from nas.analysis.extraction.shrink import changes_of
 from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.models.store import fingerprint
+from nas.models.traced.graph import Example, Inputs, call, copied, unwrap
+from nas.models.traced.shrink import Removal, shrunk
 from nas.search.run import Run
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -24,19 +24,20 @@ def extract(
 ) -> tuple[DagNet, Certificate]: ...
 @overload
 def extract(
-    net: Model, inputs: Sequence[Tensor] = (), *, seed: int = 0, round_to: int = 1
+    net: Model, inputs: Sequence[Inputs] = (), *, seed: int = 0, round_to: int = 1
 ) -> tuple[Model, Certificate]: ...
 def extract(
-    net: nn.Module | Run, inputs: Sequence[Tensor] = (), *, seed: int = 0, round_to: int = 1
+    net: nn.Module | Run, inputs: Sequence[Any] = (), *, seed: int = 0, round_to: int = 1
 ) -> tuple[nn.Module, Certificate]:
     """The compact network inside ``net`` and the evidence that it equals ``net``, which is left as it is.
 
     Args:
         net: a run, whose picked network is compared on its held-out pictures too; a searched supernet or any `DagNet`
-            with exact zeros; or any other module with exact zeros that `torch.fx` can trace
+            with exact zeros; or any other module with exact zeros that `torch.export` can trace
             (`nas.analysis.extraction.shrink`), compared in evaluation mode.
-        inputs: real inputs to compare on besides random ones, each without the batch axis. A module that is no
-            `DagNet` needs at least one, to know its shape.
+        inputs: real inputs to compare on besides random ones, each without the batch axis: a tensor, or where a
+            module takes several a tuple of arguments or a mapping of keyword arguments. A module that is no `DagNet`
+            needs at least one, to know its shape.
         seed: of the random inputs.
         round_to: widen the hidden nodes of a `DagNet` to multiples of this by units that are zero.
 
@@ -45,7 +46,7 @@ def extract(
 
     Raises:
         ValueError: ``round_to`` is no size; a module that is no `DagNet` comes without inputs or with ``round_to``,
-            cannot be traced or returns no tensor.
+            cannot be copied, run or traced, or returns no tensor.
     """
     if isinstance(net, Run):
         inputs = [*inputs, *net.inputs(net.data())]
@@ -57,37 +58,62 @@ def extract(
         raise ValueError(f"extract(round_to=...) is for a DagNet, {type(net).__name__} is none")
     if not inputs:
         raise ValueError(f"extract: {type(net).__name__} is no DagNet; give one input at least, to know its shape")
-    batches = [*(each[None] for each in inputs), *_random_like(inputs[0], seed)]
-    shrunk, found = shrink(net, batches[0])
-    single, double = (_compare(net, batches, dtype) for dtype in (torch.float32, torch.float64))
+    return _extract_module(unwrap(net), inputs, seed)
+
+
+def _extract_module(net: nn.Module, inputs: Sequence[Inputs], seed: int) -> tuple[nn.Module, Certificate]:
+    examples = [*(_one_batch(each) for each in inputs), *_random_like(inputs[0], seed)]
+    small, removal = shrunk(net, examples[0])
+    single, largest = _compare(net, removal, examples, torch.float32)
+    try:
+        double, largest = _compare(net, removal, examples, torch.float64)
+        tolerance = Certificate.tolerance_float64
+    except ValueError:  # its forward computes in single precision: it is compared in that
+        double, tolerance = single, Certificate.tolerance_float32
     certificate = Certificate(
-        **asdict(Difference(single[0], *double)),
-        num_random=sum(map(len, batches)) - len(inputs),
+        single,
+        double,
+        largest,
+        num_random=sum(len(each.tensors()[0]) for each in examples[len(inputs) :]),
         num_given=len(inputs),
-        changes=found,
-        hashes={"supernet": fingerprint(net), "compact": fingerprint(shrunk)},
+        tolerance_float64=tolerance,
+        changes=changes_of(removal),
+        hashes={"supernet": fingerprint(net), "compact": fingerprint(small)},
     )
-    return shrunk, certificate
+    for module, before in zip(small.modules(), net.modules(), strict=True):
+        module.training = before.training
+    return small, certificate
 
 
-def _random_like(example: Tensor, seed: int) -> list[Tensor]:
+def _one_batch(given: Inputs) -> Example:
+    """A batch of one, of inputs without the batch axis."""
+    return Example.of(given).map(lambda x: x[None].cpu())
+
+
+def _random_like(given: Inputs, seed: int) -> list[Example]:
     """Noise and uniform numbers in the shape of the example; none for inputs that are no real numbers."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (4, *example.shape)
-    draws = (torch.randn, torch.rand) if example.is_floating_point() else ()
-    return [draw(shape, generator=generator) for draw in draws]
+    example = _one_batch(given)
+    if not all(x.is_floating_point() for x in example.tensors()):
+        return []
+
+    def batch(draw: Callable[..., Tensor]) -> Example:
+        return example.map(lambda x: draw((2, *x.shape[1:]), generator=generator).to(x.dtype))
+
+    return [batch(torch.randn), batch(torch.rand)]
 
 
 @torch.no_grad()
-def _compare(net: nn.Module, batches: Sequence[Tensor], dtype: torch.dtype) -> tuple[float, float]:
-    """Largest absolute difference of ``net`` and its smaller copy, and largest absolute output, in this precision."""
+def _compare(net: nn.Module, removal: Removal, examples: Sequence[Example], dtype: torch.dtype) -> tuple[float, float]:
+    """Largest absolute difference of ``net`` and its narrow copy, and largest absolute output, in this precision."""
+    full = copied(net).eval()._apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
+    short = removal.applied_to(full)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for example in examples:
+        cast = example.map(lambda x: x.to(dtype) if x.is_floating_point() else x)
+        pairs += zip(call(full, cast), call(short, cast), strict=True)
+    return max(_largest(y - z) for y, z in pairs), max(_largest(y) for y, _ in pairs)
 
-    def to_dtype(x: Tensor) -> Tensor:
-        return x.cpu().to(dtype) if x.is_floating_point() else x.cpu()
 
-    full = copy.deepcopy(net).cpu().to(dtype).eval()
-    short, _ = shrink(full, to_dtype(batches[0]))
-    outputs = [(full(to_dtype(x)), short(to_dtype(x))) for x in batches]
-    if not all(isinstance(y, Tensor) for y, _ in outputs):
-        raise ValueError(f"extract: {type(net).__name__} must return one tensor to be compared")
-    return max(float((y - z).abs().max()) for y, z in outputs), max(float(y.abs().max()) for y, _ in outputs)
+def _largest(x: Tensor) -> float:
+    return float(x.abs().max()) if x.numel() else 0.0

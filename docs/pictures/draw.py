@@ -1,4 +1,7 @@
-"""The pictures of README and "How it works", drawn by what they show: python docs/pictures/draw.py runs/demo."""
+"""The pictures of "How it works" and "Gallery", drawn by what they show: python docs/pictures/draw.py runs
+
+in a checkout with the runs of the gallery, made by the commands on its page.
+"""
 
 import shutil
 import sys
@@ -61,8 +64,10 @@ def shown(run: Path, name: str, *options: str) -> None:
 
 if __name__ == "__main__":
     draw_entry(PICTURES / "entry.svg")
-    demo = Path(sys.argv[1])
+    runs = Path(sys.argv[1])
     for epoch in (0, 4, 20):  # the start, on the way, the end of its growth
-        shown(demo, f"epoch-{epoch}", f"--epoch={epoch}")
-    shown(demo, "topology")
-    shutil.copy(demo / "growth.svg", PICTURES)
+        shown(runs / "demo", f"epoch-{epoch}", f"--epoch={epoch}")
+    shown(runs / "demo", "topology")
+    shutil.copy(runs / "demo" / "growth.svg", PICTURES)
+    for name in ("conv", "mixed", "unet", "mnist"):
+        shown(runs / name, name)

@@ -2,7 +2,7 @@
 
 import glob
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,14 +13,18 @@ from nas.cli.shared import Result, add_choice, check_free, choice, make_run_pars
 from nas.models.dag import DagNet
 from nas.search.config import SearchConfig
 from nas.search.data.formats.files import check_sheet, encoded, read_sheet, write_sheet
+from nas.search.data.formats.sheet import Sheet
 from nas.search.data.formats.values import parse_range
 from nas.search.data.images import write_picture
 from nas.search.networks import load_chosen
 from nas.search.run import Run
+from nas.search.tasks.degradations import Inpaint, SuperResolve, read_mask
 from nas.search.tasks.files import DONE, EARLIER, FAILED, NO_PICTURE, Outcome, denoise_files, find_jobs
 from nas.search.tasks.noise import Denoise
 from nas.search.tasks.restoration import Restoration
-from nas.search.tasks.use import Noise, before_after, denoise_sheet
+from nas.search.tasks.task import Task
+from nas.search.tasks.tiles import tiles
+from nas.search.tasks.use import Noise, before_after, denoise_sheet, magnify
 
 STANDARD = Path("-")  # input or output
 
@@ -38,6 +42,7 @@ def parser() -> ArgumentParser:
     parser.add_argument(
         "--sigma", type=float, help="of the noise on the 0..255 scale, where the network is told (default: estimated)"
     )
+    parser.add_argument("--mask", type=Path, help="picture that is black where pixels are to be filled in")
     parser.add_argument("--peak", type=float, help="photons in white, of pictures with photon noise")
     parser.add_argument("--range", type=str, help="pixel values that are black and white, such as 0:4095")
     parser.add_argument("--force", action="store_true", help="replace files that exist, clean finished ones again")
@@ -51,9 +56,9 @@ def perform(options: Namespace) -> Result:
             f"the task of {run.folder} is {run.config.task}; denoise is for networks that restore pictures"
         )
     folder, net = load_chosen(run, choice(options))
-    noise = _noise(run.config, Noise(options.sigma, options.peak))
+    list(tiles(1, 1, net.plan, options.tile))  # complains before the first file is read
     given = parse_range(options.range) if options.range else None
-    use = _Use(net, folder, options.tile, given, noise, options.force)
+    use = _Use(_cleaner(run.config, net, options), folder, given, options.force)
     pictures, out = options.pictures, options.out
     if STANDARD in (*pictures, out):
         if len(pictures) > 1 or out.is_dir() or pictures[0].is_dir():
@@ -67,23 +72,38 @@ def perform(options: Namespace) -> Result:
 
 @dataclass(frozen=True)
 class _Use:
-    """A network, where it came from, and how it is used."""
+    """What cleans pictures, where its network came from, and how it is used."""
 
-    net: DagNet
+    clean: Callable[[Sheet], Sheet]
     folder: Path
-    tile: int | None
     given: tuple[float, float] | None
-    noise: Noise
     force: bool
 
 
-def _noise(config: SearchConfig, noise: Noise) -> Noise:
+def _cleaner(config: SearchConfig, net: DagNet, options: Namespace) -> Callable[[Sheet], Sheet]:
+    """What the task of a network makes of pictures.
+
+    Raises:
+        ValueError: the options do not suit the task.
+    """
+    task = config.make_task(None) if config.num_extra or config.task_class is SuperResolve else None
+    if isinstance(task, Inpaint) != (options.mask is not None):
+        raise ValueError(
+            "--mask FILE, black where pixels are missing, goes with networks that fill them in (--task inpaint), and "
+            f"these need it; the task of this one is {config.task}"
+        )
+    known = None if options.mask is None else read_mask(str(options.mask)).bool().numpy()
+    noise = _noise(task, Noise(options.sigma, options.peak))
+    scale = task.scale if isinstance(task, SuperResolve) else 1
+    return lambda sheet: denoise_sheet(net, magnify(sheet, scale), options.tile, noise, known)
+
+
+def _noise(task: Task | None, noise: Noise) -> Noise:
     """The noise of the pictures, if it is what the network was trained for.
 
     Raises:
         ValueError: the network is not told a level, or was not trained for this one.
     """
-    task = config.make_task(None) if config.num_extra else None
     if not isinstance(task, Denoise):
         if noise.sigma is not None and noise.peak is None:
             raise ValueError(
@@ -131,7 +151,7 @@ def _clean_one(use: _Use, picture: Path, out: Path) -> Result:
     before = read_sheet(source, "standard input" if picture == STANDARD else None, use.given)
     if out != STANDARD:
         check_sheet(before, out)
-    after = denoise_sheet(use.net, before, use.tile, use.noise)
+    after = use.clean(before)
     if out == STANDARD:
         data, lost = encoded(after, before.suffix)
         sys.stdout.buffer.write(data)
@@ -150,7 +170,7 @@ def _clean_many(use: _Use, pictures: list[Path], out: Path) -> Result:
         raise ValueError(f"{out} is a file; several pictures need a folder as -o")
     jobs = find_jobs(pictures, out)
     outcomes: dict[str, list[Outcome]] = {DONE: [], EARLIER: [], NO_PICTURE: [], FAILED: []}
-    work = denoise_files(use.net, jobs, tile=use.tile, given=use.given, noise=use.noise, force=use.force)
+    work = denoise_files(use.clean, jobs, given=use.given, force=use.force)
     for outcome in tqdm(work, total=len(jobs), unit="file", disable=None, leave=False):
         outcomes[outcome.state].append(outcome)
         if outcome.problem is not None:

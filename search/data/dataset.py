@@ -1,7 +1,9 @@
 """Data sets, and what is known of their pictures together."""
 
 import hashlib
+import math
 import statistics
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,10 +77,14 @@ class Pictures:
 
 def estimate_sigma(picture: Tensor) -> list[float]:
     """Standard deviation of white Gaussian noise in each channel of (channels, height, width), in the units of the
-    pixels: the median of the finest diagonal wavelet coefficients (Donoho and Johnstone, 1994; scikit-image)."""
+    pixels: the median of the finest diagonal wavelet coefficients that are not 0 (Donoho and Johnstone, 1994;
+    scikit-image); 0 where all of them are."""
     from skimage import restoration
 
-    return [float(restoration.estimate_sigma(channel.numpy())) for channel in picture]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of narrow pictures, and of those without such coefficients
+        found = [float(restoration.estimate_sigma(channel.numpy())) for channel in picture]
+    return [0.0 if math.isnan(sigma) else sigma for sigma in found]
 
 
 def _contents(pictures: Sequence[Picture]) -> Iterator[tuple[object, Tensor]]:

@@ -36,6 +36,22 @@ def wavelet(picture: Tensor, sigma: float, strength: float) -> Tensor:
     return torch.from_numpy(restored).to(picture.dtype).clamp(0, 1)
 
 
+def biharmonic(picture: Tensor, known: Tensor) -> Tensor:
+    """Biharmonic interpolation of the pixels that are not ``known`` (height, width)."""
+    from skimage.restoration import inpaint_biharmonic
+
+    restored = inpaint_biharmonic(picture.numpy(), ~known.numpy(), channel_axis=0)
+    return torch.from_numpy(restored).to(picture.dtype).clamp(0, 1)
+
+
+def unsharp(picture: Tensor, amount: float) -> Tensor:
+    """``picture`` plus ``amount`` times its difference to itself, blurred by a Gaussian of one pixel."""
+    from skimage.filters import unsharp_mask
+
+    restored = unsharp_mask(picture.numpy(), radius=1, amount=amount, channel_axis=0)
+    return torch.from_numpy(restored).to(picture.dtype).clamp(0, 1)
+
+
 def wiener(picture: Tensor, kernel: Tensor, balance: float) -> Tensor:
     """Wiener deconvolution, with a smoothness prior of weight ``balance``, of a picture that was blurred behind a black
     border: the darkening there is divided out, then the picture is continued as in a mirror.

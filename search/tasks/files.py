@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nas.models.dag import DagNet
 from nas.search.data.formats.files import check_sheet, read_sheet, write_sheet
-from nas.search.data.formats.sheet import NotAPictureError
+from nas.search.data.formats.sheet import NotAPictureError, Sheet
 from nas.search.data.formats.writing import known_suffixes
 from nas.search.data.images import files_below
-from nas.search.tasks.tiles import tiles
-from nas.search.tasks.use import Noise, denoise_sheet
 
 DONE, EARLIER, NO_PICTURE, FAILED = "done", "earlier", "no picture", "failed"  # what became of a file
 
@@ -85,35 +82,29 @@ def _check_targets(jobs: Iterable[Job]) -> None:
 
 
 def denoise_files(
-    net: DagNet,
+    clean: Callable[[Sheet], Sheet],
     jobs: Iterable[Job],
     *,
-    tile: int | None = None,
     given: tuple[float, float] | None = None,
-    noise: Noise = Noise(),
     force: bool = False,
 ) -> Iterator[Outcome]:
     """Clean one file after the other. One that fails does not stop the others; each is written whole or not at all.
 
     Args:
-        net: a denoiser of pictures in [0, 1].
+        clean: such as `denoise_sheet` of a network.
         jobs: of `find_jobs`. Folders of their targets are made.
-        tile: side of the tiles in pixels; by default what memory allows.
         given: values that are black and white, where files do not say so.
-        noise: what is known about the noise.
         force: clean those, too, whose target is there already.
 
     Raises:
-        ValueError: ``tile`` is not positive, or the network does not return pictures.
         OSError: a target cannot be written (full disk, no permission); what is finished stays.
     """
-    list(tiles(1, 1, net.plan, tile))  # complains before the first file is read
     for job in jobs:
         if job.target.exists() and not force:
             yield Outcome(job, EARLIER)
             continue
         try:
-            notes = _denoise_file(net, job, tile, given, noise)
+            notes = _denoise_file(clean, job, given)
         except NotAPictureError as problem:
             is_other = not job.named and job.source.suffix.lower() not in known_suffixes()
             yield Outcome(job, NO_PICTURE) if is_other else Outcome(job, FAILED, problem=problem)
@@ -127,15 +118,13 @@ class _ReadError(Exception):
     """An input cannot be read; other inputs may."""
 
 
-def _denoise_file(
-    net: DagNet, job: Job, tile: int | None, given: tuple[float, float] | None, noise: Noise
-) -> tuple[str, ...]:
+def _denoise_file(clean: Callable[[Sheet], Sheet], job: Job, given: tuple[float, float] | None) -> tuple[str, ...]:
     """What was assumed or lost."""
     try:
         sheet = read_sheet(job.source, given=given)
     except OSError as problem:
         raise _ReadError(f"{job.source}: {problem.strerror}") from None
     check_sheet(sheet, job.target)
-    cleaned = denoise_sheet(net, sheet, tile, noise)
+    cleaned = clean(sheet)
     job.target.parent.mkdir(parents=True, exist_ok=True)
     return *cleaned.notes, *write_sheet(cleaned, job.target)

@@ -15,6 +15,7 @@ Method = Callable[[Tensor, float], Tensor]  # (what the network sees, strength) 
 PSNR, SSIM = Metric("psnr", "PSNR", "dB"), Metric("ssim", "SSIM", decimals=3)
 MAX_PSNR = 100.0  # of a picture restored without any error, which has no finite PSNR
 MIN_SSIM_SIDE = 7  # of the windows over which SSIM is taken
+WINDOW = 11  # side of those of `published_ssim`
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,17 @@ class Restoration(Task):
         equal = np.array_equal(clean, other)
         psnr = MAX_PSNR if equal else float(peak_signal_noise_ratio(clean, other, data_range=1))
         return {"psnr": psnr, "ssim": float(structural_similarity(clean, other, data_range=1, channel_axis=0))}
+
+    def by_picture(self, examples: Sequence[Example], outputs: Sequence[Tensor]) -> list[dict[str, float | str]]:
+        """Name, condition and scores of each picture; with `published_ssim`, where the clean one is known and large
+        enough. Outputs are taken as they are."""
+        found: list[dict[str, float | str]] = []
+        for example, output in zip(examples, outputs, strict=True):
+            scores, clean = self.score(output, example.target), self.clean(example.target)
+            if clean is not None and min(clean.shape[-2:]) >= WINDOW:
+                scores["published_ssim"] = published_ssim(output, clean)
+            found.append({"name": example.name, "condition": example.condition, **scores})
+        return found
 
     def trivial(self, examples: Sequence[Example]) -> tuple[str, list[Tensor]]:
         return self.observed_name, [self.picture(example.observed) for example in examples]

@@ -21,6 +21,7 @@ from nas.search.tasks.task import Example, Metric, Scores, check_shape
 
 ESTIMATE = Metric("psnr_estimate", "estimated PSNR", "dB")
 FIT = Metric("fit", "fit to noisy pixels", "dB")
+MEASURED_ALPHA = 0.5  # of `Recorrupted` outside of training, where each picture is seen once
 LEAST = 0.01  # of the variance of the noise: estimates of the error do not go below, so that luck is not picked
 NEIGHBOURS = torch.tensor([(0, 1), (0, 2), (1, 0), (1, 3), (2, 0), (2, 3), (3, 1), (3, 2)])  # in a 2 x 2 cell
 
@@ -100,21 +101,24 @@ class Recorrupted(Unclean):
 
     With z of the same level as the noise, the network sees y + alpha z and is compared with y - z / alpha: their noises
     are independent, so that the expected loss is the squared error plus a constant. What is known of that constant is
-    left out: |f - y|^2 + 2 <f - y, z> / alpha, all means over pixels, is the squared error plus sigma^2 in the mean.
-    Minus sigma^2 it gives the estimate of the PSNR that outputs are scored by; as alpha goes to 0 that is SURE.
+    left out: |f - y|^2 + 2 <f - y, z / alpha>, all means over pixels, is the squared error plus sigma^2 in the mean.
 
-    The network is trained for noise that is sqrt(1 + alpha^2) times as large as what it is used on.
+    In training each crop is there twice, with z and with -z. Most of the chance in z cancels, so that alpha can be
+    small, and the network is trained for hardly more noise, sqrt(1 + alpha^2) times as much, than it is used on; as
+    alpha goes to 0 the loss is the Monte Carlo SURE of Ramani et al. (IEEE Transactions on Image Processing 17, 2008).
+
+    Outputs are scored by the estimate of the PSNR that the same sum minus sigma^2 gives, for `MEASURED_ALPHA`.
 
     Args:
         sigma: standard deviation of the noise on the 0..255 scale, in (0, 255].
-        alpha: how much noise is added, > 0.
+        alpha: how much noise is added in training, > 0.
 
     Raises:
         ValueError: an option out of range.
     """
 
     sigma: float
-    alpha: float = 0.5
+    alpha: float = 0.2
 
     metrics = (ESTIMATE,)
 
@@ -127,20 +131,25 @@ class Recorrupted(Unclean):
         return f"noisy pictures of sigma {self.sigma:.3g} of 255; the PSNR is unknown, an estimate counts"
 
     def observe(self, clean: Tensor, generator: torch.Generator) -> Tensor:
-        return self.pair(clean, generator)[0]
+        return clean + MEASURED_ALPHA * self._noise(clean, generator)
 
     def pair(self, crops: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """y + alpha z; and y and z."""
-        z = self.sigma / 255 * torch.randn(crops.shape, generator=generator)
-        return crops + self.alpha * z, torch.cat([crops, z], dim=-3)
+        """y + alpha z, then y - alpha z; and y with z / alpha, then -z / alpha."""
+        z = self._noise(crops, generator)
+        observed, targets = zip(*(_recorrupted(crops, each, self.alpha) for each in (z, -z)), strict=True)
+        return torch.cat(observed), torch.cat(targets)
 
     def examples(self, picture: Picture, generator: torch.Generator) -> list[Example]:
-        return [Example(picture.name, *self.pair(self.target(picture), generator))]
+        y = self.target(picture)
+        return [Example(picture.name, *_recorrupted(y, self._noise(y, generator), MEASURED_ALPHA))]
+
+    def _noise(self, y: Tensor, generator: torch.Generator) -> Tensor:
+        return self.sigma / 255 * torch.randn(y.shape, generator=generator)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        y, z = target.chunk(2, dim=-3)
+        y, slope = target.chunk(2, dim=-3)
         check_shape(output, y.shape, "pictures as large as those it sees")
-        return F.mse_loss(output, y) + 2 / self.alpha * ((output - y) * z).mean()
+        return F.mse_loss(output, y) + 2 * ((output - y) * slope).mean()
 
     def score(self, output: Tensor, target: Tensor) -> Scores:
         variance = torch.tensor((self.sigma / 255) ** 2)
@@ -150,7 +159,12 @@ class Recorrupted(Unclean):
     @property
     def methods(self) -> dict[str, tuple[Method, Sequence[float]]]:
         """Those of `Denoise`."""
-        return Denoise(min(255, self.sigma * math.hypot(1, self.alpha))).methods
+        return Denoise(min(255, self.sigma * math.hypot(1, MEASURED_ALPHA))).methods
+
+
+def _recorrupted(y: Tensor, z: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """y + alpha z; and y and z / alpha, joined."""
+    return y + alpha * z, torch.cat([y, z / alpha], dim=-3)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from nas.search.data.formats.sheet import GREY, RGB, Sheet
 from nas.search.data.formats.values import Values
 from nas.search.data.images import plain, split_alpha, to_array, write_picture
 from nas.search.tasks.anscombe import Anscombe
+from nas.search.tasks.degradations import magnified, masked
 from nas.search.tasks.noise import with_level
 from nas.search.tasks.restoration import Restoration, restore
 from nas.search.tasks.task import Example
@@ -64,7 +65,9 @@ class Noise:
         return self.sigma if self.transform is None else 255 * self.transform.level
 
 
-def denoise_sheet(net: DagNet, sheet: Sheet, tile: int | None = None, noise: Noise = Noise()) -> Sheet:
+def denoise_sheet(
+    net: DagNet, sheet: Sheet, tile: int | None = None, noise: Noise = Noise(), known: np.ndarray | None = None
+) -> Sheet:
     """The same with every frame cleaned; alpha stays as it is. Levels of noise that were estimated are in its notes.
 
     Args:
@@ -72,9 +75,12 @@ def denoise_sheet(net: DagNet, sheet: Sheet, tile: int | None = None, noise: Noi
         sheet: what a file holds. Colours go through a colour network together, else each channel is grey to it.
         tile: side of the tiles in pixels; by default what memory allows (`tiles`).
         noise: what is known about the noise.
+        known: for a network that fills in missing pixels (`Inpaint`), where they are not missing: booleans (height,
+            width). These stay as they are.
 
     Raises:
-        ValueError: ``tile`` is not positive, or the network does not return pictures or needs more than the level.
+        ValueError: ``tile`` is not positive, the network does not return pictures or needs more than the level, or
+            ``known`` is of another size than a frame.
     """
     if net.plan.extra > 1:
         raise ValueError(f"the network sees {net.plan.extra} channels beside the picture; it is no denoiser")
@@ -82,13 +88,31 @@ def denoise_sheet(net: DagNet, sheet: Sheet, tile: int | None = None, noise: Noi
     for frame in sheet.frames:
         cleaned = frame.copy()
         height, width = frame.shape[:2]
-        levels = _levels(net, frame, sheet, noise)
+        if known is not None and known.shape != (height, width):
+            raise ValueError(
+                f"the mask has {known.shape[1]} x {known.shape[0]} pixels, {sheet.name} {width} x {height}"
+            )
+        levels = [] if known is not None else _levels(net, frame, sheet, noise)
         for part in tiles(height, width, net.plan, tile):
-            _clean(net, frame, cleaned, part, sheet, noise, levels)
+            _clean(net, frame, cleaned, part, sheet, noise, levels, known)
+        if known is not None:
+            cleaned[known] = frame[known]
         frames.append(cleaned)
         if levels and noise.level is None:
             notes.append(f"estimated noise of sigma {', '.join(f'{255 * level:.1f}' for level in levels)} of 255")
     return replace(sheet, frames=tuple(frames), notes=tuple(dict.fromkeys(notes)))
+
+
+def magnify(sheet: Sheet, scale: int) -> Sheet:
+    """Every frame, alpha included, ``scale`` times as large by bicubic interpolation; the same for 1."""
+    if scale == 1:
+        return sheet
+
+    def larger(frame: np.ndarray) -> np.ndarray:
+        planes = torch.from_numpy(sheet.values.to_unit(frame)).permute(2, 0, 1)[None]
+        return sheet.values.from_unit(magnified(planes, scale)[0].permute(1, 2, 0).numpy(), frame.dtype)
+
+    return replace(sheet, frames=tuple(map(larger, sheet.frames)))
 
 
 def _levels(net: DagNet, frame: np.ndarray, sheet: Sheet, noise: Noise) -> list[float]:
@@ -107,34 +131,45 @@ def _levels(net: DagNet, frame: np.ndarray, sheet: Sheet, noise: Noise) -> list[
 
 
 def _clean(
-    net: DagNet, frame: np.ndarray, cleaned: np.ndarray, part: Tile, sheet: Sheet, noise: Noise, levels: list[float]
+    net: DagNet,
+    frame: np.ndarray,
+    cleaned: np.ndarray,
+    part: Tile,
+    sheet: Sheet,
+    noise: Noise,
+    levels: list[float],
+    known: np.ndarray | None,
 ) -> None:
     """Fill one tile of ``cleaned``, but for alpha."""
     seen = torch.from_numpy(sheet.values.to_unit(frame[*part.seen, : sheet.colours])).permute(2, 0, 1)
     transform = noise.transform
-    restored = _restored(net, seen if transform is None else transform(seen), sheet.space, levels)
+    extras = [torch.tensor(level) for level in levels]
+    if known is not None:
+        extras = [torch.from_numpy(known[*part.seen])[None].float()] * sheet.colours
+        seen = masked(seen, extras[0])[:-1]
+    restored = _restored(net, seen if transform is None else transform(seen), sheet.space, extras)
     restored = (restored if transform is None else transform.inverse(restored))[:, *part.inside]
     cleaned[*part.place, : sheet.colours] = sheet.values.from_unit(restored.permute(1, 2, 0).numpy(), frame.dtype)
 
 
 @torch.no_grad()
-def _restored(net: DagNet, seen: Tensor, space: str, levels: list[float]) -> Tensor:
+def _restored(net: DagNet, seen: Tensor, space: str, extras: list[Tensor]) -> Tensor:
     """What the network makes of (channels, height, width), not clamped; on the CPU.
 
     A grey network cleans each channel on its own; a colour network sees a channel that is no colour three times, and
     the mean is taken.
     """
     if net.plan.channels == 3 and space == RGB:
-        return _seen_through(net, seen, levels[:1])
+        return _seen_through(net, seen, extras[:1])
     planes = [
-        _seen_through(net, plane.expand(net.plan.channels, -1, -1), levels[k : k + 1]) for k, plane in enumerate(seen)
+        _seen_through(net, plane.expand(net.plan.channels, -1, -1), extras[k : k + 1]) for k, plane in enumerate(seen)
     ]
     return torch.stack([plane.mean(dim=0) for plane in planes])
 
 
-def _seen_through(net: DagNet, picture: Tensor, level: list[float]) -> Tensor:
-    """The output of the network for one picture and, if it is told it, the level of its noise."""
-    x = with_level(picture, torch.tensor(level)) if level else picture
+def _seen_through(net: DagNet, picture: Tensor, extra: list[Tensor]) -> Tensor:
+    """The output of the network for one picture and, if it is told it, the level of its noise or what is known."""
+    x = with_level(picture, *extra) if extra else picture
     output: Tensor = net(x[None].contiguous().to(device_of(net)))[0]
     return output.cpu()
 
@@ -157,7 +192,8 @@ def denoise_pixels(net: DagNet, pixels: np.ndarray, noise: Noise = Noise()) -> n
 
 
 def before_after(before: Sheet, after: Sheet) -> np.ndarray:
-    """The first frame of both side by side, as uint8 or uint16; of a large one its middle."""
+    """The first frame of both side by side, as uint8 or uint16; of a large one its middle; a smaller one magnified."""
+    before = magnify(before, after.frames[0].shape[0] // before.frames[0].shape[0])
     return beside([_middle(plain(sheet)) for sheet in (before, after)])
 
 

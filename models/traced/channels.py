@@ -1,0 +1,472 @@
+"""The channels of any module, from its graph: which of them live and die together."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from nas.models.traced.graph import Graph, called, operation, shape
+
+ZEROED, SHIFTED = {"dropout", "feature_dropout"}, {"alpha_dropout", "feature_alpha_dropout"}
+ENTRYWISE = {  # beside what torch tags as pointwise
+    *("hardswish", "log_sigmoid", "where", "rsub", "true_divide", "multiply", "subtract", "divide", "prelu"),
+    *("contiguous", "clone", "to", "_to_copy", "type_as", "detach", "alias", "lift_fresh_copy", "masked_fill"),
+    *ZEROED,
+    *SHIFTED,
+}
+MOVES = {
+    *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "t", "mT", "numpy_T"),
+    *("squeeze", "unsqueeze", "expand", "expand_as", "repeat", "cat", "concat", "concatenate", "stack", "select"),
+    *("slice", "narrow", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "pad", "constant_pad_nd"),
+    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "view_as", "reshape_as", "_unsafe_view", "swapdims"),
+}
+PARTS = {"slice", "narrow", "select", "chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
+ALONG = {  # what mixes along the axes that it is given
+    *("mean", "sum", "amax", "amin", "var", "std", "softmax", "log_softmax", "logsumexp", "cumsum", "prod"),
+    *("linalg_vector_norm", "roll", "flip", "max", "min", "argmax", "_softmax", "_log_softmax"),
+}
+POSITIONS = (
+    *("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool"),
+    *("upsample", "reflection_pad", "replication_pad"),
+)
+CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+
+
+class Kind(Enum):
+    """What an operation does to channels."""
+
+    UNKNOWN = auto()  # anything
+    MIX = auto()  # every output channel is a sum over all input channels, weighted by a stored tensor
+    GROUPED = auto()  # likewise of some input channels, such as one in a depthwise convolution
+    NORM = auto()  # an affine function of each channel by itself: batch and instance normalisation
+    ENTRYWISE = auto()  # a function of the entries of one or several tensors
+    ALONG = auto()  # something with all positions of a channel, such as pooling, a mean or a softmax
+    MOVE = auto()  # entries go elsewhere
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation.
+
+    Attributes:
+        kind: what it does to the channels of ``sources`` to give ``node``.
+        weight, bias: what a layer or normalisation stores.
+        axes: of the output and of the input channels in ``weight``.
+        groups: of a convolution.
+    """
+
+    kind: Kind
+    node: fx.Node
+    sources: tuple[fx.Node, ...] = ()
+    weight: fx.Node | None = None
+    bias: fx.Node | None = None
+    axes: tuple[int, int] = (0, 1)
+    groups: int = 1
+
+    @property
+    def name(self) -> str:
+        return called(self.node)
+
+
+class Channels:
+    """Numbers for the channels along one axis of every tensor, and along all axes of stored tensors.
+
+    Attributes:
+        graph: of the module.
+        steps: by node what it does, in order; without what has no channels.
+        axis: by node along which axis its channels lie.
+        roots: by node the number of each channel; channels of one number live and die together.
+        stored: by node of a stored tensor the numbers along each of its axes.
+        fixed: by number whether it has to stay.
+        unknown: operations that are not understood, with the numbers of the channels that they see.
+        pure: what is computed from stored tensors alone.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.steps: dict[fx.Node, Step] = {}
+        self.axis: dict[fx.Node, int] = {}
+        self.stored: dict[fx.Node, list[Tensor]] = {}
+        self.unknown: dict[fx.Node, Tensor] = {}
+        self.pure: set[fx.Node] = set()
+        self._labels: dict[fx.Node, Tensor] = {}
+        self._parts: dict[fx.Node, list[tuple[int, Tensor] | None]] = {}
+        self._count = 1
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._fixed = [torch.zeros(1, dtype=torch.long)]
+        self._store()
+        for node in graph.nodes:
+            if node.op == "call_function":
+                self._visit(node)
+        for node in graph.outputs:
+            self._fix(self._seen([node]))
+        self._solve()
+
+    # Numbers
+
+    def _fresh(self, count: int) -> Tensor:
+        self._count += count
+        return torch.arange(self._count - count, self._count)
+
+    def _join(self, a: Tensor, b: Tensor) -> None:
+        a, b = torch.broadcast_tensors(a, b)
+        self._pairs.append((a.reshape(-1), b.reshape(-1)))
+
+    def _fix(self, labels: Tensor) -> None:
+        self._fixed.append(labels.reshape(-1))
+
+    def _seen(self, nodes: Iterable[fx.Node]) -> Tensor:
+        """The numbers of all channels of these tensors."""
+        found = [self._fixed[0][:0]]
+        for node in nodes:
+            found += self.stored.get(node, [])
+            found += [self._labels[node]] if node in self._labels else []
+            found += [part[1] for part in self._parts.get(node, []) if part is not None]
+        return torch.cat(found)
+
+    def _solve(self) -> None:
+        """Give channels that are tied to each other the smallest of their numbers."""
+        root = torch.arange(self._count)
+        if self._pairs:
+            a, b = (torch.cat(side) for side in zip(*self._pairs, strict=True))
+            while True:
+                before = root.clone()
+                least = torch.minimum(root[a], root[b])
+                root.scatter_reduce_(0, root[a], least, "amin").scatter_reduce_(0, root[b], least, "amin")
+                root = root[root]
+                if torch.equal(root, before):
+                    break
+        self.fixed = torch.zeros(self._count, dtype=torch.bool)
+        self.fixed[root[torch.cat(self._fixed)]] = True
+        self.roots = {node: root[labels] for node, labels in self._labels.items()}
+        self.parts = {
+            node: [None if part is None else (part[0], root[part[1]]) for part in parts]
+            for node, parts in self._parts.items()
+        }
+        self.stored = {node: [root[labels] for labels in axes] for node, axes in self.stored.items()}
+        self.unknown = {node: root[labels] for node, labels in self.unknown.items()}
+
+    # The graph
+
+    def _store(self) -> None:
+        """Number the axes of stored tensors; what a name stands for twice is one tensor."""
+        by_name: dict[str, list[Tensor]] = {}
+        for node, tensor in self.graph.stored.items():
+            name = self.graph.names.get(node)
+            axes = by_name.get(name or "") or [self._fresh(size) for size in tensor.shape]
+            if name is None or not tensor.is_floating_point():  # made in forward, or no numbers to be trained
+                self._fix(torch.cat([*axes, self._fixed[0][:0]]))
+            else:
+                by_name[name] = axes
+            self.stored[node] = axes
+            self.pure.add(node)
+            long = [axis for axis, size in enumerate(tensor.shape) if size > 1] or list(range(tensor.ndim))
+            if len(long) == 1:
+                self.axis[node], self._labels[node] = long[0], axes[long[0]]
+
+    def _visit(self, node: fx.Node) -> None:
+        tensors = node.all_input_nodes
+        if not isinstance(node.meta.get("val"), Tensor | tuple | list):
+            return  # a check, or a number
+        if not _is_random(node) and node not in self.graph.changed and all(each in self.pure for each in tensors):
+            self.pure.add(node)
+        if node in self.graph.changed or not self._understand(node):
+            self._labels.pop(node, None)
+            self.axis.pop(node, None)
+            self.steps[node] = Step(Kind.UNKNOWN, node, tuple(tensors))
+            seen = self._seen(tensors)
+            if len(seen):
+                self.unknown[node] = seen
+                self._fix(seen)
+
+    def _understand(self, node: fx.Node) -> bool:
+        """Whether the operation is one of those below, and its channels where they are expected."""
+        name = operation(node)
+        if name == "getitem":
+            return self._take_part(node)
+        if name in ("linear", *CONVOLUTIONS, *TRANSPOSED):
+            return self._layer(node, name)
+        if name in ("matmul", "mm"):
+            return self._product(node)
+        if name in ("batch_norm", "instance_norm"):
+            return self._norm(node)
+        if name in MOVES and not (name in ("pad", "constant_pad_nd") and not self._pads_channels(node)):
+            return self._move(node)
+        if (axes := self._mixed_axes(node, name)) is not None:
+            return self._along(node, axes)
+        if name in ENTRYWISE or torch.Tag.pointwise in getattr(node.target, "tags", ()):
+            return self._entrywise(node)
+        return not len(self._seen(node.all_input_nodes))
+
+    def _put(self, step: Step, axis: int, labels: Tensor) -> bool:
+        assert shape(step.node)[axis] == len(labels)
+        self.steps[step.node], self.axis[step.node], self._labels[step.node] = step, axis, labels
+        return True
+
+    # Layers
+
+    def _layer(self, node: fx.Node, name: str) -> bool:
+        x, weight, bias, *_ = (*arguments(node), None)
+        groups = argument(node, "groups") or 1
+        if name == "linear":
+            axis, out, into = len(shape(node)) - 1, 0, 1
+        else:
+            axis = len(shape(node)) - int(name[-2]) - 1
+            out, into = (1, 0) if name in TRANSPOSED else (0, 1)
+        if weight not in self.graph.names or x in self.pure or (name in TRANSPOSED and groups > 1):
+            return False
+        if bias is not None and bias not in self.graph.names:
+            return False
+        labels = self.stored[weight]
+        for k, each in enumerate(labels):
+            if k not in (out, into):
+                self._fix(each)
+        if bias is not None:
+            self._join(self.stored[bias][0], labels[out])
+        if groups > 1:
+            return self._grouped(Step(Kind.GROUPED, node, (x,), weight, bias, (0, 1), groups), axis)
+        self._feed(x, axis, labels[into])
+        return self._put(Step(Kind.MIX, node, (x,), weight, bias, (out, into)), axis, labels[out])
+
+    def _product(self, node: fx.Node) -> bool:
+        """A matrix product with a stored matrix on the right."""
+        x, weight = arguments(node)
+        if weight not in self.graph.names or len(self.stored[weight]) != 2 or x in self.pure:
+            return False
+        axis = len(shape(node)) - 1
+        self._feed(x, axis, self.stored[weight][0])
+        return self._put(Step(Kind.MIX, node, (x,), weight, None, (1, 0)), axis, self.stored[weight][1])
+
+    def _feed(self, x: fx.Node, axis: int, labels: Tensor) -> None:
+        """Tie the channels of ``x`` to those that a layer reads along this axis."""
+        if self.axis.get(x) == axis:
+            self._join(self._labels[x], labels)
+        else:  # positions are mixed, or what the model takes in
+            self._fix(labels)
+            self._fix(self._seen([x]))
+
+    def _grouped(self, step: Step, axis: int) -> bool:
+        """Groups go as a whole, with what they read and what they put out."""
+        x, weight = step.sources[0], self.stored[step.weight]  # type: ignore[index]
+        self._fix(weight[1])
+        out = weight[0].reshape(step.groups, -1)
+        self._join(out, out[:, :1])
+        if self.axis.get(x) == axis:
+            self._join(self._labels[x].reshape(step.groups, -1), out[:, :1])
+        else:
+            self._fix(weight[0])
+            self._fix(self._seen([x]))
+        return self._put(step, axis, weight[0])
+
+    def _norm(self, node: fx.Node) -> bool:
+        x, *stored = arguments(node)[:5]
+        held = [each for each in stored if each is not None]
+        if x in self.pure or not all(each in self.graph.names for each in held):
+            return False
+        if self.axis.get(x) != 1:
+            self._fix(self._seen([x, *held]))
+            return not len(self._seen([x]))
+        for each in held:
+            self._join(self.stored[each][0], self._labels[x])
+        return self._put(Step(Kind.NORM, node, (x,), stored[0], stored[1]), 1, self._labels[x])
+
+    # Anything else
+
+    def _entrywise(self, node: fx.Node) -> bool:
+        sources = list(dict.fromkeys(node.all_input_nodes))
+        if operation(node) == "prelu":
+            return self._rectify(node)
+        if operation(node) in ("to", "type_as"):
+            sources = sources[:1]
+        rank = len(shape(node))
+        axes = {each: self.axis[each] + rank - len(shape(each)) for each in sources if each in self.axis}
+        leading = [each for each in axes if each not in self.pure] or list(axes)
+        if not leading:
+            self._fix(self._seen(sources))
+            return True
+        wide = [each for each in leading if len(self._labels[each]) > 1] or leading
+        axis, labels = axes[wide[0]], self._labels[wide[0]]
+        if shape(node)[axis] != len(labels):
+            return False
+        for each in sources:
+            own, size = axis - rank + len(shape(each)), shape(each)
+            if each is wide[0] or own < 0 or size[own] == 1:
+                self._fix(self._seen([each]) if each is not wide[0] else labels[:0])
+            elif each in self.stored:
+                for k, numbers in enumerate(self.stored[each]):
+                    self._join(numbers, labels) if k == own else self._fix(numbers)
+            elif axes.get(each) == axis:
+                self._join(self._labels[each], labels)
+            else:
+                self._fix(self._seen([each]))
+                self._fix(labels)
+        return self._put(Step(Kind.ENTRYWISE, node, tuple(sources)), axis, labels)
+
+    def _rectify(self, node: fx.Node) -> bool:
+        x, weight = node.all_input_nodes
+        if x not in self.axis or weight not in self.stored or len(self.stored[weight]) != 1:
+            return False
+        if shape(weight) == (1,):
+            self._fix(self.stored[weight][0])
+        elif self.axis[x] == 1:
+            self._join(self.stored[weight][0], self._labels[x])
+        else:
+            return False
+        return self._put(Step(Kind.ENTRYWISE, node, (x, weight)), self.axis[x], self._labels[x])
+
+    def _mixed_axes(self, node: fx.Node, name: str) -> set[int] | None:
+        """The axes of its first input along which an operation mixes; None if that is not known."""
+        if not node.all_input_nodes:
+            return None
+        rank = len(shape(node.all_input_nodes[0]))
+        if name.startswith(POSITIONS):
+            dims = next((int(k) for k in "123" if f"{k}d" in name), 0)
+            return set(range(rank - dims, rank)) if dims else None
+        if name in ("pad", "constant_pad_nd"):
+            return _padded(node, rank)
+        if name == "layer_norm":
+            normalised: Any = node.args[1]
+            return set(range(rank - len(normalised), rank))
+        if name in ALONG and len(node.all_input_nodes) == 1:
+            axes: Any = next((given for key in ("dim", "dims") if (given := argument(node, key)) is not None), ())
+            axes = (axes,) if isinstance(axes, int) else axes
+            return {axis % rank for axis in axes} if axes else set(range(rank))
+        return None
+
+    def _along(self, node: fx.Node, mixed: set[int]) -> bool:
+        x = node.all_input_nodes[0]
+        if x not in self.axis:
+            return not len(self._seen(node.all_input_nodes))
+        axis = self.axis[x]
+        if axis in mixed or len(self._seen(node.all_input_nodes[1:])):
+            return False
+        step = Step(Kind.ALONG, node, (x,))
+        if isinstance(node.meta["val"], Tensor):
+            kept = len(shape(node)) == len(shape(x))
+            return self._put(step, axis if kept else axis - sum(k < axis for k in mixed), self._labels[x])
+        kept = node.meta["val"][0].ndim == len(shape(x))
+        self.steps[node] = step
+        self._parts[node] = [(axis if kept else axis - sum(k < axis for k in mixed), self._labels[x])]
+        return True
+
+    # Entries that move
+
+    def _pads_channels(self, node: fx.Node) -> bool:
+        x: Any = node.args[0]
+        return self.axis.get(x) in _padded(node, len(shape(x)))
+
+    def _move(self, node: fx.Node) -> bool:
+        """Do the same with the numbers of the channels."""
+        sources = moved(node)
+        if any(each in self.stored and each not in self.axis for each in sources):
+            return False
+        if not any(each in self.axis for each in sources):
+            return True
+        numbers = {
+            each: spread(self._labels[each].double(), self.axis[each], shape(each))
+            if each in self.axis
+            else torch.zeros((), dtype=torch.float64).expand(shape(each))
+            for each in sources
+        }
+        result = run(node, numbers, fill=0.0)
+        parts = list(result) if isinstance(result, tuple | list) else [result]
+        [labelled, *_] = [each for each in sources if each in self.axis]
+        found = [self._compress(part.long(), self.axis[labelled]) for part in parts]
+        if operation(node) in PARTS:
+            self._cut(node, self._labels[labelled], found)
+        step = Step(Kind.MOVE, node, tuple(sources))
+        if isinstance(result, Tensor):
+            return found[0] is not None and self._put(step, *found[0])
+        self.steps[node], self._parts[node] = step, found
+        return True
+
+    def _compress(self, numbers: Tensor, axis: int) -> tuple[int, Tensor] | None:
+        """The axis along which the numbers of a tensor differ, and the numbers along it."""
+        if not numbers.ndim or not numbers.numel():
+            self._fix(numbers)
+            return None
+        varying = [k for k in range(numbers.ndim) if (numbers != numbers.narrow(k, 0, 1)).any()]
+        if len(varying) > 1:  # what is left has to be a box
+            rows = numbers.movedim(varying[-1], 0).flatten(1)
+            self._join(rows, rows[:, :1])
+        same = axis if axis < numbers.ndim else numbers.ndim - 1
+        best = varying[-1] if varying else same
+        return best, numbers.movedim(best, 0).flatten(1)[:, 0]
+
+    def _cut(self, node: fx.Node, whole: Tensor, parts: Sequence[tuple[int, Tensor] | None]) -> None:
+        """Pieces of the channels: equal ones lose the same, of others nothing may go."""
+        pieces = [part[1] for part in parts if part is not None]
+        size = len(pieces[0]) if pieces else 0
+        if all(torch.equal(piece, whole) for piece in pieces):
+            return  # along another axis
+        start = int((whole == pieces[0][0]).nonzero()[0]) if pieces and bool((whole == pieces[0][0]).any()) else 1
+        even = size > 0 and len(whole) % size == 0 and start % size == 0 and operation(node) != "select"
+        if even and all(len(piece) == size for piece in pieces) and argument(node, "step") in (None, 1):
+            rows = whole.reshape(-1, size)
+            self._join(rows, rows[:1])
+        else:
+            self._fix(whole)
+
+    def _take_part(self, node: fx.Node) -> bool:
+        source, index = arguments(node)
+        parts = self._parts.get(source)
+        if parts is None or not isinstance(index, int):
+            return not len(self._seen([source]))
+        part = parts[index] if index < len(parts) else None
+        if part is None:
+            return False
+        return self._put(Step(Kind.MOVE, node, (source,)), *part)
+
+
+def moved(node: fx.Node) -> list[fx.Node]:
+    """The tensors whose entries an operation moves; others only say where."""
+    first: Any = node.args[0]
+    return [each for each in first if isinstance(each, fx.Node)] if isinstance(first, list | tuple) else [first]
+
+
+def run(node: fx.Node, values: dict[fx.Node, Tensor], *, fill: float | None = None) -> Any:
+    """What an operation makes of other tensors.
+
+    Args:
+        node: the operation.
+        values: by node what it is to read; a tensor of ones in its shape where there is none.
+        fill: what it is to pad with instead.
+    """
+
+    def value(each: fx.Node) -> Tensor:
+        return values[each].clone() if each in values else torch.ones(shape(each))
+
+    args: list[Any] = list(fx.node.map_arg(node.args, value))
+    if fill is not None and operation(node) in ("pad", "constant_pad_nd"):
+        args = [*args[:2], *(["constant"] if operation(node) == "pad" else []), fill]
+    return node.target(*args, **fx.node.map_arg(node.kwargs, value))  # type: ignore[operator]
+
+
+def spread(vector: Tensor, axis: int, size: Sequence[int]) -> Tensor:
+    """A tensor of this size that has the entries of a vector along an axis."""
+    return vector.reshape([-1 if k == axis else 1 for k in range(len(size))]).expand(tuple(size))
+
+
+def arguments(node: fx.Node) -> tuple[Any, ...]:
+    """What an operation is given by position."""
+    return node.args
+
+
+def argument(node: fx.Node, name: str) -> Any:
+    """What is given for an argument of a primitive operation, None if nothing is."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given: dict[str, Any] = {each.name: v for each, v in zip(schema, node.args, strict=False)} | node.kwargs
+    return given.get(name)
+
+
+def _padded(node: fx.Node, rank: int) -> set[int]:
+    sizes: Any = node.args[1]
+    return {rank - 1 - k // 2 for k, size in enumerate(sizes) if size != 0}
+
+
+def _is_random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())

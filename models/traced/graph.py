@@ -1,0 +1,256 @@
+"""What any module computes: its graph of primitive operations, traced by `torch.export`."""
+
+import contextlib
+import copy
+import io
+import logging
+import operator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+VIEWS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}  # return their input in evaluation
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a module is called with: one batch."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> "Example":
+        """One tensor; a tuple or list of arguments; or a mapping of keyword arguments."""
+        if isinstance(inputs, Mapping):
+            return cls((), dict(inputs))
+        return cls((inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {})
+
+    def map(self, change: Any) -> "Example":
+        """With ``change(tensor)`` instead of each tensor."""
+        args, kwargs = tree_map(lambda x: change(x) if isinstance(x, Tensor) else x, (self.args, self.kwargs))
+        return Example(args, kwargs)
+
+    def tensors(self) -> list[Tensor]:
+        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+
+    def __str__(self) -> str:
+        return " and ".join(f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in self.tensors())
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The operations of a module on one batch.
+
+    Attributes:
+        nodes: operations of `torch.ops.aten` and what they read, in order. What an operation writes in place, later
+            ones read from its result.
+        stored: by node the tensor that the module holds, or that its forward makes of numbers.
+        names: by node the name of a stored tensor that is a parameter or buffer; shared ones have one name.
+        outputs: the tensors that the module returns.
+        changed: what is written in place while a view of it, or what it is a view of, is read later.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    stored: dict[fx.Node, Tensor]
+    names: dict[fx.Node, str]
+    outputs: tuple[fx.Node, ...]
+    changed: frozenset[fx.Node]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside `DistributedDataParallel`, `DataParallel` and `torch.compile`."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(inner := model.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` on the CPU.
+
+    Raises:
+        ValueError: it cannot be copied, since some of its weights are computed from others; or it has lazy parameters.
+    """
+    if any(nn.parameter.is_lazy(p) for p in [*model.parameters(), *model.buffers()]):
+        raise ValueError(f"{type(model).__name__} has parameters without a shape; run one batch first")
+    try:
+        return copy.deepcopy(model).cpu()
+    except RuntimeError:
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied, since some of its weights are computed from others; make them "
+            "parameters first, as torch.nn.utils.prune.remove does"
+        ) from None
+
+
+def call(model: nn.Module, example: Example) -> list[Tensor]:
+    """The tensors among what a module returns for a copy of the batch, which it may change.
+
+    Raises:
+        ValueError: the module raises, or returns no tensor.
+    """
+    name, cloned = type(model).__name__, example.map(Tensor.clone)
+    try:
+        outputs = model(*cloned.args, **cloned.kwargs)
+    except Exception as problem:  # whatever a foreign forward raises
+        raise ValueError(f"{name} cannot compute inputs of {example} (one batch): {_line(problem)}") from None
+    found = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    if not found:
+        raise ValueError(f"{name} returns no tensor, but {type(outputs).__name__}")
+    return found
+
+
+@torch.no_grad()
+def trace(model: nn.Module, example: Example, *, training: bool = False) -> Graph:
+    """The graph of a module in evaluation or training mode, from a copy that is thrown away.
+
+    Raises:
+        ValueError: the module cannot be copied, run or traced.
+    """
+    scratch = copied(model).train(training)
+    example = example.map(Tensor.cpu)
+    try:
+        with _silence():
+            program = torch.export.export(
+                scratch, example.map(Tensor.clone).args, example.map(Tensor.clone).kwargs, strict=False
+            )
+    except Exception as problem:
+        call(copied(model).train(training), example)  # says what is wrong with the model or the inputs
+        raise ValueError(f"torch.export cannot trace {type(model).__name__}: {_line(problem)}") from None
+    return _graph(program, model)
+
+
+def _graph(program: "ExportedProgram", model: nn.Module) -> Graph:
+    from torch.export.graph_signature import InputKind  # takes a second to load, as torch.export does
+
+    held = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    first: dict[int, str] = {}
+    for name, tensor in held.items():
+        first.setdefault(id(tensor), name)
+    nodes = {node.name: node for node in program.graph.nodes}
+    stored, names = {}, {}
+    for spec in program.graph_signature.input_specs:
+        node = nodes[spec.arg.name]
+        target = str(spec.target)
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and target in held:
+            stored[node], names[node] = held[target].detach().cpu(), first[id(held[target])]
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            stored[node] = program.constants[target].detach()
+    changed = _read_results(program.graph)
+    [output] = program.graph.find_nodes(op="output")
+    listed = tuple(node for node in program.graph.nodes if node.op != "output")
+    return Graph(listed, stored, names, tuple(output.all_input_nodes), frozenset(changed))
+
+
+def _read_results(graph: fx.Graph) -> set[fx.Node]:
+    """Let operations read the results of earlier ones in place; what is seen through views, too, is returned."""
+    order = {node: k for k, node in enumerate(graph.nodes)}
+    viewed: dict[fx.Node, fx.Node] = {}  # what a node is a view of
+
+    def base(node: fx.Node) -> fx.Node:
+        while node in viewed:
+            node = viewed[node]
+        return node
+
+    changed: set[fx.Node] = set()
+    for node in graph.nodes:
+        if (source := _seen_through(node)) is not None:
+            viewed[node] = source
+        for written in _written(node):
+            later = [user for user in written.users if order[user] > order[node]]
+            written.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+            family = [other for other in order if other is not node and base(other) is base(written)]
+            family = [other for other in family if order[other] < order[node]]
+            if any(order[user] > order[node] for other in family for user in other.users):
+                changed.update([node, *family])
+            viewed[node] = written
+    return changed
+
+
+def _schema(node: fx.Node) -> torch.FunctionSchema | None:
+    return node.target._schema if isinstance(node.target, torch._ops.OpOverload) else None
+
+
+def _arguments(node: fx.Node) -> Iterator[tuple[torch.Argument, Any]]:
+    """The arguments in the schema of an operation, with what is given for them."""
+    schema = _schema(node)
+    if schema is not None:
+        for k, argument in enumerate(schema.arguments):
+            given = node.args[k] if k < len(node.args) else node.kwargs.get(argument.name)
+            yield argument, given
+
+
+def _written(node: fx.Node) -> list[fx.Node]:
+    """The tensors that an operation changes in place."""
+    return [
+        given
+        for argument, given in _arguments(node)
+        if argument.alias_info is not None and argument.alias_info.is_write and isinstance(given, fx.Node)
+    ]
+
+
+def _seen_through(node: fx.Node) -> fx.Node | None:
+    """The tensor that the result of an operation may be a view of."""
+    if node.target is operator.getitem or operation(node) in VIEWS:
+        return node.all_input_nodes[0]
+    for argument, given in _arguments(node):
+        if argument.alias_info is not None and not argument.alias_info.is_write and isinstance(given, fx.Node):
+            return given
+    return None
+
+
+def operation(node: fx.Node) -> str:
+    """The name of a primitive operation without its variant, and without the mark of what works in place."""
+    if node.target is operator.getitem:
+        return "getitem"
+    schema = _schema(node)
+    name = str(node.target) if schema is None else str(schema.name)  # type: ignore[attr-defined, unused-ignore]
+    return name.rpartition("::")[2].rstrip("_")
+
+
+def shape(node: fx.Node) -> tuple[int, ...]:
+    """Of a tensor; empty for anything else."""
+    value = node.meta.get("val")
+    return tuple(map(int, value.shape)) if isinstance(value, Tensor) else ()
+
+
+def called(node: fx.Node) -> str:
+    """What to call an operation: a module of torch by its name, else the operation and the submodule it is in."""
+    stack = list(node.meta.get("nn_module_stack", {"": ("", "")}).values())
+    path, kind = stack[-1]
+    if path and str(kind).removeprefix("<class '").startswith("torch.nn."):
+        return str(path)
+    return f"{operation(node)} in {path}" if path else operation(node)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing of what torch says while it traces is heard."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _line(problem: Exception) -> str:
+    return next(iter(str(problem).splitlines()), "") or type(problem).__name__

@@ -1,0 +1,245 @@
+"""Removal of dead channels from any module, exactly: what is zero, what nobody reads, what is constant."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from nas.models.traced.channels import Channels, Kind, Step
+from nas.models.traced.graph import Example, call, copied, trace, unwrap
+from nas.models.traced.values import Values
+
+AGREE = 1e-3  # largest difference of an output that is round-off, relative to the largest output if that is above 1
+LAYERS = (Kind.MIX, Kind.GROUPED, Kind.NORM)
+
+
+class Removal:
+    """Which channels of a module stay: the smallest set that it needs.
+
+    Attributes:
+        channels: of the module.
+        values: of its channels.
+        kept: by number of a channel whether it stays.
+        layers: the layers and normalisations.
+    """
+
+    def __init__(self, channels: Channels, model: nn.Module) -> None:
+        self.channels, self.model = channels, model
+        held = held_by(model)
+        stored = {
+            node: held.get(channels.graph.names.get(node, ""), each) for node, each in channels.graph.stored.items()
+        }
+        self.values = Values(channels, {node: tensor.detach() for node, tensor in stored.items()})
+        self.layers = [step for step in channels.steps.values() if step.kind in LAYERS]
+        self._reading = {
+            step.node: self.values.matrix(step).ne(0).any(dim=2) & ~self._absorbs(step)
+            for step in self.layers
+            if step.kind is Kind.MIX
+        }
+        self.settle(channels.fixed)
+
+    def settle(self, fixed: Tensor) -> None:
+        """Find the smallest set that holds what is ``fixed``, a mask over the numbers of channels."""
+        self.kept = fixed.clone()
+        self._settle()
+        self._keep_one()
+
+    def _settle(self) -> None:
+        """Keep what somebody reads who is kept, until nothing is added."""
+        while True:
+            before = int(self.kept.sum())
+            for step in reversed(self.layers):
+                if step.kind is Kind.MIX:
+                    rows, columns = self._numbers(step)
+                    self.kept[columns[self._reading[step.node][self.kept[rows]].any(dim=0)]] = True
+            if int(self.kept.sum()) == before:
+                return
+
+    def _numbers(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Of the output and of the input channels of a layer."""
+        axes = self.channels.stored[step.weight]  # type: ignore[index]
+        return axes[step.axes[0]], axes[step.axes[1]]
+
+    def _keep_one(self) -> None:
+        """A tensor without channels is more than most operations can bear: one stays, with all that goes with it."""
+        stored = [numbers for axes in self.channels.stored.values() for numbers in axes]
+        for numbers in [*self.channels.roots.values(), *stored]:
+            if len(numbers) and not self.kept[numbers].any():
+                self.kept[numbers[0]] = True
+
+    def reads(self, step: Step) -> Tensor:
+        """Which input channels a kept output channel of a layer reads."""
+        rows, _ = self._numbers(step)
+        return self.values.matrix(step)[self.kept[rows]].ne(0).any(dim=2).any(dim=0)
+
+    def _absorbs(self, step: Step) -> Tensor:
+        """Which input channels are constants that the bias can take up."""
+        constant = ~self.values.moving(step)
+        return constant if self._has_place(step) else constant & self.values.absorbed(step).eq(0).all(dim=0)
+
+    def _has_place(self, step: Step) -> bool:
+        """Whether a layer has a bias of its own, or its module can have one."""
+        readers = [each for each in self.layers if step.bias is not None and each.bias is not None]
+        names = self.channels.graph.names
+        if step.bias is not None:
+            return sum(names[each.bias] == names[step.bias] for each in readers) == 1  # type: ignore[index]
+        owner, _, name = names[step.weight].rpartition(".")  # type: ignore[index]
+        uses = sum(each.weight is not None and names[each.weight] == names[step.weight] for each in self.layers)  # type: ignore[index]
+        return name == "weight" and uses == 1 and isinstance(self.model.get_submodule(owner), nn.Linear | _ConvNd)
+
+    def owners(self, numbers: Tensor) -> list[str]:
+        """The names of the stored tensors that have some of these channels along their first axis."""
+        return [
+            name
+            for node, name in self.channels.graph.names.items()
+            if self.channels.stored[node] and torch.isin(self.channels.stored[node][0], numbers).any()
+        ]
+
+    def spaces(self) -> list[Tensor]:
+        """The numbers of the channels that each layer puts out, of those that lose some."""
+        found = {tuple(self._numbers(step)[0].tolist()) for step in self.layers if step.kind is not Kind.NORM}
+        return [numbers for space in sorted(found) if not self.kept[numbers := torch.tensor(space)].all()]
+
+    def applied_to(self, model: nn.Module) -> nn.Module:
+        """A narrow copy of the module, which may be of another precision."""
+        small = copy.deepcopy(model)
+        self.apply(small)
+        return small
+
+    def apply(self, model: nn.Module) -> None:
+        """Narrow a copy of the module in place."""
+        names = self.channels.graph.names
+        self._absorb(model)
+        held = held_by(model)
+        first: dict[str, fx.Node] = {}
+        for node, name in names.items():
+            first.setdefault(name, node)
+        for name, node in first.items():
+            old = held[name]
+            new = self._narrowed(old, node)
+            if new.shape != old.shape:
+                self._replace(model, [each for each, tensor in held.items() if tensor is old], old, new)
+        for name in first:
+            resize(model.get_submodule(name.rpartition(".")[0]))
+
+    def _narrowed(self, tensor: Tensor, node: fx.Node) -> Tensor:
+        for axis, numbers in enumerate(self.channels.stored[node]):
+            kept = self.kept[numbers]
+            if not kept.all():
+                tensor = tensor.detach().index_select(axis, kept.nonzero()[:, 0])
+        return tensor
+
+    def _replace(self, model: nn.Module, owners: list[str], old: Tensor, new: Tensor) -> None:
+        new = new.contiguous(memory_format=_format(old))
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        for name in owners:
+            place, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(place), attribute, new)
+
+    def _absorb(self, model: nn.Module) -> None:
+        """Take constants of channels that go into the biases of those that read them."""
+        for step in self.layers:
+            if step.kind is not Kind.MIX:
+                continue
+            rows, columns = self._numbers(step)
+            gone = ~self.kept[columns] & ~self.values.moving(step)
+            added = self.values.absorbed(step)[:, gone].sum(1)
+            if added[self.kept[rows]].any():
+                name = self.channels.graph.names[step.bias if step.bias is not None else step.weight]  # type: ignore[index]
+                place, _, attribute = name.rpartition(".")
+                module, weight = model.get_submodule(place), model.get_parameter(self.channels.graph.names[step.weight])  # type: ignore[index]
+                bias = (self.values.bias(step) + added).to(weight.dtype)
+                if step.bias is None:
+                    module.bias = nn.Parameter(bias[self.kept[rows]], requires_grad=weight.requires_grad)
+                else:
+                    getattr(module, attribute).data = bias
+
+
+def held_by(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a module, by all their names."""
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+@torch.no_grad()
+def shrunk(model: nn.Module, example: Example) -> tuple[nn.Module, Removal]:
+    """A smaller copy of a module that computes the same in evaluation mode, and what was removed from it.
+
+    Layers stay as they are whose removed channels a forward would notice, for instance since it reshapes to sizes
+    that it has in stock.
+
+    Raises:
+        ValueError: the module cannot be copied, run or traced; or it computes something else with fewer channels,
+            whichever they are.
+    """
+    model = copied(unwrap(model)).eval()
+    removal = Removal(Channels(trace(model, example)), model)
+    return fit(model, removal, example)[0], removal
+
+
+@torch.no_grad()
+def fit(model: nn.Module, removal: Removal, example: Example) -> tuple[nn.Module, list[Tensor]]:
+    """A narrow copy of a module that computes the same, and the numbers of channels that stay since it notices.
+
+    Raises:
+        ValueError: there is none.
+    """
+    expected = call(model, example)
+    small, noticed = removal.applied_to(model), []
+    if not _agree(expected, small, example):
+        fixed = removal.channels.fixed
+        for numbers in removal.spaces():
+            alone = torch.ones_like(fixed)
+            alone[numbers] = fixed[numbers]
+            removal.settle(alone)
+            if not _agree(expected, removal.applied_to(model), example):
+                noticed.append(numbers)
+        for numbers in noticed:
+            fixed[numbers] = True
+        removal.settle(fixed)
+        small = removal.applied_to(model)
+        if not _agree(expected, small, example):
+            raise ValueError(f"{type(model).__name__} computes something else with fewer channels in its layers")
+    return small, noticed
+
+
+def _agree(expected: Sequence[Tensor], small: nn.Module, example: Example) -> bool:
+    """Whether a narrow copy computes without complaint what it should, but for round-off."""
+    try:
+        found = call(small, example)
+    except ValueError:
+        return False
+    return len(found) == len(expected) and all(map(_alike, expected, found))
+
+
+def _alike(y: Tensor, z: Tensor) -> bool:
+    if y.shape != z.shape or not y.numel():
+        return y.shape == z.shape
+    y, z = y.double(), z.double()
+    scale = y.nan_to_num(0, posinf=0, neginf=0).abs().max().clamp(min=1)
+    return torch.allclose(z, y, rtol=0, atol=AGREE * float(scale), equal_nan=True)
+
+
+def _format(tensor: Tensor) -> torch.memory_format:
+    last = tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def resize(module: nn.Module) -> None:
+    """Let a module of torch say the sizes that its tensors have."""
+    if isinstance(module, _ConvTransposeNd):
+        module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+    elif isinstance(module, _ConvNd):
+        out, into = module.weight.shape[:2]
+        module.groups = max(1, module.groups * out // module.out_channels) if module.groups > 1 else 1
+        module.in_channels, module.out_channels = into * module.groups, out
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _NormBase):
+        held = next((each for each in (module.weight, module.running_mean) if each is not None), None)
+        module.num_features = module.num_features if held is None else len(held)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)

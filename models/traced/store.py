@@ -1,0 +1,103 @@
+"""A module of somebody else in files, without pickle: how it is made, and the tensors that it has now."""
+
+import importlib
+import json
+import runpy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from nas.models.traced.graph import unwrap
+from nas.models.traced.shrink import held_by, resize
+
+CONFIG, WEIGHTS = "module.json", "model.safetensors"
+
+
+def save_module(model: nn.Module, folder: Path | str, factory: str, options: Mapping[str, Any] | None = None) -> None:
+    """Write a module, for instance one that `nas.analysis.extract` made smaller, so that `load_module` restores it.
+
+    Args:
+        model: the module.
+        folder: where module.json and model.safetensors are written; it is made if it is missing.
+        factory: what makes the module at its full size, as "package.module:function" or "path/to/file.py:Class".
+        options: keyword arguments of the factory, of plain data.
+
+    Raises:
+        ValueError: the factory does not exist or fails, or makes a module of other parts; options are no plain data.
+        OSError: the folder cannot be written.
+    """
+    model, folder = unwrap(model), Path(folder)
+    try:
+        text = json.dumps({"factory": factory, "options": dict(options or {})}, indent=2)
+    except TypeError as problem:
+        raise ValueError(f"save_module(options=...) must be plain data: {problem}") from None
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _held_once(model).items()}
+    _fill(_make(factory, dict(options or {})), tensors, factory)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def load_module(folder: Path | str) -> nn.Module:
+    """The module that `save_module` wrote, in evaluation mode. Its factory is called, nothing is unpickled.
+
+    Raises:
+        ValueError: the files are damaged, or the factory makes something else by now.
+        OSError: a file is missing or cannot be read.
+    """
+    folder = Path(folder)
+    text, weights = (folder / CONFIG).read_text(encoding="utf-8"), folder / WEIGHTS
+    try:
+        config, tensors = json.loads(text), load_file(weights)
+        factory, options = str(config["factory"]), dict(config["options"])
+    except (ValueError, KeyError, TypeError, SafetensorError) as problem:
+        raise ValueError(f"the module in {folder} is damaged: {' '.join(str(problem).split())}") from None
+    return _fill(_make(factory, options), tensors, factory).eval()
+
+
+def _make(factory: str, options: dict[str, Any]) -> nn.Module:
+    place, _, name = factory.rpartition(":")
+    try:
+        if place.endswith(".py"):
+            made = runpy.run_path(place)[name](**options)
+        else:
+            made = getattr(importlib.import_module(place), name)(**options)
+    except Exception as problem:  # whatever the code of somebody else raises
+        raise ValueError(f"{factory} makes no module: {type(problem).__name__}: {problem}") from None
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"{factory} makes no module, but {type(made).__name__}")
+    return made
+
+
+def _held_once(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of the state of a module; what has several names once."""
+    found: dict[int, tuple[str, torch.Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        found.setdefault(id(tensor), (name, tensor))
+    return dict(found.values())
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, torch.Tensor], factory: str) -> nn.Module:
+    """Put tensors of other sizes into a module, in place."""
+    held = held_by(model)
+    expected = _held_once(model)
+    extra = {name for name in tensors.keys() - expected.keys() if not name.endswith("bias")}  # constants make biases
+    if other := sorted(extra | (expected.keys() - tensors.keys())):
+        raise ValueError(f"{factory} makes a module of other parts: they differ in {other[0]}")
+    for name, new in tensors.items():
+        old = held.get(name)
+        owners = [each for each, tensor in held.items() if tensor is old] if old is not None else [name]
+        value = new if old is not None and not isinstance(old, nn.Parameter) else nn.Parameter(new)
+        if isinstance(value, nn.Parameter):
+            value.requires_grad_(old is None or old.requires_grad)
+        for each in owners:
+            place, _, attribute = each.rpartition(".")
+            setattr(model.get_submodule(place), attribute, value)
+    for module in model.modules():
+        resize(module)
+    return model

@@ -1,0 +1,194 @@
+"""Which channels of a module are constants, whatever it is given: zero in most cases."""
+
+import math
+
+import torch
+from torch import Tensor, fx
+
+from nas.models.traced.channels import SHIFTED, ZEROED, Channels, Kind, Step, argument, run, spread
+from nas.models.traced.graph import operation, shape
+
+PRODUCTS = {"mul", "multiply", "prelu"}
+
+
+class Values:
+    """By tensor the value of each of its channels, NaN where that is no constant; in double precision.
+
+    Args:
+        channels: of the module.
+        stored: by node the tensors that the module holds.
+    """
+
+    training = False  # whether normalisations see the statistics of the batch, where the graph says so
+
+    def __init__(self, channels: Channels, stored: dict[fx.Node, Tensor]) -> None:
+        self.channels = channels
+        self.whole = {
+            node: tensor.double() if tensor.is_floating_point() else tensor for node, tensor in stored.items()
+        }
+        self.of: dict[fx.Node, Tensor] = {}
+        self.parts: dict[fx.Node, list[Tensor]] = {}
+        for node in channels.graph.nodes:
+            if node.op == "call_function":
+                self._visit(node)
+
+    def _visit(self, node: fx.Node) -> None:
+        if node in self.channels.pure:
+            self._compute(node)
+        step = self.channels.steps.get(node)
+        if step is not None and step.kind is Kind.MOVE and step.sources[0] in self.parts:
+            self.of[node] = self.parts[step.sources[0]][node.args[1]]  # type: ignore[index]
+        elif step is not None and node in self.channels.axis:
+            self.of[node] = self._value(step)
+        elif step is not None and node in self.channels.parts:
+            self._move_parts(step)
+
+    def _compute(self, node: fx.Node) -> None:
+        """What depends on nothing but stored tensors."""
+        values = {each: self.whole[each] for each in node.all_input_nodes if each in self.whole}
+        if len(values) == len(node.all_input_nodes):
+            result = run(node, values)
+            if isinstance(result, Tensor):
+                self.whole[node] = result.double() if result.is_floating_point() else result
+
+    def vector(self, node: fx.Node, axis: int, size: tuple[int, ...]) -> Tensor:
+        """The values of a tensor along an axis of a result of this size; NaN where it is no constant."""
+        count = size[axis]
+        own = axis - len(size) + len(shape(node))
+        if node in self.whole:
+            tensor = self.whole[node].double()
+            if not tensor.numel() or own < 0:
+                rows = tensor.reshape(1, -1)
+            else:
+                rows = tensor.movedim(own, 0).flatten(1) if tensor.ndim > 1 else tensor.reshape(-1, 1)
+            return _uniform(rows).expand(count) if len(rows) in (1, count) else torch.full((count,), math.nan).double()
+        if node in self.of and self.channels.axis[node] == own and len(self.of[node]) == count:
+            return self.of[node]
+        return torch.full((count,), math.nan, dtype=torch.float64)
+
+    def tensor(self, node: fx.Node) -> Tensor:
+        """What a stored tensor holds."""
+        return self.whole[node].double()
+
+    def _value(self, step: Step) -> Tensor:
+        axis, size = self.channels.axis[step.node], shape(step.node)
+        match step.kind:
+            case Kind.MIX:
+                return self._mix(step)
+            case Kind.GROUPED:
+                return self._grouped(step)
+            case Kind.NORM:
+                return self._normalise(step)
+            case Kind.ENTRYWISE:
+                return self._entrywise(step, axis, size)
+            case _:
+                result = self._moved(step)
+                return _uniform(result.movedim(axis, 0).flatten(1))
+
+    def _input(self, step: Step) -> Tensor:
+        """The values of what a layer reads, along its channels."""
+        [x] = step.sources
+        weight = shape(step.weight)  # type: ignore[arg-type]
+        count = weight[step.axes[1]] * step.groups
+        found = self.of.get(x)
+        fits = found is not None and len(found) == count and self.channels.axis[x] == self.channels.axis[step.node]
+        return found if fits else torch.full((count,), math.nan, dtype=torch.float64)  # type: ignore[return-value]
+
+    def moving(self, step: Step) -> Tensor:
+        """Which input channels a layer does not see as constants."""
+        values = self._input(step)
+        return values.isnan() | (values.ne(0) & (not keeps_constants(step)))
+
+    def absorbed(self, step: Step) -> Tensor:
+        """What a layer makes of the constants that it reads, one number per output and input channel."""
+        values = self._input(step).where(~self.moving(step), 0)
+        return self.matrix(step).sum(2) * values
+
+    def matrix(self, step: Step) -> Tensor:
+        """The weights of a layer, of shape (outputs, inputs, positions)."""
+        weight = self.tensor(step.weight)  # type: ignore[arg-type]
+        return (
+            weight.movedim(step.axes, (0, 1)).flatten(2)
+            if weight.ndim > 2
+            else (weight.movedim(step.axes, (0, 1))[:, :, None])
+        )
+
+    def bias(self, step: Step) -> Tensor:
+        return self.tensor(step.bias) if step.bias is not None else torch.zeros((), dtype=torch.float64)
+
+    def _mix(self, step: Step) -> Tensor:
+        weight, moving = self.matrix(step), self.moving(step)
+        sums = weight.sum(2) @ self._input(step).where(~moving, 0) + self.bias(step)
+        return torch.where(weight[:, moving].flatten(1).any(dim=1), math.nan, sums)
+
+    def _grouped(self, step: Step) -> Tensor:
+        weight = self.matrix(step).reshape(step.groups, -1, *self.matrix(step).shape[1:])
+        values, moving = (each.reshape(step.groups, 1, -1) for each in (self._input(step), self.moving(step)))
+        sums = (weight.sum(3) * values.where(~moving, 0)).sum(2).flatten() + self.bias(step)
+        return torch.where((weight.any(3) & moving).any(2).flatten(), math.nan, sums)
+
+    def _normalise(self, step: Step) -> Tensor:
+        node, values = step.node, self.of[step.sources[0]]
+        mean, variance, batch, eps = node.args[3], node.args[4], bool(node.args[5]), float(node.args[7])  # type: ignore[arg-type]
+        scale = self.tensor(step.weight) if step.weight is not None else torch.ones(()).double()
+        if mean is None or (batch and self.training):
+            return torch.where(values.isnan() & scale.ne(0), math.nan, torch.zeros_like(values) + self.bias(step))
+        scale = scale * (self.tensor(variance) + eps).rsqrt()  # type: ignore[arg-type]
+        result = values.nan_to_num(0) * scale - self.tensor(mean) * scale + self.bias(step)  # type: ignore[arg-type]
+        return torch.where(values.isnan() & scale.ne(0), math.nan, result)
+
+    def _entrywise(self, step: Step, axis: int, size: tuple[int, ...]) -> Tensor:
+        name = operation(step.node)
+        if name == "prelu":
+            x, slopes = self.of[step.sources[0]], self.tensor(step.sources[1])
+            return torch.where(x > 0, x, x * slopes)
+        known = {each: self.vector(each, axis, size) for each in step.sources}
+        if name in ZEROED | SHIFTED and step.node.args[2]:
+            [x] = known.values()
+            return x.where((x == 0) & (name in ZEROED), math.nan)
+        places = {
+            each: spread(v.nan_to_num(0), axis, [1] * axis + [len(v)] + [1] * (len(size) - axis - 1))
+            for each, v in known.items()
+        }
+        result: Tensor = run(step.node, places).double().reshape(-1).expand(size[axis])
+        result = result.where(~torch.stack([v.isnan() for v in known.values()]).any(dim=0), math.nan)
+        if name in PRODUCTS:
+            result = result.where(~torch.stack([v == 0 for v in known.values()]).any(dim=0), 0.0)
+        return result
+
+    def _spread(self, step: Step) -> dict[fx.Node, Tensor]:
+        found = {}
+        for each in step.sources:
+            if each in self.of:
+                found[each] = spread(self.of[each], self.channels.axis[each], shape(each))
+            else:
+                found[each] = self.whole.get(each, torch.full((), math.nan).double().expand(shape(each)))
+        return found
+
+    def _moved(self, step: Step) -> Tensor:
+        return run(step.node, self._spread(step))  # type: ignore[no-any-return]
+
+    def _move_parts(self, step: Step) -> None:
+        results = run(step.node, self._spread(step))
+        self.parts[step.node] = [
+            torch.zeros(0) if part is None else _uniform(result.movedim(part[0], 0).flatten(1)).double()
+            for result, part in zip(results, self.channels.parts[step.node], strict=False)
+        ]
+
+
+def keeps_constants(step: Step) -> bool:
+    """Whether a layer makes a constant of a constant, whatever its value: no zeros are padded or inserted."""
+    name = operation(step.node)
+    if name.startswith("conv_transpose"):
+        return False
+    if not name.startswith("conv"):
+        return True
+    padding = argument(step.node, "padding") or ()
+    if isinstance(padding, str):
+        return padding == "valid" or all(side == 1 for side in shape(step.weight)[2:])  # type: ignore[arg-type]
+    return not any(padding)
+
+
+def _uniform(rows: Tensor) -> Tensor:
+    """The entry of each row, NaN where its entries differ; ``rows`` of shape (channels, positions)."""
+    return rows[:, 0].where((rows == rows[:, :1]).all(dim=1), math.nan)

@@ -1,0 +1,32 @@
+"""A part of a tensor: some of the indices along each of its axes."""
+
+from torch import Tensor
+
+Selection = tuple[Tensor | None, ...]  # along each axis the indices, in increasing order; None: all
+
+
+def indices(mask: Tensor) -> Tensor | None:
+    """Where a boolean vector is true; None if everywhere."""
+    return None if mask.all() else mask.nonzero()[:, 0]
+
+
+def selected(tensor: Tensor, part: Selection) -> Tensor:
+    """A copy of the part; the tensor itself if that is all of it."""
+    for axis, index in enumerate(part):
+        if index is not None:
+            tensor = tensor.index_select(axis, index.to(tensor.device))
+    return tensor
+
+
+def write(tensor: Tensor, part: Selection, values: Tensor) -> None:
+    """tensor[part] <- values, in place."""
+    some = [(axis, index.to(tensor.device)) for axis, index in enumerate(part) if index is not None]
+    if not some:
+        tensor.copy_(values)
+    elif len(some) == 1:
+        tensor.index_copy_(*some[0], values)
+    else:
+        (axis, index), *_ = some
+        slices = selected(tensor, (None,) * axis + (index,))
+        write(slices, tuple(None if k == axis else each for k, each in enumerate(part)), values)
+        tensor.index_copy_(axis, index, slices)

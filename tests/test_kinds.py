@@ -1,0 +1,236 @@
+"""Kinds of models that people have, each with the right answer: what is a unit, what stays, what is refused by name."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nas import coupled_units, settle_norms
+from nas.analysis import extract
+from tests.test_coupled import Net, Net2, conv, kill, named, randomise
+
+X = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Remembers(nn.Module):
+    """Its forward sets attributes, one of them a tensor that is no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(3, 4), conv(4, 2)
+        self.mean, self.last = torch.rand(1, 3, 1, 1), None
+
+    def forward(self, x):
+        self.mean = self.mean.type_as(x)
+        self.last = self.a(x - self.mean)
+        return self.b(F.gelu(self.last))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.code, self.decode = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.decode.weight = self.code.weight
+
+    def forward(self, x):
+        return self.decode(self.b(F.gelu(self.a(self.code(x)))))
+
+
+def added(m, x):
+    y = m.a(x)
+    torch.add(y, 1, out=y)
+    return m.b(y)
+
+
+def of_a_slice(m, x):
+    y = m.a(x)
+    y[:, :2].mul_(3)
+    return m.b(y)
+
+
+def of_what_is_detached(m, x):
+    y = m.a(x)
+    y.detach().add_(1)
+    return m.b(y)
+
+
+def of_its_input(m, x):
+    x.mul_(2)
+    return m.b(F.gelu(m.a(x)))
+
+
+def hooked(register, hook):
+    net = nn.Sequential(conv(3, 4), nn.GELU(), conv(4, 2))
+    getattr(net[0], register)(hook)
+    return net
+
+
+def frozen():
+    net = nn.Sequential(conv(3, 4), nn.GELU(), conv(4, 5), nn.GELU(), conv(5, 2))
+    net[0].requires_grad_(False)
+    return net
+
+
+A = {"a": ["a.weight", "a.bias"]}
+FIRST = {"0": ["0.weight", "0.bias"]}
+HEADS = {"first": conv(4, 2), "a": conv(3, 4), "second": conv(4, 3), "unused": conv(2, 2)}
+BOTH = {"a": ["a.weight", "a.bias", "c.weight", "c.bias"]}
+ADDED = {"a": conv(3, 4), "b": conv(4, 2), "c": conv(3, 4)}
+MODELS = {  # the model, its input without the batch axis, its units
+    "attributes set in forward": (Remembers(), X, A),
+    "torch.relu_": (Net(lambda m, x: m.b(torch.relu_(m.a(x))), a=conv(3, 4), b=conv(4, 2)), X, A),
+    "F.leaky_relu_": (Net(lambda m, x: m.b(F.leaky_relu_(m.a(x))), a=conv(3, 4), b=conv(4, 2)), X, A),
+    "in place into its input": (Net(of_its_input, a=conv(3, 4), b=conv(4, 2)), X, A),
+    "a constant made in forward": (
+        Net(lambda m, x: m.b(m.a(x - torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1))), a=conv(3, 4), b=conv(4, 2)),
+        X,
+        A,
+    ),
+    "a forward hook": (hooked("register_forward_hook", lambda module, inputs, output: 2 * output), X, FIRST),
+    "a hook before": (hooked("register_forward_pre_hook", lambda module, inputs: (inputs[0] + 1,)), X, FIRST),
+    "tied weights": (Tied(), torch.rand(8), A),
+    "frozen weights": (frozen(), X, {"2": ["2.weight", "2.bias"]}),
+    "two heads": (
+        Net(lambda m, x: (m.first(F.gelu(m.a(x))), m.second(F.gelu(m.a(x)))), **HEADS),
+        X,
+        A,
+    ),
+    "two inputs, and outputs in a dict": (
+        Net2(lambda m, x, y: (m.b(F.gelu(m.a(x) + m.c(y))), {"again": m.b(m.c(y))}), **ADDED),
+        (X, X.flip(0)),
+        BOTH,
+    ),
+    "keyword inputs, and outputs in a list": (
+        Net2(lambda m, x, y: [m.b(F.gelu(m.a(x) + m.c(y)))], **ADDED),
+        {"x": X, "y": X.flip(0)},
+        BOTH,
+    ),
+    "a cast to single precision": (Net(lambda m, x: m.b(F.gelu(m.a(x.float()))), a=conv(3, 4), b=conv(4, 2)), X, A),
+}
+STAY = {  # what is said, where all layers stay
+    "out=": (Net(added, a=conv(3, 4), b=conv(4, 2)), X, None),
+    "in place on a slice": (Net(of_a_slice, a=conv(3, 4), b=conv(4, 2)), X, "a in place is a layer that is not"),
+    "in place on what is detached": (
+        Net(of_what_is_detached, a=conv(3, 4), b=conv(4, 2)),
+        X,
+        "a in place is a layer that is not understood",
+    ),
+    "pooling along features": (
+        nn.Sequential(nn.Linear(5, 6), nn.MaxPool1d(3, 1, 1), nn.Linear(6, 2)),
+        torch.rand(5),
+        "the channels of 0 meet 1, which is not understood",
+    ),
+    "a layer's own size": (
+        Net(lambda m, x: m.b(m.a(x) * m.a.out_channels**-0.5), a=conv(3, 4), b=conv(4, 2)),
+        X,
+        "Net computes something else when channels of a go",
+    ),
+    "sizes in stock": (
+        Net(lambda m, x: m.b(m.a(x).view(-1, 4, 64).mul(2).view(-1, 4, 8, 8)), a=conv(3, 4), b=conv(4, 2)),
+        X,
+        "Net computes something else when channels of a go",
+    ),
+    "a layer's own vector": (
+        Net(lambda m, x: m.b(m.a(x) + m.a.bias.mean()), a=conv(3, 4), b=conv(4, 2)),
+        X,
+        "the channels of a meet mean, which is not understood",
+    ),
+    "a normalisation without a shift before a border": (
+        nn.Sequential(conv(3, 4), nn.BatchNorm2d(4, affine=False), nn.GELU(), conv(4, 2, 3, padding=1)),
+        X,
+        "the channels of 0 are not zero behind 1 when their weights are, and 3 sees it",
+    ),
+    "a weight that is computed": (
+        nn.Sequential(nn.utils.parametrizations.weight_norm(conv(3, 4)), nn.GELU(), conv(4, 2)),
+        X,
+        "is a layer that is not understood",
+    ),
+}
+
+
+def batch_of(given):
+    if isinstance(given, dict):
+        return {name: batch_of(x) for name, x in given.items()}
+    return tuple(map(batch_of, given)) if isinstance(given, tuple) else torch.stack([given, given / 2])
+
+
+def size(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("model", "given", "units"), MODELS.values(), ids=MODELS)
+def test_units_of_this_kind_are_found_and_removed(model, given, units):
+    randomise(model, torch.Generator().manual_seed(0))
+    before = copy.deepcopy(given)
+    found = coupled_units(model, batch_of(given))
+    assert named(model, found) == units
+    alive = kill(found, 0.7, torch.Generator().manual_seed(0))
+    settle_norms(model, found)
+    small, certificate = extract(model, [given])
+    assert certificate.holds
+    held = dict(small.named_parameters(remove_duplicate=False))
+    for layer, members in units.items():
+        assert {len(held[name]) for name in members} == {int(alive[layer].sum())} != {len(found[layer][0])}
+    assert str(given) == str(before)
+    assert all(not isinstance(value, torch.fx.Proxy) for value in vars(small).values())
+
+
+@pytest.mark.parametrize(("model", "given", "message"), STAY.values(), ids=STAY)
+def test_layers_of_this_kind_stay_and_the_function_is_the_same(model, given, message):
+    randomise(model, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        next(iter(model.parameters())).view(-1)[:4] = 0
+    if message is not None:
+        with pytest.raises(ValueError, match=message):
+            coupled_units(model, batch_of(given))
+    small, certificate = extract(model, [given])
+    assert certificate.holds
+    assert size(small) <= size(model)
+
+
+def test_ties_memory_format_and_training_mode_are_kept():
+    small, _ = extract(Tied().train(), [torch.rand(8)])
+    assert small.decode.weight is small.code.weight and small.training
+    net = nn.Sequential(conv(3, 4, 3), nn.Dropout().eval(), conv(4, 2, 3)).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        net[0].weight[1] = 0
+        net[0].bias[1] = 0
+    small, _ = extract(net, [X])
+    assert small[0].out_channels == 3 and small[2].weight.is_contiguous(memory_format=torch.channels_last)
+    assert small[0].training and not small[1].training
+
+
+def test_a_cast_is_certified_in_the_precision_it_has():
+    _, certificate = extract(Net(lambda m, x: m.b(m.a(x.float())), a=conv(3, 4), b=conv(4, 2)), [X])
+    assert certificate.holds and certificate.tolerance_float64 == 1e-5
+
+
+def test_wrappers_are_taken_off():
+    net = nn.Sequential(conv(3, 4), nn.GELU(), conv(4, 2))
+    for wrapped in (torch.compile(net, backend="eager"), nn.DataParallel(net)):
+        assert [p is q for p, q in zip(coupled_units(wrapped, X[None])["0"], net[0].parameters(), strict=True)]
+        assert type(extract(wrapped, [X])[0]) is nn.Sequential
+
+
+LAZY = nn.Sequential(nn.LazyConv2d(4, 1), nn.GELU(), conv(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "message"),
+    [
+        (LAZY, X, "Sequential has parameters without a shape; run one batch first"),
+        (nn.Sequential(conv(3, 4), conv(4, 2)), X[0], r"Sequential cannot compute inputs of float32 \(1, 8, 8\)"),
+        (nn.Linear(3, 2), torch.zeros(3, dtype=torch.long), r"Linear cannot compute inputs of int64 \(1, 3\)"),
+        (Net(lambda m, x: "text", a=conv(3, 4)), X, "Net returns no tensor, but str"),
+        (Net(lambda m, x: x if x.sum() > 0 else -x), X, "torch.export cannot trace Net: Could not guard on data-dep"),
+    ],
+)
+def test_what_cannot_be_run_or_traced_is_refused_in_one_line(model, x, message, capfd):
+    for attempt in (lambda: extract(model, [x]), lambda: coupled_units(model, x[None])):
+        with pytest.raises(ValueError, match=message) as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
