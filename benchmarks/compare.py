@@ -36,7 +36,7 @@ from nas.search.compare import (
     summarised,
     table,
 )
-from nas.search.data.images import read_folder, to_tensor
+from nas.search.data.files import find_pictures
 from nas.search.networks import load_compact
 from nas.search.run import CONFIG, TEST_SEED, VALIDATION_SEED
 from nas.search.tasks.task import score_trivial
@@ -159,7 +159,7 @@ def _training(options: argparse.Namespace) -> Training:
 
 
 def _pictures(folder: Path) -> list[Picture]:
-    return [Picture(path.name, to_tensor(pixels, 1)) for path, pixels in read_folder(folder, [])]
+    return [file.open() for file in find_pictures(folder, folder, 1, [])]
 
 
 def _supernet(options: argparse.Namespace, found: Sequence[Found]) -> Plan:

@@ -19,8 +19,8 @@ from torch import Tensor
 from nas.cli.shared import sentence
 from nas.models import DagNet, load
 from nas.process import tune_process
-from nas.search import Denoise, Example, Picture, estimate_sigma, held_out, predict
-from nas.search.data.images import read_folder, to_tensor
+from nas.search import Denoise, Example, estimate_sigma, held_out, predict
+from nas.search.data.files import find_pictures
 from nas.search.tasks.noise import with_level
 from nas.search.tasks.restoration import PSNR, SSIM, published_ssim
 from nas.search.tasks.task import Metric
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tune_process()
     try:
         task = Denoise(options.sigma)
-        pictures = [Picture(path.name, to_tensor(pixels, 1)) for path, pixels in read_folder(options.test, [])]
+        pictures = [file.open() for file in find_pictures(options.test, options.test, 1, [])]
         examples = held_out(pictures, task)
         _check_border(options.border, examples)
         nets = {folder: load(folder) for folder in options.networks}

@@ -20,8 +20,8 @@ from nas.models import DagNet, load
 from nas.models.price import total
 from nas.models.store import fingerprint
 from nas.process import tune_process
-from nas.search import Denoise, Example, Picture, Run, SearchConfig, evaluate, held_out
-from nas.search.data.images import read_folder, to_tensor
+from nas.search import Denoise, Example, Run, SearchConfig, evaluate, held_out
+from nas.search.data.files import find_pictures
 from nas.search.retrain import Retraining
 from nas.search.tasks.noise import MEASURED, with_level
 from nas.search.zoo.shipped import CARD, NETWORKS, Shipped
@@ -96,7 +96,7 @@ def write(net: DagNet, folder: Path, terms: str, test: Path) -> Shipped:
 def measured(net: DagNet, root: Path, sigma: float) -> float:
     """PSNR in dB at one level; picture k with the noise of seed k."""
     task = Denoise(sigma)
-    pictures = [Picture(path.name, to_tensor(pixels, 1)) for path, pixels in read_folder(root, [])]
+    pictures = [file.open() for file in find_pictures(root, root, 1, [])]
     told = [
         Example(each.name, with_level(each.observed, torch.tensor(sigma / 255)), each.target)
         for each in held_out(pictures, task)

@@ -5,10 +5,11 @@ from nas.search.callbacks.loggers import LOGGERS, Logger
 from nas.search.compute import Compute
 from nas.search.config import SearchConfig, register_task
 from nas.search.data.batches import Batches, random_crops, random_samples
+from nas.search.data.dataset import Pictures, estimate_sigma
 from nas.search.data.formats.files import read_sheet, write_sheet
 from nas.search.data.labelled import cifar10, class_folder, fashion_mnist, mnist
 from nas.search.data.sources import folder, load_data, pictures, register_data
-from nas.search.data.stack import Picture, Pictures, Stack, estimate_sigma
+from nas.search.data.stack import Picture, Stack
 from nas.search.engine import Search
 from nas.search.front import thin_out
 from nas.search.loop import Snapshot, search, snapshot

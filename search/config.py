@@ -15,8 +15,8 @@ from nas.models.dag import DagNet
 from nas.models.price import CHEAPEST, Currency
 from nas.models.recipes import RECIPES
 from nas.registry import Registry
+from nas.search.data.dataset import Pictures
 from nas.search.data.sources import NOISY_PAIRS, PAIRS, SOURCES
-from nas.search.data.stack import Pictures
 from nas.search.optimizers import OPTIMIZERS, Kind
 from nas.search.tasks.classification import Classify
 from nas.search.tasks.degradations import Deblur, Inpaint, SuperResolve

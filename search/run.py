@@ -22,9 +22,10 @@ from nas.files import LOCK, alone, is_tidy, remove, write_text
 from nas.models.dag import DagNet
 from nas.search import ranks
 from nas.search.config import SearchConfig
-from nas.search.data.batches import Batches
+from nas.search.data.batches import Batches, ahead
+from nas.search.data.dataset import Pictures
+from nas.search.data.files import Files
 from nas.search.data.sources import load_data
-from nas.search.data.stack import Pictures
 from nas.search.path import Choice, Point, load_sparse, read_points
 from nas.search.tasks.task import Example, Task, held_out
 
@@ -127,7 +128,7 @@ class Run:
         return self.config.make_task(data)
 
     def batches(self, data: Pictures, seed: int, *, batch: int | None = None, crop: int | None = None) -> Batches:
-        """Training data; by default of the sizes of the search.
+        """Training data; by default of the sizes of the search. What is read from files is read ahead.
 
         Raises:
             ValueError: they do not suit the data, or several ranks cannot share a batch.
@@ -135,7 +136,8 @@ class Run:
         config = self.config
         batch, crop = config.batch if batch is None else batch, config.crop if crop is None else crop
         ranks.check_divides(batch)
-        return self.task(data).batches(data.train, crop=crop, batch=batch, steps=config.steps, seed=seed)
+        batches = self.task(data).batches(data.train, crop=crop, batch=batch, steps=config.steps, seed=seed)
+        return ahead(batches) if isinstance(data.train, Files) else batches
 
     def validation(self, data: Pictures) -> list[Example]:
         return held_out(data.validation, self.task(data), seed=VALIDATION_SEED)

@@ -29,7 +29,7 @@ from nas.search.compare import (
 from nas.search.compute import Compute
 from nas.search.config import ROOTS, check_seed
 from nas.search.data.batches import Batches
-from nas.search.data.stack import Pictures
+from nas.search.data.dataset import Pictures
 from nas.search.engine import thinned_from_dense
 from nas.search.networks import RESULT, load_compact, load_retrained, read_record, save
 from nas.search.path import Choice

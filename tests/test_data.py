@@ -59,7 +59,7 @@ def test_bad_folders(tmp_path):
         folder(tmp_path / "missing")
     with pytest.raises(ValueError, match="holds 0 pictures; a search needs at least 3"):
         folder(tmp_path)
-    broken = save_picture(tmp_path / "broken.png", (100, 100))
+    broken, *_ = (save_picture(tmp_path / f"{name}.png", (100, 100)) for name in ("broken", "good", "whole"))
     broken.write_bytes(broken.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"the picture .*broken.png is truncated, damaged or too large"):
         folder(tmp_path)

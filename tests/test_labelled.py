@@ -19,8 +19,8 @@ from nas.search import (
     load_data,
     mnist,
 )
+from nas.search.data.dataset import split
 from nas.search.data.images import to_tensor
-from nas.search.data.stack import split
 
 
 def write_mnist(folder):

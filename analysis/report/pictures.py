@@ -10,8 +10,8 @@ from nas.analysis.report.pixels import png_uri
 from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.models.store import load
+from nas.search.data.dataset import Pictures
 from nas.search.data.images import to_array
-from nas.search.data.stack import Pictures
 from nas.search.run import COMPACT, RETRAINED, Run
 from nas.search.tasks.classification import Classify
 from nas.search.tasks.restoration import Restoration, restore

@@ -20,7 +20,7 @@ from nas.analysis.report.pictures import held_out_pictures
 from nas.analysis.topology import topology
 from nas.files import write_text
 from nas.models.compact import compact
-from nas.search.data.stack import Pictures
+from nas.search.data.dataset import Pictures
 from nas.search.path import Point, births
 from nas.search.run import Run
 from nas.search.stopping import growth_is_over

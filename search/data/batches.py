@@ -1,17 +1,22 @@
 """Batches of training data, drawn at random: crops of pictures, or whole pictures with their labels."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.search.data.stack import Picture, Stack, first_of_each_size
+from nas.search.data.files import Files
+from nas.search.data.stack import Header, Picture, Stack
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # epoch -> pairs (observed, target)
 MAX_BATCH = 2**26  # pixels of one batch
+AHEAD = 2  # batches
 
 
 class Observer(Protocol):
@@ -23,7 +28,14 @@ class Observer(Protocol):
 
 
 def random_crops(
-    pictures: Sequence[Picture], task: Observer, *, crop: int, batch: int, steps: int, seed: int = 0
+    pictures: Sequence[Picture],
+    task: Observer,
+    *,
+    crop: int,
+    batch: int,
+    steps: int,
+    seed: int = 0,
+    views: Callable[[Picture], Sequence[Tensor]] = lambda picture: [picture.pixels],
 ) -> Batches:
     """Batches of random square crops, flipped and turned at random, with noise that is fresh in every epoch.
 
@@ -35,6 +47,7 @@ def random_crops(
         crop: side of the crops in pixels; at most the smaller side of every picture.
         batch: crops per batch.
         steps: batches per epoch.
+        views: of a picture, what is cut, turned and flipped alike; one behind the other they are the channels.
 
     Returns:
         A function of the epoch that iterates over what ``task.pair`` makes of (batch, channels, crop, crop): usually
@@ -45,30 +58,74 @@ def random_crops(
     """
     _check_positive(crop=crop, batch=batch, steps=steps)
     _check_batch(batch, crop, crop)
-    for picture in first_of_each_size(pictures):
-        check_size(picture, crop, f"the crop of {crop}")
-
-    def draw(generator: torch.Generator) -> Tensor:
-        def below(limit: int) -> int:
-            return int(torch.randint(limit, (), generator=generator))
-
-        pixels = pictures[below(len(pictures))].pixels
-        top, left = (below(size - crop + 1) for size in pixels.shape[-2:])
-        square = pixels[:, top : top + crop, left : left + crop].rot90(below(4), (1, 2))
-        return square.flip(2) if below(2) else square
+    for header in headers(pictures):
+        check_size(header, crop, f"the crop of {crop}")
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         generator = _generator(seed, epoch)
         for _ in range(steps):
-            clean = torch.stack([draw(generator) for _ in range(batch)])
-            yield task.pair(clean, generator)
+            numbers = _numbers(5 * batch, generator)
+            chosen = several(pictures, [number % len(pictures) for number in numbers[::5]])
+            squares = [
+                _cut(view.numpy(), crop, *numbers[5 * k + 1 : 5 * k + 5])
+                for k, picture in enumerate(chosen)
+                for view in views(picture)
+            ]
+            crops = torch.from_numpy(np.concatenate(squares)).contiguous()
+            yield task.pair(crops.view(batch, -1, crop, crop), generator)
 
     return batches
 
 
-def check_size(picture: Picture, least: int, what: str) -> None:
+def _numbers(count: int, generator: torch.Generator) -> list[int]:
+    """Random numbers below 2^32. Modulo a limit they are what ``count`` calls of ``torch.randint`` would draw."""
+    before = generator.get_state()
+    drawn = torch.empty((count + 1) // 2, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    if count % 2:
+        generator.set_state(before)
+        torch.randint(2, (count,), generator=generator)  # not one more
+    return [number for pair in drawn.tolist() for number in divmod(pair % 2**64, 2**32)][:count]
+
+
+def _cut(pixels: np.ndarray, side: int, down: int, right: int, turns: int, flips: int) -> np.ndarray:
+    """A square of (channels, height, width), turned and flipped, by numbers of any size."""
+    _, height, width = pixels.shape
+    top, left = down % (height - side + 1), right % (width - side + 1)
+    square = pixels[:, top : top + side, left : left + side]
+    if turns % 2:
+        square = square[:, :, ::-1].swapaxes(1, 2)  # a quarter
+    if turns // 2 % 2:
+        square = square[:, ::-1, ::-1]
+    return square[:, :, ::-1] if flips % 2 else square
+
+
+def ahead(batches: Batches) -> Batches:
+    """The same batches; a thread makes the next `AHEAD` ones while one is in use. What it raises comes in the place of
+    the batch."""
+
+    def made(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        source, thread = batches(epoch), ThreadPoolExecutor(1)
+        try:
+            coming = deque(thread.submit(next, source, None) for _ in range(1 + AHEAD))
+            while (pair := coming.popleft().result()) is not None:
+                yield pair
+                coming.append(thread.submit(next, source, None))
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+    return made
+
+
+def headers(pictures: Sequence[Picture]) -> Sequence[Header]:
+    """What is known of pictures without reading any; of a stack, whose pictures are alike, of one."""
+    if isinstance(pictures, Files):
+        return pictures.headers
+    return pictures[:1] if isinstance(pictures, Stack) else pictures
+
+
+def check_size(picture: Header, least: int, what: str) -> None:
     """Raise ValueError, naming the picture and ``what`` it is too small for, if a side is shorter than ``least``."""
-    height, width = picture.pixels.shape[-2:]
+    _, height, width = picture.shape
     if min(height, width) < least:
         raise ValueError(f"the picture {picture.name} has {width} x {height} pixels, smaller than {what}")
 
@@ -103,7 +160,7 @@ def random_samples(
     """
     _check_positive(batch=batch, steps=steps)
     check_labelled(pictures)
-    height, width = pictures[0].pixels.shape[-2:]
+    _, height, width = headers(pictures)[0].shape
     _check_batch(batch, height, width)
     if not isinstance(shift, int) or not 0 <= shift < min(height, width):
         raise ValueError(f"shift must lie between 0 and {min(height, width) - 1} pixels, got {shift}")
@@ -128,20 +185,25 @@ def check_labelled(pictures: Sequence[Picture]) -> None:
     """Raise ValueError unless there are pictures, all with a label and all of one shape."""
     if not pictures:
         raise ValueError("there is no picture to train, validate or test on")
-    first = pictures[0]
-    for picture in first_of_each_size(pictures):
+    first, *others = headers(pictures)
+    for picture in (first, *others):
         if picture.label is None:
             raise ValueError(f"the picture {picture.name} has no label")
-        if picture.pixels.shape != first.pixels.shape:
-            sizes = [" x ".join(map(str, each.pixels.shape)) for each in (picture, first)]
+        if picture.shape != first.shape:
+            sizes = [" x ".join(map(str, each.shape)) for each in (picture, first)]
             raise ValueError(f"the picture {picture.name} has the shape {sizes[0]}, {first.name} has {sizes[1]}")
+
+
+def several(pictures: Sequence[Picture], indices: Sequence[int]) -> list[Picture]:
+    """The pictures of these indices."""
+    return pictures.several(indices) if isinstance(pictures, Files) else [pictures[k] for k in indices]
 
 
 def take(pictures: Sequence[Picture], indices: Tensor) -> tuple[Tensor, Tensor]:
     """The pixels (k, channels, height, width) and labels (k,) of some labelled pictures."""
     if isinstance(pictures, Stack):
         return pictures.take(indices)
-    chosen = [pictures[k] for k in indices.tolist()]
+    chosen = several(pictures, indices.tolist())
     return torch.stack([each.pixels for each in chosen]), torch.tensor([each.label for each in chosen])
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nas.search.data.formats.files import read_sheet, write_sheet
-from nas.search.data.formats.sheet import CMYK, GREY, PLANES, RGB, NotAPictureError, Sheet
+from nas.search.data.formats.sheet import CMYK, GREY, PLANES, RGB, Sheet
 from nas.search.data.formats.values import UnusableError, Values
 
 if TYPE_CHECKING:
@@ -60,18 +60,6 @@ def files_below(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
             yield path
-
-
-def read_folder(folder: Path, skipped: list[str]) -> Iterator[tuple[Path, np.ndarray]]:
-    """The picture files of a folder and its subfolders with their pixels, in the order of their names.
-
-    The names of other files are added to ``skipped``. Errors as of `read_picture`.
-    """
-    for path in files_below(folder):
-        try:
-            yield path, read_picture(path)
-        except NotAPictureError:
-            skipped.append(path.name)
 
 
 def warn_of_skipped(names: Sequence[str], root: Path) -> None:

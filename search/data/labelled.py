@@ -2,16 +2,17 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from nas.search.data.images import read_folder, to_bytes, warn_of_skipped
-from nas.search.data.stack import Pictures, Stack, split
+from nas.search.data.dataset import Pictures, split
+from nas.search.data.files import PictureFile, find_pictures, gather
+from nas.search.data.images import warn_of_skipped
+from nas.search.data.stack import Stack
 
-Labelled = tuple[Path, Tensor, int]  # file, bytes and class of a picture
 VALIDATION = 5_000  # the last training pictures of a data set of torchvision
 
 
@@ -77,9 +78,15 @@ def class_folder(root: Path, channels: int = 1) -> Pictures:
     tops = [root / "train", root / "test"] if (root / "train").is_dir() and (root / "test").is_dir() else [root]
     classes = _class_names(tops)
     skipped: list[str] = []
-    found = [[_read(top / name, label, channels, skipped) for label, name in enumerate(classes)] for top in tops]
+    found = [
+        [
+            [replace(file, label=label) for file in find_pictures(top / name, root, channels, skipped)]
+            for label, name in enumerate(classes)
+        ]
+        for top in tops
+    ]
     warn_of_skipped(skipped, root)
-    parts: list[list[Labelled]] = [[], [], []]
+    parts: tuple[list[PictureFile], ...] = ([], [], [])
     num_held_out = 3 - len(tops)
     for name, pictures in zip(classes, found[0], strict=True):
         if len(pictures) <= num_held_out:
@@ -88,12 +95,11 @@ def class_folder(root: Path, channels: int = 1) -> Pictures:
         for part, indices in zip(parts, split(len(pictures), num_held_out), strict=False):
             part += [pictures[k] for k in indices]
     if len(tops) == 2:
-        parts[2] = list(itertools.chain(*found[1]))
+        parts[2].extend(itertools.chain(*found[1]))
         if not parts[2]:
             raise ValueError(f"{tops[1]} holds no picture")
-    _check_sizes([*itertools.chain(*parts)], root)
-    train, validation, test = (_join(part, root, channels) for part in parts)
-    return Pictures(train, validation, test, classes)
+    _check_sizes([*itertools.chain(*parts)])
+    return Pictures(*gather(parts, _join), classes)
 
 
 def _class_names(tops: Sequence[Path]) -> tuple[str, ...]:
@@ -110,19 +116,16 @@ def _class_names(tops: Sequence[Path]) -> tuple[str, ...]:
     return first
 
 
-def _read(folder: Path, label: int, channels: int, skipped: list[str]) -> list[Labelled]:
-    return [(path, to_bytes(pixels, channels), label) for path, pixels in read_folder(folder, skipped)]
+def _check_sizes(pictures: Sequence[PictureFile]) -> None:
+    first = pictures[0]
+    for odd in pictures:
+        if odd.shape != first.shape:
+            here, there = (f"{width} x {height}" for _, height, width in (odd.shape, first.shape))
+            raise ValueError(
+                f"pictures with classes must be of one size, but {odd.name} has {here} pixels, {first.name} {there}"
+            )
 
 
-def _check_sizes(pictures: Sequence[Labelled], root: Path) -> None:
-    first, size = pictures[0][0].relative_to(root), pictures[0][1].shape
-    for path, pixels, _ in pictures:
-        if pixels.shape != size:
-            odd, (here, there) = path.relative_to(root), (f"{h} x {w}" for _, w, h in (pixels.shape, size))
-            raise ValueError(f"pictures with classes must be of one size, but {odd} has {here} pixels, {first} {there}")
-
-
-def _join(pictures: Sequence[Labelled], root: Path, channels: int) -> Stack:
-    paths, pixels, labels = zip(*pictures, strict=True)
-    names = [path.relative_to(root).as_posix() for path in paths]
-    return Stack(names, torch.stack(pixels), torch.tensor(labels), channels)
+def _join(pictures: Sequence[PictureFile]) -> Stack:
+    pixels, labels = torch.stack([file.decode() for file in pictures]), torch.tensor([file.label for file in pictures])
+    return Stack([file.name for file in pictures], pixels, labels, pictures[0].shape[0])

@@ -6,9 +6,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from nas.registry import Registry
-from nas.search.data.images import read_folder, to_tensor, warn_of_skipped
+from nas.search.data.dataset import Pictures, split
+from nas.search.data.files import PictureFile, find_pictures, gather
+from nas.search.data.images import to_tensor, warn_of_skipped
 from nas.search.data.labelled import cifar10, class_folder, fashion_mnist, mnist
-from nas.search.data.stack import Picture, Pictures, split
+from nas.search.data.stack import Picture
 
 # The photographs that ship inside scikit-image. Fixed; listed in docs/data.md.
 TRAIN = (
@@ -76,7 +78,7 @@ def folder(root: Path, channels: int = 1, *, val_root: Path | None = None, test_
     Raises:
         ValueError: no such folder, too few pictures in it, or a damaged picture.
     """
-    return _from_folders(read_pictures, root, channels, val_root, test_root)
+    return _from_folders(find_folder, root, channels, val_root, test_root)
 
 
 def pairs(
@@ -95,16 +97,16 @@ def pairs(
     Raises:
         ValueError: as of `folder`; a picture without a partner, or of another size than its partner.
     """
-    return _from_folders(partial(read_pairs, second=second), root, channels, val_root, test_root)
+    return _from_folders(partial(find_pairs, second=second), root, channels, val_root, test_root)
 
 
-Reader = Callable[[Path, int], list[Picture]]  # (root, channels) -> all pictures below it
+Finder = Callable[[Path, int], list[PictureFile]]  # (root, channels) -> all pictures below it
 
 
-def _from_folders(read: Reader, root: Path, channels: int, val_root: Path | None, test_root: Path | None) -> Pictures:
+def _from_folders(find: Finder, root: Path, channels: int, val_root: Path | None, test_root: Path | None) -> Pictures:
     """All of ``root`` for training, but for what is held out where there are no other folders for that."""
-    others = [None if each is None else read(each, channels) for each in (val_root, test_root)]
-    found, missing = read(root, channels), others.count(None)
+    others = [None if each is None else find(each, channels) for each in (val_root, test_root)]
+    found, missing = find(root, channels), others.count(None)
     if len(found) < 1 + missing:
         raise ValueError(
             f"the folder {root} holds {len(found)} pictures; a search needs at least 3 (training, validation, test), "
@@ -115,38 +117,35 @@ def _from_folders(read: Reader, root: Path, channels: int, val_root: Path | None
             raise ValueError(f"the folder {each} holds no pictures")
     train, *held_out = ([found[k] for k in part] for part in split(len(found), missing))
     validation, test = (held_out.pop(0) if each is None else each for each in others)
-    return Pictures(train, validation, test)
+    return Pictures(*gather((train, validation, test), lambda files: [file.open() for file in files]))
 
 
-def read_pictures(root: Path, channels: int) -> list[Picture]:
+def find_folder(root: Path, channels: int) -> list[PictureFile]:
     """Every picture below a folder, in the order of their names."""
     if not root.is_dir():
         raise ValueError(f"there is no folder {root}")
     skipped: list[str] = []
-    found = [
-        Picture(path.relative_to(root).as_posix(), to_tensor(pixels, channels))
-        for path, pixels in read_folder(root, skipped)
-    ]
+    found = list(find_pictures(root, root, channels, skipped))
     warn_of_skipped(skipped, root)
     return found
 
 
-def read_pairs(root: Path, channels: int, second: str) -> list[Picture]:
+def find_pairs(root: Path, channels: int, second: str) -> list[PictureFile]:
     """Every pair below ``root/noisy`` and ``root/second``, by the names of the second."""
-    noisy, others = (_by_stem(read_pictures(root / name, channels), root / name) for name in (NOISY, second))
+    noisy, others = (_by_stem(find_folder(root / name, channels), root / name) for name in (NOISY, second))
     for here, there, folder in ((noisy, others, second), (others, noisy, NOISY)):
         if alone := sorted(set(here) - set(there)):
             raise ValueError(f"{here[alone[0]].name} has no partner in {root / folder}")
     for stem, picture in others.items():
-        if picture.pixels.shape != noisy[stem].pixels.shape:
-            sizes = [f"{each.pixels.shape[-1]} x {each.pixels.shape[-2]}" for each in (noisy[stem], picture)]
+        if picture.shape != noisy[stem].shape:
+            sizes = [f"{each.shape[-1]} x {each.shape[-2]}" for each in (noisy[stem], picture)]
             raise ValueError(f"the pair {stem} in {root} has two sizes: {sizes[0]} and {sizes[1]} pixels")
-    return [replace(picture, noisy=noisy[stem].pixels) for stem, picture in others.items()]
+    return [replace(picture, noisy=noisy[stem]) for stem, picture in others.items()]
 
 
-def _by_stem(pictures: Sequence[Picture], folder: Path) -> dict[str, Picture]:
+def _by_stem(pictures: Sequence[PictureFile], folder: Path) -> dict[str, PictureFile]:
     """By their names without suffix."""
-    found: dict[str, Picture] = {}
+    found: dict[str, PictureFile] = {}
     for picture in pictures:
         stem = PurePosixPath(picture.name).with_suffix("").as_posix()
         if stem in found:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nas.search import ranks
 from nas.search.compute import device_of
 from nas.search.data.batches import Batches
+from nas.search.data.files import Files
 from nas.search.data.stack import Picture
 
 Scores = dict[str, float]  # key of a metric -> value
@@ -64,7 +65,8 @@ class Task(ABC):
     Attributes:
         metrics: what results are scored by; the first one is the headline.
         from_data: names of the fields that are attributes of the data set (`nas.search.Pictures`) and no options.
-        most_held_out: at most so many pictures, evenly spaced, are measured in validation and in the test.
+        most_held_out: at most so many pictures, evenly spaced, are measured in validation and in the test; fewer where
+            they are `nas.search.data.files.Files` and large.
         num_outputs: what a recipe with the option ``outputs`` is made with, such as the number of classes.
         num_extra: channels that the network sees behind those of the picture, such as the level of its noise.
     """
@@ -142,7 +144,8 @@ def held_out(pictures: Sequence[Picture], task: Task, *, seed: int = 0) -> list[
     """
     if not pictures:
         raise ValueError("there is no picture to validate or test on")
-    every = max(1, math.ceil(len(pictures) / task.most_held_out))
+    most = min(task.most_held_out, pictures.most_at_once if isinstance(pictures, Files) else math.inf)
+    every = max(1, math.ceil(len(pictures) / most))
     return [
         example
         for k, picture in enumerate(pictures[::every])

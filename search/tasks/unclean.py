@@ -6,14 +6,14 @@ retraining work alike. What changes is what the pairs are, and what is known of 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.search.data.batches import Batches, check_size
+from nas.search.data.batches import Batches, check_size, random_crops
 from nas.search.data.stack import Picture
 from nas.search.tasks.noise import Denoise
 from nas.search.tasks.restoration import MIN_SSIM_SIDE, Method, Restoration
@@ -47,16 +47,15 @@ class Paired(Restoration):
         return noisy, clean
 
     def batches(self, pictures: Sequence[Picture], *, crop: int, batch: int, steps: int, seed: int = 0) -> Batches:
-        return super().batches(list(map(_joined, pictures)), crop=crop, batch=batch, steps=steps, seed=seed)
+        return random_crops(pictures, self, crop=crop, batch=batch, steps=steps, seed=seed, views=_views)
 
     def examples(self, picture: Picture, generator: torch.Generator) -> list[Example]:
         self.target(picture)  # that it is large enough
-        return [Example(picture.name, *self.pair(_joined(picture).pixels, generator))]
+        return [Example(picture.name, *self.pair(torch.cat(_views(picture)), generator))]
 
 
-def _joined(picture: Picture) -> Picture:
-    """Noisy and other pixels as one picture, so that both are cut and turned alike."""
-    return replace(picture, pixels=torch.cat([cast(Tensor, picture.noisy), picture.pixels]))
+def _views(picture: Picture) -> list[Tensor]:
+    return [cast(Tensor, picture.noisy), picture.pixels]
 
 
 class Unclean(Restoration):

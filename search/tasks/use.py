@@ -13,10 +13,10 @@ from torch import Tensor
 
 from nas.models.dag import DagNet
 from nas.search.compute import device_of
+from nas.search.data.dataset import estimate_sigma
 from nas.search.data.formats.sheet import GREY, RGB, Sheet
 from nas.search.data.formats.values import Values
 from nas.search.data.images import plain, split_alpha, to_array, write_picture
-from nas.search.data.stack import estimate_sigma
 from nas.search.tasks.anscombe import Anscombe
 from nas.search.tasks.degradations import magnified, masked
 from nas.search.tasks.noise import with_level

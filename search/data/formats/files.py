@@ -28,10 +28,21 @@ def read_sheet(source: Path | bytes, name: str | None = None, given: tuple[float
     """
     name = str(source) if name is None and isinstance(source, Path) else name or "the input"
     with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as stream:
-        magic = stream.read(4)
-        stream.seek(0)
-        read = reading_tiff.read if magic in reading_tiff.MAGIC else reading.read
-        return read(stream, name, given)
+        return reading_tiff.read(stream, name, given) if _is_tiff(stream) else reading.read(stream, name, given)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width of a picture file, upright, from its header: pixels are not decoded. Errors as of `read_sheet`,
+    but for what only the pixels show."""
+    with path.open("rb") as stream:
+        read = reading_tiff.read_size if _is_tiff(stream) else reading.read_size
+        return read(stream, str(path))
+
+
+def _is_tiff(stream: IO[bytes]) -> bool:
+    magic = stream.read(4)
+    stream.seek(0)
+    return magic in reading_tiff.MAGIC
 
 
 def check_sheet(sheet: Sheet, path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
 from nas.search.data.formats.deep import is_deep, read_deep
 from nas.search.data.formats.exif import split_orientation
+from nas.search.data.formats.quiet import QUIET
 from nas.search.data.formats.sheet import CMYK, GREY, RGB, Extras, NotAPictureError, Sheet, damaged, turn_upright
 from nas.search.data.formats.values import UnusableError, find_values
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
 
-MAX_PIXELS = 2**31  # of one frame; beyond it a file is taken for a trap
 SPACES = {
     "L": (GREY, False), "LA": (GREY, True), "RGB": (RGB, False), "RGBA": (RGB, True), "CMYK": (CMYK, False),
     "I": (GREY, False), "F": (GREY, False), "I;16": (GREY, False), "I;16B": (GREY, False), "I;16L": (GREY, False),
@@ -49,12 +48,28 @@ def read(stream: IO[bytes], name: str, given: tuple[float, float] | None = None,
         ValueError: it is truncated, damaged or too large.
         OSError: it cannot be read.
     """
+    with _in_sentences(name):
+        return _read(stream, name, given, inverted)
+
+
+def read_size(stream: IO[bytes], name: str) -> tuple[int, int]:
+    """Height and width as of `read`, from what stands before the pixels, which are not decoded; errors as of `read`."""
+    from PIL import Image
+
+    with _in_sentences(name):
+        picture = Image.open(stream)
+        orientation, _ = _exif(picture)
+        return picture.size if orientation > 4 else picture.size[::-1]
+
+
+@contextmanager
+def _in_sentences(name: str) -> Iterator[None]:
+    """What Pillow raises becomes a sentence about the file ``name``."""
     from PIL import UnidentifiedImageError
 
-    with _without_limit(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of EXIF data that Pillow does not understand: they stay as they are
+    with QUIET:
         try:
-            return _read(stream, name, given, inverted)
+            yield
         except UnidentifiedImageError:
             raise NotAPictureError(f"{name} is not a picture") from None
         except (UnusableError, MemoryError):
@@ -80,18 +95,6 @@ def _read(stream: IO[bytes], name: str, given: tuple[float, float] | None, inver
     suffix = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2", "TIFF": ".tif", "PPM": ".ppm"}.get(format)
     suffix = suffix or f".{format.lower()}"
     return Sheet(name, suffix, frames, space, alpha, values, extras, (*filter(None, [*notes, left_out]), *assumed))
-
-
-@contextmanager
-def _without_limit() -> Iterator[None]:
-    """Pillow takes files of more than 0.18 gigapixels for traps."""
-    from PIL import Image
-
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS // 2
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
 
 
 def _pixels(
@@ -187,14 +190,20 @@ def _bits_of_avif(stream: IO[bytes]) -> int:
     return 8 if not flags & 0x40 else 12 if flags & 0x20 else 10
 
 
-def _extras(picture: Image, durations: tuple[int, ...]) -> tuple[Extras, int]:
-    """What else the file holds, as it is after turning it upright, and its orientation."""
-    info = picture.info
-    exif, orientation = info.get("exif"), 1
+def _exif(picture: Image) -> tuple[int, bytes | None]:
+    """The orientation of what Pillow reads, and the EXIF data of what is turned upright."""
+    exif, orientation = picture.info.get("exif"), 1
     if isinstance(exif, bytes) and exif:
         orientation, exif = split_orientation(exif.removeprefix(b"Exif\x00\x00"))
     if picture.format == "TIFF":
         orientation = 1  # Pillow has turned it
+    return orientation, exif if isinstance(exif, bytes) and exif else None
+
+
+def _extras(picture: Image, durations: tuple[int, ...]) -> tuple[Extras, int]:
+    """What else the file holds, as it is after turning it upright, and its orientation."""
+    info = picture.info
+    orientation, exif = _exif(picture)
     xmp, icc = info.get("xmp"), info.get("icc_profile")
     if isinstance(xmp, bytes):
         xmp = _upright_xmp(xmp)
@@ -205,7 +214,7 @@ def _extras(picture: Image, durations: tuple[int, ...]) -> tuple[Extras, int]:
         dpi = dpi[::-1]
     return Extras(
         icc=icc if isinstance(icc, bytes) and icc else None,
-        exif=exif if isinstance(exif, bytes) and exif else None,
+        exif=exif,
         xmp=xmp if isinstance(xmp, bytes) and xmp else None,
         dpi=dpi,
         texts=texts,

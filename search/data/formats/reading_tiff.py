@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
 from nas.search.data.formats import reading
+from nas.search.data.formats.quiet import MAX_PIXELS, QUIET
 from nas.search.data.formats.sheet import CMYK, GREY, PLANES, RGB, Extras, Sheet, damaged, turn_upright
 from nas.search.data.formats.values import UnusableError, find_values
 
@@ -30,37 +30,41 @@ NEEDED = "imagecodecs"  # the package that tifffile asks for where it cannot dec
 
 def read(stream: IO[bytes], name: str, given: tuple[float, float] | None = None) -> Sheet:
     """What a TIFF file holds; arguments and errors as of `reading.read`."""
+    with _opened(stream, name) as file:
+        series = _pictures(file, name)
+        page = series[0].keyframe
+        frames = _decode(file, series, name)
+        if frames is not None:
+            return _sheet(file, series, frames, name, given)
+        extras = _extras(page)
+    stream.seek(0)
+    inverted = _photometric(page) == "MINISWHITE" and page.bitspersample == 16
+    return replace(reading.read(stream, name, given, inverted), extras=extras)
+
+
+def read_size(stream: IO[bytes], name: str) -> tuple[int, int]:
+    """Height and width as of `read`, without decoding; errors as of `read`."""
+    with _opened(stream, name) as file:
+        page = _pictures(file, name)[0].keyframe
+        size = page.imagelength, page.imagewidth
+        return size[::-1] if page.tags.valueof(ORIENTATION, 1) > 4 else size
+
+
+@contextmanager
+def _opened(stream: IO[bytes], name: str) -> Iterator[TiffFile]:
+    """The file; what tifffile raises becomes a sentence about ``name``."""
     import tifffile
 
-    with _quiet():
+    with QUIET:
         try:
             with tifffile.TiffFile(stream) as file:
-                series = _pictures(file, name)
-                page = series[0].keyframe
-                frames = _decode(file, series, name)
-                if frames is not None:
-                    return _sheet(file, series, frames, name, given)
-                extras = _extras(page)
+                yield file
         except (UnusableError, MemoryError):
             raise
         except Exception as problem:  # whatever damaged bytes make a decoder raise
             if isinstance(problem, OSError) and problem.errno is not None:
                 raise
             raise damaged(name, problem) from None
-    stream.seek(0)
-    inverted = _photometric(page) == "MINISWHITE" and page.bitspersample == 16
-    return replace(reading.read(stream, name, given, inverted), extras=extras)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """tifffile writes into a log what it finds odd."""
-    log = logging.getLogger("tifffile")
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
 
 
 def _pictures(file: TiffFile, name: str) -> list[TiffPageSeries]:
@@ -96,7 +100,7 @@ def _check_whole(page: Any, size: int) -> None:
     packed = int(frame.compression) != 1 or _photometric(frame) == "YCBCR"
     if max(ends, default=0) > size or (not packed and bits // 8 > size):
         raise ValueError("it ends before its data")
-    if frame.imagewidth * frame.imagelength > reading.MAX_PIXELS:
+    if frame.imagewidth * frame.imagelength > MAX_PIXELS:
         raise ValueError(f"{frame.imagewidth} x {frame.imagelength} pixels")
 
 
