@@ -56,7 +56,12 @@ def plain(sheet: Sheet) -> np.ndarray:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """The files of a folder and its subfolders, in the order of their names, without hidden ones."""
+    """The files of a folder and its subfolders, in the order of their names, without hidden ones.
+
+    Raises:
+        OSError: there is no such folder, or it cannot be read.
+    """
+    next(folder.iterdir(), None)  # unlike rglob it says if there is none
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
             yield path
