@@ -7,6 +7,7 @@ from .models.traced.units import coupled_units, settle_norms
 from .parameters import describe, param_groups
 from .penalties import L1, GroupLasso, LogSum, NonNegativeL1, Nuclear, Penalty, SparseGroup, Zero, rings
 from .proximal import XRDA, ProxSGD
+from .search.zoo.shipped import load
 from .split_lbi import SplitLBI
 
 __version__: str
@@ -37,6 +38,7 @@ __all__ = [
     "check_start",
     "coupled_units",
     "describe",
+    "load",
     "param_groups",
     "rings",
     "settle_norms",

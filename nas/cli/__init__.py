@@ -13,7 +13,7 @@ from typing import NamedTuple
 from jsonargparse import ArgumentParser, Namespace
 
 from nas import __version__
-from nas.cli import compare, denoise, export, extract, front, report, resume, retrain, search, show, sweep, verify
+from nas.cli import compare, denoise, export, extract, front, report, resume, retrain, search, show, sweep, verify, zoo
 from nas.cli.shared import Result, Signalled, make_parser, sentence
 from nas.process import tune_process
 from nas.registry import import_registrations
@@ -50,6 +50,7 @@ VERBS = {
     "verify": Verb("recompute the proof", verify.parser, verify.perform),
     "retrain": Verb("train the compact network", retrain.parser, retrain.perform, joint=True),
     "denoise": Verb("clean pictures", denoise.parser, denoise.perform),
+    "zoo": Verb("networks that come with the package", zoo.parser, zoo.perform),
     "report": Verb("a run, or several, in one page", report.parser, report.perform),
     "export": Verb("for machines without this package", export.parser, export.perform),
 }

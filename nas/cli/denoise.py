@@ -2,14 +2,14 @@
 
 import glob
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from nas.cli.shared import Result, add_choice, check_free, choice, make_run_parser, sentence
+from nas.cli.shared import Result, add_choice, check_free, choice, make_parser, sentence
 from nas.models.dag import DagNet
 from nas.search.config import SearchConfig
 from nas.search.data.formats.files import check_sheet, encoded, read_sheet, write_sheet
@@ -17,6 +17,7 @@ from nas.search.data.formats.sheet import Sheet
 from nas.search.data.formats.values import parse_range
 from nas.search.data.images import write_picture
 from nas.search.networks import load_chosen
+from nas.search.path import Choice
 from nas.search.run import Run
 from nas.search.tasks.degradations import Inpaint, SuperResolve, read_mask
 from nas.search.tasks.files import DONE, EARLIER, FAILED, NO_PICTURE, Outcome, denoise_files, find_jobs
@@ -25,17 +26,31 @@ from nas.search.tasks.restoration import Restoration
 from nas.search.tasks.task import Task
 from nas.search.tasks.tiles import tiles
 from nas.search.tasks.use import Noise, before_after, denoise_sheet, magnify
+from nas.search.zoo.shipped import DEFAULT, find_shipped, load
 
 STANDARD = Path("-")  # input or output
 
 
 def parser() -> ArgumentParser:
-    parser = make_run_parser("Clean pictures with the retrained network (the compact one if it was not retrained).")
-    parser.add_argument(
-        "pictures", type=Path, nargs="+", help="grey or colour pictures, folders of them, or - for standard input"
+    parser = make_parser(
+        "Clean pictures with a network that comes with the package (nas zoo), or with the retrained one of a run (the "
+        "compact one if it was not retrained)."
     )
     parser.add_argument(
-        "-o", "--out", type=Path, required=True, help="file to write (- for standard output), or folder for several"
+        "pictures",
+        type=Path,
+        nargs="+",
+        help="grey or colour pictures, folders of them, or - for standard input; before them a run folder, whose "
+        "network is used",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        help="file to write (- for standard output), or folder for several (default: NAME-clean beside a single one)",
+    )
+    parser.add_argument(
+        "--network", type=str, help=f"name of one of nas zoo, run folder, or folder of a network (default: {DEFAULT})"
     )
     add_choice(parser)
     parser.add_argument("--tile", type=int, help="side of the tiles in pixels (default: as memory allows)")
@@ -50,16 +65,12 @@ def parser() -> ArgumentParser:
 
 
 def perform(options: Namespace) -> Result:
-    run = Run.open(options.run)
-    if not issubclass(run.config.task_class, Restoration):
-        raise ValueError(
-            f"the task of {run.folder} is {run.config.task}; denoise is for networks that restore pictures"
-        )
-    folder, net = load_chosen(run, choice(options))
+    network, pictures = _network_and_pictures(options)
+    folder, net, config = _open(network, choice(options))
     list(tiles(1, 1, net.plan, options.tile))  # complains before the first file is read
     given = parse_range(options.range) if options.range else None
-    use = _Use(_cleaner(run.config, net, options), folder, given, options.force)
-    pictures, out = options.pictures, options.out
+    use = _Use(_cleaner(config, net, options), folder, given, options.force)
+    out = options.out or _out(pictures)
     if STANDARD in (*pictures, out):
         if len(pictures) > 1 or out.is_dir() or pictures[0].is_dir():
             raise ValueError("- stands for one picture; name one picture and one file, or -, with -o")
@@ -68,6 +79,46 @@ def perform(options: Namespace) -> Result:
     if len(pictures) == 1 and not out.is_dir() and (pictures[0].is_file() or not _is_pattern_or_folder(pictures[0])):
         return _clean_one(use, pictures[0], out)
     return _clean_many(use, [path for picture in pictures for path in _expand(picture)], out)
+
+
+def _network_and_pictures(options: Namespace) -> tuple[str, list[Path]]:
+    """What the network is taken from, and the pictures; a run folder may stand before these."""
+    first, *others = options.pictures
+    if options.network is not None or not Run.is_in(first):
+        return options.network or DEFAULT, [first, *others]
+    if not others:
+        raise ValueError(f"{first} is a run folder; name the pictures behind it")
+    return str(first), others
+
+
+def _open(network: str, chosen: Choice) -> tuple[Path, DagNet, SearchConfig]:
+    """A network with where it comes from and what it was trained for, so far as that is known.
+
+    Raises:
+        ValueError: there is none, it is damaged, or it does not restore pictures.
+    """
+    if Run.is_in(Path(network)):
+        run = Run.open(Path(network))
+        if not issubclass(run.config.task_class, Restoration):
+            raise ValueError(
+                f"the task of {run.folder} is {run.config.task}; denoise is for networks that restore pictures"
+            )
+        return *load_chosen(run, chosen), run.config
+    if chosen != Choice():
+        raise ValueError(f"{network} is a single network; what chooses among several goes with a run folder")
+    if Path(network).is_dir():
+        net = load(Path(network))
+        return Path(network), net, SearchConfig(sigma="1:255" if net.plan.extra else 25.0)
+    found = find_shipped(network)
+    return found.folder, found.load(), SearchConfig(sigma=f"{found.sigma[0]}:{found.sigma[1]}")
+
+
+def _out(pictures: Sequence[Path]) -> Path:
+    """Where a single picture goes: beside it, as NAME-clean."""
+    (picture, *others) = pictures
+    if others or picture == STANDARD or _is_pattern_or_folder(picture):
+        raise ValueError("several pictures, and standard input, need -o: a folder, or - for standard output")
+    return picture.with_name(f"{picture.stem}-clean{picture.suffix}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,108 @@
+"""Makes a network of the zoo: one that was found for one level of noise learns all of them, and gets its card.
+
+    python -m benchmarks.zoo runs/t400/retrained grey-15k --train DATA/train400 --test DATA/set12 --epochs 80 \
+        --lr 0.005 --terms "where the pictures come from, and on what terms"
+
+A channel with the level of the noise is put behind the picture, with weights of zero, so that it begins as it was.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nas.cli.shared import sentence
+from nas.models import DagNet, load
+from nas.models.price import total
+from nas.models.store import fingerprint
+from nas.process import tune_process
+from nas.search import Denoise, Example, Run, SearchConfig, evaluate, held_out
+from nas.search.data.files import find_pictures
+from nas.search.retrain import Retraining
+from nas.search.tasks.noise import MEASURED, with_level
+from nas.search.zoo.shipped import CARD, NETWORKS, Shipped
+
+SIGMA = 5.0, 55.0
+STEPS, BATCH, CROP = 256, 16, 48
+VALIDATED = 36  # pictures and levels
+EVERY = 10  # epochs
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    tune_process()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("network", type=Path, help="folder of a grey network that is not told the level")
+    parser.add_argument("name", help="such as grey-15k")
+    parser.add_argument("--train", type=Path, required=True, help="folder of pictures")
+    parser.add_argument("--test", type=Path, required=True, help="folder of pictures for the card")
+    parser.add_argument("--terms", required=True, help="for the card: the training pictures, and their terms")
+    parser.add_argument("--epochs", type=int, default=80, help=f"of {STEPS} steps")
+    parser.add_argument("--lr", type=float, default=5e-3, help="highest learning rate")
+    parser.add_argument("--out", type=Path, default=NETWORKS, help="folder for the folder of the network")
+    options = parser.parse_args(arguments)
+    try:
+        net = told_the_level(load(options.network))
+        train(net, options.train, options.epochs, options.lr)
+        print(write(net, options.out / options.name, options.terms, options.test))
+    except (ValueError, OSError, FloatingPointError) as problem:
+        parser.error(sentence(problem))
+
+
+@torch.no_grad()
+def told_the_level(net: DagNet) -> DagNet:
+    """The same function, with an input channel more that nothing depends on yet."""
+    told = DagNet(net.plan.with_extra(1))
+    weights = net.state_dict()
+    for name, tensor in told.state_dict().items():
+        tensor.zero_()[_corner(weights[name])] = weights[name]
+    return told
+
+
+def _corner(tensor: Tensor) -> tuple[slice, ...]:
+    return tuple(slice(n) for n in tensor.shape)
+
+
+def train(net: DagNet, root: Path, epochs: int, lr: float) -> None:
+    """In place, on all levels; it ends with its best weights."""
+    config = SearchConfig(data="folder", data_root=root, sigma=f"{SIGMA[0]:g}:{SIGMA[1]:g}", steps=STEPS, crop=CROP)
+    run = Run(Path(), config)
+    data = run.data()
+    task, validation = run.task(data), run.validation(data)[:VALIDATED]
+
+    def validate() -> float:
+        return evaluate(net, validation, task)["psnr"]
+
+    torch.manual_seed(0)
+    Retraining(
+        net, run.batches(data, 1, batch=BATCH), task.loss, epochs=epochs, steps=STEPS, lr=lr, validate=validate,
+        every=EVERY, or_start=True, on_epoch=lambda epoch, loss: print(f"epoch {epoch}, loss {loss:.5f}", flush=True),
+    ).run()  # fmt: skip
+
+
+def write(net: DagNet, folder: Path, terms: str, test: Path) -> Shipped:
+    """Store the network with its card."""
+    psnr = {f"{sigma:g}": round(measured(net, test, sigma), 2) for sigma in MEASURED}
+    card = Shipped(folder.name, SIGMA, net.plan.num_params, total(net.plan, "flops"), psnr, terms, fingerprint(net))
+    folder.mkdir(parents=True, exist_ok=True)
+    net.save_pretrained(folder)
+    (folder / CARD).write_text(json.dumps(dataclasses.asdict(card), indent=1) + "\n", encoding="utf-8")
+    return card
+
+
+def measured(net: DagNet, root: Path, sigma: float) -> float:
+    """PSNR in dB at one level; picture k with the noise of seed k."""
+    task = Denoise(sigma)
+    pictures = [file.open() for file in find_pictures(root, root, 1, [])]
+    told = [
+        Example(each.name, with_level(each.observed, torch.tensor(sigma / 255)), each.target)
+        for each in held_out(pictures, task)
+    ]
+    return evaluate(net, told, task)["psnr"]
+
+
+if __name__ == "__main__":
+    main()

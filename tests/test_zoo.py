@@ -1,0 +1,140 @@
+"""Networks that come with the package: whole, as good as their cards say they are for, and used by name."""
+
+import json
+
+import pytest
+import torch
+from skimage import data, io
+from skimage.metrics import peak_signal_noise_ratio
+
+from nas.cli import main
+from nas.models import DagNet, separable_autoencoder
+from nas.models.families import hand_made
+from nas.models.price import total
+from nas.search.data.images import to_array
+from nas.search.data.vision import import_torchvision
+from nas.search.tasks.noise import with_level
+from nas.search.zoo.denoiser import Denoiser
+from nas.search.zoo.shipped import DEFAULT, Shipped, find_shipped, load, shipped
+from tests.nets import random_weights
+
+NAMES = [each.name for each in shipped()]
+
+
+@pytest.fixture(scope="module")
+def camera():
+    return torch.from_numpy(data.camera()[128:256, 160:288].copy())[None, None] / 255
+
+
+def test_there_are_some_and_one_is_the_default():
+    assert DEFAULT in NAMES
+    assert [each.params for each in shipped()] == sorted(each.params for each in shipped())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_is_what_its_card_says(name):
+    card = find_shipped(name)
+    net = card.load()
+    assert (net.plan.num_params, net.plan.channels, net.plan.extra) == (card.params, 1, 1)
+    assert total(net.plan, "flops") == card.flops
+    assert sum(file.stat().st_size for file in card.folder.iterdir()) < 200_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("sigma", [10, 25, 50])
+def test_each_removes_noise(name, sigma, camera):
+    """On a picture that none was trained on, at least 4 dB at any level."""
+    noisy = camera + sigma / 255 * torch.randn(camera.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        restored = Denoiser(load(name))(noisy, sigma / 255)
+    before, after = (peak_signal_noise_ratio(camera.numpy(), each.numpy(), data_range=1) for each in (noisy, restored))
+    assert after > before + 4
+
+
+def test_a_changed_network_is_refused(tmp_path, monkeypatch):
+    card = shipped()[0]
+    for file in card.folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    net = load(tmp_path)
+    with torch.no_grad():
+        net.nodes["out"].bias[0] += 1e-3
+    net.save_pretrained(tmp_path)
+    monkeypatch.setattr(Shipped, "folder", tmp_path)
+    with pytest.raises(ValueError, match=r"is not the one that its card\.json is of; install it anew"):
+        card.load()
+
+
+def test_a_picture_is_cleaned_right_after_installation(tmp_path, monkeypatch, capsys, camera):
+    monkeypatch.chdir(tmp_path)
+    noisy = camera + 25 / 255 * torch.randn(camera.shape, generator=torch.Generator().manual_seed(0))
+    io.imsave("photo.png", to_array(noisy[0]))
+    assert main(["denoise", "photo.png", "--sigma", "25", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["files"] == ["photo-clean.png", "photo-clean-before-after.png"]
+    assert result["network"].endswith(DEFAULT)
+    clean = camera[0, 0].numpy()
+    assert peak_signal_noise_ratio(clean, io.imread("photo-clean.png") / 255, data_range=1) > 26
+    assert main(["denoise", "photo.png", "--network", NAMES[0], "-o", "other.png"]) == 0
+    load(NAMES[0]).save_pretrained("mine")
+    assert main(["denoise", "photo.png", "--network", "mine", "-o", "third.png", "--sigma", "25"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["photo.png", "--network", "blue"], "there is no network 'blue'; there are grey-"),
+        (["photo.png", "--max-params", "4k"], "is a single network; what chooses among several goes with a run folder"),
+        (["photo.png", "--sigma", "90"], "sigma is 90.0, and the network was trained for 5 to 55"),
+        (["photo.png", "photo.png"], "several pictures, and standard input, need -o"),
+        (["-"], "several pictures, and standard input, need -o"),
+        (["nowhere.png"], "nowhere.png: No such file"),
+    ],
+)
+def test_bad_input_is_one_sentence(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    io.imsave("photo.png", to_array(torch.rand(1, 40, 40)))
+    assert main(["denoise", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_the_list(capsys):
+    assert main(["zoo", "--json"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == NAMES
+    assert [each["name"] for each in json.loads(last)["networks"]] == NAMES
+
+
+def told(channels):
+    """A small network that is told the level of the noise."""
+    torch.manual_seed(0)
+    like = separable_autoencoder(channels, depth=1, width=4, hidden=4).plan.with_extra(1)
+    return random_weights(DagNet(hand_made("chain1", like, 4))).float()
+
+
+def test_each_picture_of_a_batch_has_its_own_level():
+    net, x, sigma = told(1), torch.rand(2, 3, 8, 10), torch.tensor([0.1, 0.2])
+    restored = Denoiser(net)(x, sigma)
+    for k, level in enumerate(sigma):
+        expected = [net(with_level(channel[None], level)[None])[0] for channel in x[k]]
+        torch.testing.assert_close(restored[k], torch.cat(expected))
+    assert not torch.equal(Denoiser(net)(x, 0.1), Denoiser(net)(x, 0.2))
+
+
+def test_colour_networks_see_colours_together():
+    net, x = told(3), torch.rand(2, 3, 8, 10)
+    torch.testing.assert_close(Denoiser(net)(x, 0.1), net(with_level(x, torch.tensor(0.1))))
+    with pytest.raises(ValueError, match="is for pictures with 3 channels, got 2"):
+        Denoiser(net)(x[:, :2], 0.1)
+
+
+def test_deepinv_takes_it(camera):
+    """A step of plug-and-play gradient descent, as deepinv makes it."""
+    import_torchvision()
+    deepinv = pytest.importorskip("deepinv", reason="deepinv is an extra")
+    net = Denoiser(load(DEFAULT))
+    physics = deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.1))
+    prior, y = deepinv.optim.PnP(denoiser=net), camera + 0.1 * torch.randn(camera.shape)
+    with torch.no_grad():
+        restored = prior.prox(physics.A_adjoint(y), sigma_denoiser=0.1)
+    torch.testing.assert_close(restored, net(y, 0.1))
