@@ -22,7 +22,7 @@ from nas.files import LOCK, alone, is_tidy, remove, write_text
 from nas.models.dag import DagNet
 from nas.search import ranks
 from nas.search.config import SearchConfig
-from nas.search.data.batches import Batches, ahead
+from nas.search.data.batches import Batches, ahead, in_rows
 from nas.search.data.dataset import Pictures
 from nas.search.data.files import Files
 from nas.search.data.sources import load_data
@@ -137,7 +137,7 @@ class Run:
         batch, crop = config.batch if batch is None else batch, config.crop if crop is None else crop
         ranks.check_divides(batch)
         batches = self.task(data).batches(data.train, crop=crop, batch=batch, steps=config.steps, seed=seed)
-        return ahead(batches) if isinstance(data.train, Files) else batches
+        return ahead(batches) if isinstance(data.train, Files) else in_rows(batches)
 
     def validation(self, data: Pictures) -> list[Example]:
         return held_out(data.validation, self.task(data), seed=VALIDATION_SEED)

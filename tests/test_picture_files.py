@@ -12,7 +12,7 @@ from PIL import Image
 
 from nas.search import Denoise, class_folder, folder, held_out, random_crops
 from nas.search.data import files
-from nas.search.data.batches import _numbers, ahead
+from nas.search.data.batches import ahead
 from nas.search.data.files import Files, PictureFile
 from nas.search.data.formats.files import read_size
 from nas.search.data.images import read_picture
@@ -199,12 +199,3 @@ def test_made_ahead_is_what_comes_next_and_no_more():
     with pytest.raises(ValueError, match=r"a\.png is damaged"):
         rest.extend(int(x) for x, _ in pairs)
     assert rest == [3, 4, 5, 6]
-
-
-@pytest.mark.parametrize("count", [1, 5, 40])
-def test_numbers_are_those_of_as_many_calls(count):
-    one, other = (torch.Generator().manual_seed(7) for _ in range(2))
-    limits = [1, 2, 4, 500, 1_000_003, 2**20, 2**25 + 1]
-    numbers = [number % limits[k % 7] for k, number in enumerate(_numbers(count, one))]
-    assert numbers == [int(torch.randint(limits[k % 7], (), generator=other)) for k in range(count)]
-    assert torch.equal(torch.rand(3, generator=one), torch.rand(3, generator=other))

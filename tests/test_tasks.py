@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.search import Choice, Deblur, Denoise, Picture, evaluate, held_out, pick, random_crops, restore, score
+from nas.search.data.batches import _cut, _numbers, in_rows
 from nas.search.tasks.restoration import published_ssim
 
 
@@ -242,3 +243,35 @@ def test_published_ssim_is_that_of_the_article():
     covariance = mean(clean * other) - a * b
     ssim = (2 * a * b + 1e-4) * (2 * covariance + 9e-4) / ((a**2 + b**2 + 1e-4) * (variances + 9e-4))
     assert published_ssim(other, clean) == pytest.approx(float(ssim.mean()), abs=1e-9)
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_numbers_are_those_of_as_many_calls(count):
+    one, other = (torch.Generator().manual_seed(7) for _ in range(2))
+    limits = [1, 2, 4, 500, 1_000_003, 2**20, 2**25 + 1]
+    numbers = [number % limits[k % 7] for k, number in enumerate(_numbers(count, one))]
+    assert numbers == [int(torch.randint(limits[k % 7], (), generator=other)) for k in range(count)]
+    assert torch.equal(torch.rand(3, generator=one), torch.rand(3, generator=other))
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("flips", range(2))
+def test_a_crop_is_turned_then_flipped(turns, flips):
+    picture = torch.rand(2, 9, 7, generator=torch.Generator().manual_seed(0))
+    crop = torch.from_numpy(_cut(picture.numpy(), 5, 5 + 1, 3 + 2, 4 + turns, 2 + flips).copy())
+    expected = picture[:, 1:6, 2:7].rot90(turns, (1, 2))
+    assert torch.equal(crop, expected.flip(2) if flips else expected)
+
+
+@pytest.mark.parametrize(("crop", "most"), [(8, 8), (300, 5), (1000, 1)])
+def test_small_batches_are_made_in_a_row_and_stay_the_same(crop, most):
+    made = []
+
+    def batches(epoch):
+        for k in range(11):
+            made.append(k)
+            yield torch.full((2, 1, crop, crop), epoch + k), torch.tensor(k)
+
+    waiting = [len(made) - k for k, (x, y) in enumerate(in_rows(batches)(3)) if y == k and (x == 3 + k).all()]
+    assert len(waiting) == 11
+    assert max(waiting) == most
