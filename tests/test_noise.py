@@ -12,6 +12,7 @@ from nas.models import DagNet, Plan, compact, conv_skip_autoencoder
 from nas.search import Deblur, Denoise, Noise, Picture, SearchConfig, denoise_pixels, estimate_sigma, held_out, score
 from nas.search.tasks.anscombe import Anscombe
 from nas.search.tasks.noise import with_level
+from nas.search.tasks.use import OPPONENT_NOISE, opponent
 from tests.test_denoise import put_network
 
 BLIND = Denoise((5, 55))
@@ -110,13 +111,19 @@ def test_the_level_is_given_or_estimated(shape, channels):
     noise = np.random.default_rng(0).normal(size=shape) * np.linspace(10, 30, shape[2] if len(shape) > 2 else 1)
     pixels = np.clip(np.rint(128 + noise), 0, 255).astype(np.uint8)
     colours = pixels[..., :3] if len(shape) > 2 else pixels[..., None]
-    given = denoise_pixels(blind(channels), pixels, Noise(25)).reshape(*shape[:2], -1)[..., : colours.shape[2]]
-    assert np.abs(colours.astype(int) - given - 25).max() <= 1
-    estimated = denoise_pixels(blind(channels), pixels).reshape(*shape[:2], -1)[..., : colours.shape[2]]
-    told = np.median(colours.astype(int) - estimated, axis=(0, 1))
-    found = [255 * sigma for sigma in estimate_sigma(torch.from_numpy(colours / 255).permute(2, 0, 1))]
-    together = channels == 3 and len(shape) > 2
-    np.testing.assert_allclose(told, [np.sqrt(np.mean(np.square(found)))] * 3 if together else found, atol=1)
+    mixed, together = channels == 1 and len(shape) > 2, channels == 3 and len(shape) > 2
+
+    def told(noise):
+        """On the scale of 255, median of each channel that the network sees."""
+        restored = denoise_pixels(blind(channels), pixels, noise).reshape(*shape[:2], -1)[..., : colours.shape[2]]
+        less = torch.from_numpy(colours.astype(float) - restored).permute(2, 0, 1)
+        less = opponent(less) - opponent(torch.zeros_like(less)) if mixed else less
+        return less.flatten(1).median(dim=1).values.numpy()
+
+    planes = torch.from_numpy(colours / 255).permute(2, 0, 1)
+    found = [255 * sigma for sigma in estimate_sigma(opponent(planes) if mixed else planes)]
+    np.testing.assert_allclose(told(Noise(25)), 25 * np.array(OPPONENT_NOISE if mixed else [1] * len(planes)), atol=1)
+    np.testing.assert_allclose(told(Noise()), [np.sqrt(np.mean(np.square(found)))] * 3 if together else found, atol=1)
 
 
 def test_estimates_are_right_on_a_flat_picture():

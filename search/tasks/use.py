@@ -27,6 +27,9 @@ from nas.search.tasks.tiles import Tile, tiles
 if TYPE_CHECKING:
     import numpy as np
 
+OPPONENT = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.5, 0, -0.5], [0.25, -0.5, 0.25]], dtype=torch.float64)
+OPPONENT_ZERO = torch.tensor([0, 0.5, 0.5])[:, None, None]  # where colours are 0
+OPPONENT_NOISE = OPPONENT.square().sum(dim=1).sqrt().tolist()  # of white noise of 1
 DETAIL = 2048  # pixels: of a larger picture the middle is shown by `before_after`, and looked at for its noise
 
 
@@ -121,12 +124,13 @@ def _levels(net: DagNet, frame: np.ndarray, sheet: Sheet, noise: Noise) -> list[
     together = net.plan.channels == 3 and sheet.space == RGB
     if not net.plan.extra:
         return []
-    if noise.level is not None:
-        return [noise.level / 255] * (1 if together else sheet.colours)
-    middle = torch.from_numpy(sheet.values.to_unit(_middle(frame)[..., : sheet.colours])).permute(2, 0, 1)
-    found = estimate_sigma(middle)
-    found = [math.hypot(*found) / math.sqrt(len(found))] if together else found
     low, high = noise.within
+    if noise.level is not None:
+        parts = OPPONENT_NOISE if _is_mixed(net, sheet) else [1.0] * (1 if together else sheet.colours)
+        return [max(low, part * noise.level) / 255 for part in parts]
+    middle = torch.from_numpy(sheet.values.to_unit(_middle(frame)[..., : sheet.colours])).permute(2, 0, 1)
+    found = estimate_sigma(opponent(middle) if _is_mixed(net, sheet) else middle)
+    found = [math.hypot(*found) / math.sqrt(len(found))] if together else found
     return [min(max(level, low / 255), high / 255) for level in found]
 
 
@@ -147,9 +151,30 @@ def _clean(
     if known is not None:
         extras = [torch.from_numpy(known[*part.seen])[None].float()] * sheet.colours
         seen = masked(seen, extras[0])[:-1]
-    restored = _restored(net, seen if transform is None else transform(seen), sheet.space, extras)
+    seen = seen if transform is None else transform(seen)
+    if levels and _is_mixed(net, sheet):
+        restored = colours(_restored(net, opponent(seen), sheet.space, extras))
+    else:
+        restored = _restored(net, seen, sheet.space, extras)
     restored = (restored if transform is None else transform.inverse(restored))[:, *part.inside]
     cleaned[*part.place, : sheet.colours] = sheet.values.from_unit(restored.permute(1, 2, 0).numpy(), frame.dtype)
+
+
+def _is_mixed(net: DagNet, sheet: Sheet) -> bool:
+    """Whether a grey network sees colours as brightness and two differences (`opponent`): one that is told levels."""
+    return net.plan.channels == 1 and net.plan.extra == 1 and sheet.space == RGB
+
+
+def opponent(rgb: Tensor) -> Tensor:
+    """Brightness and two differences of colours, (..., 3, height, width), in [0, 1] as these: pictures have most of
+    their detail in the first, and noise is weaker there (as in colour BM3D: Dabov et al., ICIP 2007)."""
+    return torch.einsum("ij,...jhw->...ihw", OPPONENT.to(rgb), rgb) + OPPONENT_ZERO.to(rgb)
+
+
+def colours(opponents: Tensor) -> Tensor:
+    """The inverse of `opponent`."""
+    back = torch.linalg.inv(OPPONENT).to(opponents)
+    return torch.einsum("ij,...jhw->...ihw", back, opponents - OPPONENT_ZERO.to(opponents))
 
 
 @torch.no_grad()

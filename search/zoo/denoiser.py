@@ -5,13 +5,15 @@ from torch import Tensor, nn
 
 from nas.models.dag import DagNet
 from nas.search.tasks.noise import with_level
+from nas.search.tasks.use import OPPONENT_NOISE, colours, opponent
 
 
 class Denoiser(nn.Module):
     """Calls of the form ``denoiser(x, sigma)``, as of the denoisers of deepinv.
 
     Args:
-        net: of pictures, on one scale with ``x``: black 0 and white 1. A grey one sees each channel on its own.
+        net: of pictures, on one scale with ``x``: black 0 and white 1. A grey one that is told the level sees colours
+            as brightness and differences (`nas.search.tasks.use.opponent`), other channels one at a time.
     """
 
     def __init__(self, net: DagNet) -> None:
@@ -31,9 +33,16 @@ class Denoiser(nn.Module):
         plan = self.net.plan
         if plan.channels not in (1, x.shape[1]):
             raise ValueError(f"the network is for pictures with {plan.channels} channels, got {x.shape[1]}")
-        planes = x.reshape(-1, plan.channels, *x.shape[-2:])
-        if plan.extra:
-            level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1).expand(len(x), -1)
-            planes = with_level(planes, level.repeat_interleave(len(planes) // len(x)).reshape(-1, 1, 1, 1))
+        if not plan.extra:
+            return self._of_planes(x.reshape(-1, plan.channels, *x.shape[-2:])).reshape(x.shape)
+        mixed = plan.channels == 1 and x.shape[1] == 3
+        parts = torch.tensor(OPPONENT_NOISE if mixed else [1.0] * (x.shape[1] // plan.channels)).to(x)
+        levels = torch.as_tensor(sigma).to(x).reshape(-1, 1) * parts
+        planes = (opponent(x) if mixed else x).reshape(-1, plan.channels, *x.shape[-2:])
+        levels = levels.expand(len(x), -1).reshape(-1, 1, 1, 1)
+        restored = self._of_planes(with_level(planes, levels)).reshape(x.shape)
+        return colours(restored) if mixed else restored
+
+    def _of_planes(self, planes: Tensor) -> Tensor:
         restored: Tensor = self.net(planes)
-        return restored.reshape(x.shape)
+        return restored
