@@ -4,12 +4,17 @@ import os
 import signal
 import sys
 
+from nas.verbs import asks_for_help
+
 
 def main() -> int:
     """`nas.cli.main`; Ctrl-C is answered while Python still imports it, too. Signals leave no unfinished files."""
     for number in (getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _stop)
+    if (answer := asks_for_help(sys.argv[1:])) is not None:
+        print(answer)
+        return 0
     try:
         from nas.cli import main as run
     except KeyboardInterrupt:

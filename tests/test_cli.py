@@ -24,6 +24,7 @@ from nas.cli import VERBS, main
 from nas.models import conv_skip_autoencoder, load
 from nas.search import Run, Search, SearchConfig
 from nas.search.path import write_points
+from nas.verbs import SUMMARIES
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -543,6 +544,14 @@ def test_a_damaged_certificate_is_named(copied, inside, text):
     code, error = inside("verify", "copied")
     assert code == 2
     assert "copied/compact/certificate.json is damaged, or of an earlier version" in error
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from nas.__main__ import main; assert main() == 0; assert 'torch' not in sys.modules"
+    for words, first in ((["--help"], "usage: nas "), (["--version"], "nas 0.1.0")):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT)
+        assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(first)
+    assert list(SUMMARIES) == list(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)

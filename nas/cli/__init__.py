@@ -19,40 +19,37 @@ from nas.process import tune_process
 from nas.registry import import_registrations
 from nas.search import ranks
 from nas.steering import DeadTraining
-
-IMPORT_HELP = "run this Python file or module first; it registers tasks, data or models of your own (with any verb)"
+from nas.verbs import DESCRIPTION, IMPORT_HELP, SUMMARIES
 
 
 class Verb(NamedTuple):
     """One command.
 
     Attributes:
-        summary: its line in ``nas --help``.
         parser: makes the parser of its own options.
         perform: does it and prints; returns what ``--json`` prints.
         joint: several processes that torchrun started can do it together.
     """
 
-    summary: str
     parser: Callable[[], ArgumentParser]
     perform: Callable[[Namespace], Result]
     joint: bool = False
 
 
 VERBS = {
-    "search": Verb("find a network", search.parser, search.perform, joint=True),
-    "resume": Verb("go on with an interrupted search", resume.parser, resume.perform, joint=True),
-    "front": Verb("the networks of several sizes", front.parser, front.perform),
-    "compare": Verb("runs side by side", compare.parser, compare.perform),
-    "sweep": Verb("many searches, with options drawn from ranges", sweep.parser, sweep.perform),
-    "show": Verb("what is alive", show.parser, show.perform),
-    "extract": Verb("the compact network, with proof", extract.parser, extract.perform),
-    "verify": Verb("recompute the proof", verify.parser, verify.perform),
-    "retrain": Verb("train the compact network", retrain.parser, retrain.perform, joint=True),
-    "denoise": Verb("clean pictures", denoise.parser, denoise.perform),
-    "zoo": Verb("networks that come with the package", zoo.parser, zoo.perform),
-    "report": Verb("a run, or several, in one page", report.parser, report.perform),
-    "export": Verb("for machines without this package", export.parser, export.perform),
+    "search": Verb(search.parser, search.perform, joint=True),
+    "resume": Verb(resume.parser, resume.perform, joint=True),
+    "front": Verb(front.parser, front.perform),
+    "compare": Verb(compare.parser, compare.perform),
+    "sweep": Verb(sweep.parser, sweep.perform),
+    "show": Verb(show.parser, show.perform),
+    "extract": Verb(extract.parser, extract.perform),
+    "verify": Verb(verify.parser, verify.perform),
+    "retrain": Verb(retrain.parser, retrain.perform, joint=True),
+    "denoise": Verb(denoise.parser, denoise.perform),
+    "zoo": Verb(zoo.parser, zoo.perform),
+    "report": Verb(report.parser, report.perform),
+    "export": Verb(export.parser, export.perform),
 }
 
 
@@ -130,16 +127,14 @@ def _perform(verb: Verb, options: Namespace, name: str) -> Result:
 
 
 def _parser() -> ArgumentParser:
-    parser = make_parser(
-        "Networks found by Bregman iterations: search, look, extract, retrain, use.", prog="nas", version=__version__
-    )
+    parser = make_parser(DESCRIPTION, prog="nas", version=__version__)
     parser.add_argument("--import", action="append", metavar="FILE.py|MODULE", help=IMPORT_HELP)  # for its help only
     verbs = parser.add_subcommands(required=True, dest="verb", metavar="VERB")
     for name, verb in VERBS.items():
         parser_of_verb = verb.parser()
         parser_of_verb.add_argument("--config", action="config", help="YAML file with options of this verb")
         parser_of_verb.add_argument("--json", action="store_true", help="print a JSON object as the last line")
-        verbs.add_subcommand(name, parser_of_verb, help=verb.summary)
+        verbs.add_subcommand(name, parser_of_verb, help=SUMMARIES[name])
     return parser
 
 
