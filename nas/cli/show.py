@@ -6,11 +6,13 @@ from pathlib import Path
 
 import networkx as nx
 from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
 
 from nas.analysis.cost import Cost, cost
 from nas.analysis.drawing.curves import draw_growth
 from nas.analysis.drawing.draw import draw
 from nas.analysis.drawing.graph_files import write_graph
+from nas.analysis.drawing.text import draw_text
 from nas.analysis.report.film import draw_film
 from nas.analysis.share import skip_shares
 from nas.analysis.structure import Structure, structure
@@ -40,10 +42,10 @@ def perform(options: Namespace) -> Result:
     net = run.supernet(chosen.snapshot.epoch)
     history = points[: chosen.snapshot.epoch + 1]
     born, died = births(history), deaths(history)
-    graph = topology(net, options.level, births=born, deaths=died)
+    nodes = topology(net, births=born, deaths=died)
     shares = skip_shares(net, [example.observed for example in run.validation(run.data())])
-    if options.level == "node":
-        nx.set_edge_attributes(graph, shares, "share")
+    nx.set_edge_attributes(nodes, shares, "share")
+    graph = nodes if options.level == "node" else topology(net, options.level, births=born, deaths=died)
     files = _draw(run, graph, points, chosen)
     if options.film:
         files.append(run.folder / FILM)
@@ -53,6 +55,8 @@ def perform(options: Namespace) -> Result:
     over = growth_is_over(points, run.config)
     state = "" if over else f" (the search stopped after epoch {last} of {run.config.epochs})"
     print(f"{run.folder}: epoch {chosen.snapshot.epoch}{state}, validation {metric.text(chosen.headline)}\n")
+    Console(soft_wrap=True, highlight=False).print(*draw_text(nodes), sep="\n")
+    print()
     _print_nodes(net.plan.units, chosen, born, died)
     _print_kernels(kernel_history(history))
     _print_skips(chosen, shares)
