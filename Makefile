@@ -8,7 +8,7 @@ DEMO := runs/demo
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-demo: .venv/.core  ## search, look, extract, retrain, use: about 6 minutes on 2 cores
+demo: .venv/.core  ## search, look, extract, retrain, use: about 5 minutes on 2 cores
 	$(BIN)/nas search --out $(DEMO) --force
 	$(BIN)/nas front $(DEMO)
 	$(BIN)/nas show $(DEMO)
