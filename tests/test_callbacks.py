@@ -8,15 +8,15 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from nas.cli import main
-from nas.search import Callback, Run, Search, SearchConfig, births, deaths
+from nas.search import Callback, Run, Search, births, deaths
 from nas.search.checkpoints import Stopped
+from tests.searches import quick
 
 
 @pytest.fixture(scope="module")
 def config(data_root):
-    return SearchConfig(
-        data="folder",
-        data_root=data_root,
+    return quick(
+        data_root,
         model="conv_skip_autoencoder",
         model_options={"depth": 2, "width": 6},
         epochs=3,
@@ -24,10 +24,7 @@ def config(data_root):
         entry_time=20,
         price="none",
         second_moment="entry",
-        batch=2,
-        crop=16,
         density=0.3,
-        lr=0.01,
         sizes="200,100",
         fit=6,
         refit=1,

@@ -26,7 +26,6 @@ from nas.search import (
     Compute,
     Run,
     Search,
-    SearchConfig,
     Stack,
     denoise_pixels,
     evaluate,
@@ -45,6 +44,7 @@ from nas.search.retrain import Retraining, rewound
 from nas.search.tasks.tiles import restore_in_tiles
 from tests.far import DEVICE, Far, far_away
 from tests.nets import random_net
+from tests.searches import quick
 
 
 @pytest.fixture
@@ -55,17 +55,12 @@ def far():
 
 @pytest.fixture(scope="module")
 def config(data_root):
-    return SearchConfig(
-        data="folder",
-        data_root=data_root,
-        model="separable_autoencoder",
+    return quick(
+        data_root,
         model_options={"depth": 1, "width": 4, "hidden": 4, "kernel": 5},
         epochs=2,
         steps=4,
-        batch=2,
         crop=12,
-        density=0.5,
-        lr=0.01,
         sizes="100",
         fit=2,
         refit=1,

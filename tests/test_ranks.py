@@ -16,7 +16,8 @@ import torch
 
 from nas.cli import main
 from nas.models import load
-from nas.search import Run, Search, SearchConfig, ranks
+from nas.search import Run, Search, ranks
+from tests.searches import quick
 from tests.test_docs import examples
 from tests.together import all_of_it, environment, run_together, torchrun
 
@@ -119,17 +120,12 @@ def test_other_verbs_work_in_one_process(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def config(data_root):
-    return SearchConfig(
-        data="folder",
-        data_root=data_root,
-        model="separable_autoencoder",
+    return quick(
+        data_root,
         model_options={"depth": 2, "width": 6, "hidden": 6, "kernel": 5},
         epochs=3,
         steps=30,
         batch=4,
-        crop=16,
-        density=0.5,
-        lr=0.01,
         sizes="300,200",
         fit=6,
         refit=2,

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 
 from nas.cli import main
 from nas.files import alone, is_tidy
-from nas.search import Run, Search, SearchConfig
+from nas.search import Run, Search
 from nas.search.checkpoints import Checkpoints, Stopped
 from nas.search.loop import Loop
 from nas.search.run import NEXT_CONFIG
+from tests.searches import quick
 
 
 class Killed(BaseException):
@@ -31,17 +32,11 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def config(data_root):
-    return SearchConfig(
-        data="folder",
-        data_root=data_root,
-        model="separable_autoencoder",
+    return quick(
+        data_root,
         model_options={"depth": 2, "width": 6, "hidden": 6, "kernel": 5},
         epochs=3,
         steps=12,
-        batch=2,
-        crop=16,
-        density=0.5,
-        lr=0.01,
         sizes="300,200",
         fit=6,
         refit=2,

@@ -25,25 +25,20 @@ from nas.analysis.runs import (
 )
 from nas.cli import main
 from nas.models import RECIPES
-from nas.search import Run, Search, SearchConfig, Snapshot
+from nas.search import Run, Search, Snapshot
 from nas.search.loop import Loop
 from nas.search.path import Point, write_points
 from nas.search.repeat import recommended, repetitions
+from tests.searches import quick
 
 
 @pytest.fixture(scope="module")
 def config(data_root):
-    return SearchConfig(
-        data="folder",
-        data_root=data_root,
-        model="separable_autoencoder",
+    return quick(
+        data_root,
         model_options={"depth": 1, "width": 6, "hidden": 6, "kernel": 5},
         epochs=2,
         steps=8,
-        batch=2,
-        crop=16,
-        density=0.5,
-        lr=0.01,
         sizes="180,120",
         fit=4,
         refit=1,

@@ -12,21 +12,17 @@ from nas.search import Run, Search, SearchConfig
 from nas.search.checkpoints import Checkpoints, Stopped
 from nas.search.loop import Loop
 from nas.search.stopping import growth_is_over
+from tests.searches import quick
 
 
 @pytest.fixture(scope="module")
 def config(data_root):
-    return SearchConfig(
-        data="folder",
-        data_root=data_root,
+    return quick(
+        data_root,
         model="conv_skip_autoencoder",
         model_options={"depth": 2, "width": 6},
         epochs=12,
         steps=5,
-        batch=2,
-        crop=16,
-        density=0.5,
-        lr=0.01,
         sizes="200,100",
         fit=4,
         refit=3,
