@@ -49,17 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(sentence(problem))
     print(f"{len(examples)} pictures")
     _report("noisy", examples, [example.observed for example in examples], task, options)
+    level = None if options.estimate else options.sigma / 255
     for folder, net in nets.items():
-        outputs = [task.finish(output) for output in predict(net, [_seen(net, each, options) for each in examples])]
+        outputs = [
+            task.finish(output) for output in predict(net, [seen(net, each.observed, level) for each in examples])
+        ]
         _report(f"{folder}: {net.plan.num_params:,} parameters", examples, outputs, task, options)
 
 
-def _seen(net: DagNet, example: Example, options: argparse.Namespace) -> Tensor:
-    """What a network sees of a picture: with the level of its noise behind it, if it is told that."""
+def seen(net: DagNet, observed: Tensor, level: float | None) -> Tensor:
+    """What a network sees of a picture: with the level of its noise behind it, if it is told that; None: estimated."""
     if not net.plan.extra:
-        return example.observed
-    level = estimate_sigma(example.observed)[0] if options.estimate else options.sigma / 255
-    return with_level(example.observed, torch.tensor(level))
+        return observed
+    return with_level(observed, torch.tensor(estimate_sigma(observed)[0] if level is None else level))
 
 
 def measure(output: Tensor, target: Tensor, task: Denoise, border: int = 0) -> dict[str, float]:

@@ -15,15 +15,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.score import seen
 from nas.cli.shared import sentence
 from nas.models import DagNet, load
 from nas.models.price import total
 from nas.models.store import fingerprint
 from nas.process import tune_process
-from nas.search import Denoise, Example, Run, SearchConfig, evaluate, held_out
+from nas.search import Denoise, Run, SearchConfig, evaluate, held_out, predict, score
 from nas.search.data.files import find_pictures
 from nas.search.retrain import Retraining
-from nas.search.tasks.noise import MEASURED, with_level
+from nas.search.tasks.noise import MEASURED
 from nas.search.zoo.shipped import CARD, NETWORKS, Shipped
 
 SIGMA = 5.0, 55.0
@@ -97,11 +98,9 @@ def measured(net: DagNet, root: Path, sigma: float) -> float:
     """PSNR in dB at one level; picture k with the noise of seed k."""
     task = Denoise(sigma)
     pictures = [file.open() for file in find_pictures(root, root, 1, [])]
-    told = [
-        Example(each.name, with_level(each.observed, torch.tensor(sigma / 255)), each.target)
-        for each in held_out(pictures, task)
-    ]
-    return evaluate(net, told, task)["psnr"]
+    examples = held_out(pictures, task)
+    outputs = predict(net, [seen(net, each.observed, sigma / 255) for each in examples])
+    return score(examples, [task.finish(output) for output in outputs], task)["psnr"]
 
 
 if __name__ == "__main__":

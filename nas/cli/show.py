@@ -60,7 +60,7 @@ def perform(options: Namespace) -> Result:
     _print_nodes(net.plan.units, chosen, born, died)
     _print_kernels(kernel_history(history))
     _print_skips(chosen, shares)
-    whole, small, full = structure(topology(net)), cost(compact(net)), cost(net)
+    whole, small, full = structure(nodes), cost(compact(net)), cost(net)
     _print_structure(whole)
     _print_cost(small, full)
     print(f"\nwrote {', '.join(map(str, files))}")

@@ -126,10 +126,10 @@ def _levels(net: DagNet, frame: np.ndarray, sheet: Sheet, noise: Noise) -> list[
         return []
     low, high = noise.within
     if noise.level is not None:
-        parts = OPPONENT_NOISE if _is_mixed(net, sheet) else [1.0] * (1 if together else sheet.colours)
+        parts = OPPONENT_NOISE if _mixes(net, sheet) else [1.0] * (1 if together else sheet.colours)
         return [max(low, part * noise.level) / 255 for part in parts]
     middle = torch.from_numpy(sheet.values.to_unit(_middle(frame)[..., : sheet.colours])).permute(2, 0, 1)
-    found = estimate_sigma(opponent(middle) if _is_mixed(net, sheet) else middle)
+    found = estimate_sigma(opponent(middle) if _mixes(net, sheet) else middle)
     found = [math.hypot(*found) / math.sqrt(len(found))] if together else found
     return [min(max(level, low / 255), high / 255) for level in found]
 
@@ -152,7 +152,7 @@ def _clean(
         extras = [torch.from_numpy(known[*part.seen])[None].float()] * sheet.colours
         seen = masked(seen, extras[0])[:-1]
     seen = seen if transform is None else transform(seen)
-    if levels and _is_mixed(net, sheet):
+    if levels and _mixes(net, sheet):
         restored = colours(_restored(net, opponent(seen), sheet.space, extras))
     else:
         restored = _restored(net, seen, sheet.space, extras)
@@ -160,9 +160,14 @@ def _clean(
     cleaned[*part.place, : sheet.colours] = sheet.values.from_unit(restored.permute(1, 2, 0).numpy(), frame.dtype)
 
 
-def _is_mixed(net: DagNet, sheet: Sheet) -> bool:
-    """Whether a grey network sees colours as brightness and two differences (`opponent`): one that is told levels."""
-    return net.plan.channels == 1 and net.plan.extra == 1 and sheet.space == RGB
+def _mixes(net: DagNet, sheet: Sheet) -> bool:
+    return sheet.space == RGB and sees_opponents(net, sheet.colours)
+
+
+def sees_opponents(net: DagNet, channels: int) -> bool:
+    """Whether a network sees so many channels as brightness and two differences (`opponent`): grey ones that are told
+    levels do so with colours."""
+    return net.plan.channels == 1 and net.plan.extra == 1 and channels == 3
 
 
 def opponent(rgb: Tensor) -> Tensor:

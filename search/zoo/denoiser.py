@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from nas.models.dag import DagNet
 from nas.search.tasks.noise import with_level
-from nas.search.tasks.use import OPPONENT_NOISE, colours, opponent
+from nas.search.tasks.use import OPPONENT_NOISE, colours, opponent, sees_opponents
 
 
 class Denoiser(nn.Module):
@@ -35,7 +35,7 @@ class Denoiser(nn.Module):
             raise ValueError(f"the network is for pictures with {plan.channels} channels, got {x.shape[1]}")
         if not plan.extra:
             return self._of_planes(x.reshape(-1, plan.channels, *x.shape[-2:])).reshape(x.shape)
-        mixed = plan.channels == 1 and x.shape[1] == 3
+        mixed = sees_opponents(self.net, x.shape[1])
         parts = torch.tensor(OPPONENT_NOISE if mixed else [1.0] * (x.shape[1] // plan.channels)).to(x)
         levels = torch.as_tensor(sigma).to(x).reshape(-1, 1) * parts
         planes = (opponent(x) if mixed else x).reshape(-1, plan.channels, *x.shape[-2:])
