@@ -10,8 +10,9 @@ import torch
 from nas.models import RECIPES, DagNet, conv_skip_autoencoder, dense_mlp, mlp, separable_autoencoder
 from nas.models.families import HAND_MADE, describe, hand_made, widest
 from nas.models.sample import TIGHT, random_subnet
-from nas.search import Denoise, compare, folder, held_out
-from nas.search.compare import (
+from nas.search import Denoise, folder, held_out
+from nas.search.retraining import compare
+from nas.search.retraining.compare import (
     Competitor,
     Trained,
     Training,

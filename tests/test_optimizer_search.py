@@ -8,14 +8,14 @@ from itertools import chain, count, islice
 import pytest
 import torch
 
-import nas.search.optimizers
+import nas.search.training.optimizers
 from nas import AdaBreg, LinBreg, ProxSGD, SplitLBI, param_groups
 from nas.cli import main
 from nas.models import compact
 from nas.models.price import prices
 from nas.penalties import strengths
 from nas.search import Run, Search, SearchConfig, search
-from nas.search.optimizers import OPTIMIZERS, PULL, TIE, Start, trial
+from nas.search.training.optimizers import OPTIMIZERS, PULL, TIE, Start, trial
 from nas.steering import check_entry_times, entry_times
 
 FAST = {**dict.fromkeys(("adabreg", "linbreg", "momentum", "splitlbi"), {"entry_time": 20.0}), "xrda": {"lr": 0.01}}
@@ -50,7 +50,9 @@ def same(one, other):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_searches_and_goes_on_bit_for_bit(tmp_path, config, name, monkeypatch):
-    monkeypatch.setattr(nas.search.optimizers, "PULL", 2.0 if name == "xrda" else PULL)  # so that much dies soon
+    monkeypatch.setattr(
+        nas.search.training.optimizers, "PULL", 2.0 if name == "xrda" else PULL
+    )  # so that much dies soon
     config = replace(config, optimizer=name, **FAST.get(name, {}))
     whole = searched(Run(tmp_path / "whole", config))
     params = [point.params for point in whole.points]

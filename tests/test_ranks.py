@@ -16,7 +16,8 @@ import torch
 
 from nas.cli import main
 from nas.models import load
-from nas.search import Run, Search, ranks
+from nas.search import Run, Search
+from nas.search.training import ranks
 from tests.searches import quick
 from tests.test_docs import examples
 from tests.together import all_of_it, environment, run_together, torchrun

@@ -17,9 +17,9 @@ from nas.groups import join_rows
 from nas.models import compact, conv_skip_autoencoder
 from nas.models.price import total
 from nas.search import Denoise, Picture, Run, Search, SearchConfig, births, deaths, random_crops, retrain, search
-from nas.search.loop import Loop, Snapshot
-from nas.search.path import Choice, Point, write_points
-from nas.search.retrain import Retraining, _SpikeGuard, rewound
+from nas.search.runs.path import Choice, Point, write_points
+from nas.search.training.loop import Loop, Snapshot
+from nas.search.training.retrain import Retraining, _SpikeGuard, rewound
 from nas.steering import DeadTraining
 
 
@@ -206,7 +206,7 @@ def test_an_interrupted_run_is_valid_and_goes_on_bit_for_bit(tmp_path, config):
 
 def test_lam_from_a_trial(tmp_path, config, monkeypatch):
     """The trial leaves the start as it was, and a run with the lam that it chose goes on bit for bit."""
-    monkeypatch.setattr("nas.search.engine.TRIAL_STEPS", 80)
+    monkeypatch.setattr("nas.search.engine.search.TRIAL_STEPS", 80)
     auto = replace(config, entry_time="auto")
     plain, engine = Search(Run(tmp_path / "plain", config)), Search(Run(tmp_path / "run", auto))
     assert same(plain.net.state_dict(), engine.net.state_dict())
@@ -239,7 +239,7 @@ def test_a_forced_search_that_fails_keeps_the_old_run(tmp_path, config, monkeypa
     def fail(*_):
         raise ValueError("no")
 
-    monkeypatch.setattr("nas.search.engine.evaluate", fail)
+    monkeypatch.setattr("nas.search.engine.search.evaluate", fail)
     with pytest.raises(ValueError, match="no"):
         Search(run, force=True)
     assert before == {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()}
@@ -385,7 +385,7 @@ def test_damaged_scores_are_named(tmp_path, config, scores):
 
 
 def test_networks_are_compared_on_some_of_many_pictures(tmp_path, config, monkeypatch):
-    monkeypatch.setattr("nas.search.run.MAX_COMPARED", 2)
+    monkeypatch.setattr("nas.search.runs.run.MAX_COMPARED", 2)
     run = Run(tmp_path / "run", config)
     data = run.data()
     many = replace(data, test=[replace(data.test[0], name=str(k)) for k in range(5)])

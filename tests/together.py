@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 from nas import AdaBreg, LinBreg, param_groups, sparse_start
 from nas.models import DagNet, separable_autoencoder
-from nas.search import ranks, search, thin_out
-from nas.search.retrain import Retraining
+from nas.search import search, thin_out
+from nas.search.training import ranks
+from nas.search.training.retrain import Retraining
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIMIZERS = {"adabreg": (AdaBreg, 0.2, 0.01), "linbreg": (LinBreg, 0.001, 0.5)}

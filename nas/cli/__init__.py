@@ -17,7 +17,7 @@ from nas.cli import compare, denoise, export, extract, front, report, resume, re
 from nas.cli.shared import Result, Signalled, make_parser, sentence
 from nas.process import tune_process
 from nas.registry import import_registrations
-from nas.search import ranks
+from nas.search.training import ranks
 from nas.steering import DeadTraining
 from nas.verbs import DESCRIPTION, IMPORT_HELP, SUMMARIES
 

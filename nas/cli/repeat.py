@@ -9,9 +9,9 @@ from jsonargparse import ArgumentParser
 from nas.analysis.agreement import agreement
 from nas.cli.shared import Result
 from nas.cli.tables import agreement_result, print_agreement
-from nas.search.engine import Search
-from nas.search.repeat import recommended
-from nas.search.run import Run
+from nas.search.engine.repeat import recommended
+from nas.search.engine.search import Search
+from nas.search.runs.run import Run
 from nas.steering import DeadTraining
 
 

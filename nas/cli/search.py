@@ -25,14 +25,14 @@ from nas.cli.shared import (
     stopping,
 )
 from nas.cli.watch import add_watching, watchers
-from nas.search import ranks
 from nas.search.callbacks.callback import Callback, Line
-from nas.search.config import SearchConfig
-from nas.search.engine import Search
-from nas.search.path import Point
-from nas.search.repeat import repetitions
-from nas.search.run import Run
+from nas.search.engine.repeat import repetitions
+from nas.search.engine.search import Search
+from nas.search.runs.config import SearchConfig
+from nas.search.runs.path import Point
+from nas.search.runs.run import Run
 from nas.search.tasks.task import Metric, score_trivial
+from nas.search.training import ranks
 
 NEAR = 0.95  # of a target: reached
 

@@ -11,12 +11,12 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.extraction.certificate import Certificate
-from nas.search import ranks
-from nas.search.checkpoints import Stopped
-from nas.search.compute import AUTO, PRECISIONS, SINGLE, Compute
-from nas.search.config import parse_size
-from nas.search.path import Choice, Point
-from nas.search.run import Run
+from nas.search.runs.config import parse_size
+from nas.search.runs.path import Choice, Point
+from nas.search.runs.run import Run
+from nas.search.training import ranks
+from nas.search.training.checkpoints import Stopped
+from nas.search.training.compute import AUTO, PRECISIONS, SINGLE, Compute
 
 Result = dict[str, Any]  # what --json prints
 KINDS = {"int": "an integer", "float": "a number", "dict": "a mapping such as {depth: 3}", "bool": "true or false"}

@@ -15,10 +15,10 @@ from nas.models.dag import DagNet
 from nas.models.families import HAND_MADE, describe, widest
 from nas.models.plan import OUTPUT, Plan
 from nas.models.sample import random_subnet
-from nas.search.compute import Compute, device_of
 from nas.search.data.batches import Batches
-from nas.search.retrain import retrain
 from nas.search.tasks.task import Example, Metric, Scores, Task, evaluate, score
+from nas.search.training.compute import Compute, device_of
+from nas.search.training.retrain import retrain
 
 RATES = (2e-3, 5e-3, 1e-2)
 RANDOM = "random network"

@@ -13,9 +13,10 @@ from nas.files import replacing_folder
 from nas.models.dag import DagNet
 from nas.models.families import HAND_MADE, describe
 from nas.models.store import fingerprint
-from nas.search import ranks
-from nas.search.checkpoints import EVERY, Checkpoints, State
-from nas.search.compare import (
+from nas.search.data.batches import Batches
+from nas.search.data.dataset import Pictures
+from nas.search.engine.search import thinned_from_dense
+from nas.search.retraining.compare import (
     Competitor,
     Memory,
     OnEpoch,
@@ -26,18 +27,17 @@ from nas.search.compare import (
     hand_made_networks,
     random_networks,
 )
-from nas.search.compute import Compute
-from nas.search.config import ROOTS, check_seed
-from nas.search.data.batches import Batches
-from nas.search.data.dataset import Pictures
-from nas.search.engine import thinned_from_dense
-from nas.search.networks import RESULT, load_compact, load_retrained, read_record, save
-from nas.search.path import Choice
-from nas.search.retrain import Retraining, rewound
-from nas.search.run import COMPACT, PICTURES, RETRAINED, RETRAINING, Run
+from nas.search.runs.config import ROOTS, check_seed
+from nas.search.runs.networks import RESULT, load_compact, load_retrained, read_record, save
+from nas.search.runs.path import Choice
+from nas.search.runs.run import COMPACT, PICTURES, RETRAINED, RETRAINING, Run
 from nas.search.tasks.restoration import Restoration
 from nas.search.tasks.task import Scores, by_condition, evaluate, predict, score, score_trivial
 from nas.search.tasks.use import write_restored
+from nas.search.training import ranks
+from nas.search.training.checkpoints import EVERY, Checkpoints, State
+from nas.search.training.compute import Compute
+from nas.search.training.retrain import Retraining, rewound
 
 RELATIVE_RATES = (0.4, 1.0, 2.0)  # that a comparison tries, as multiples of lr
 TITLE = "retrained network"
@@ -172,7 +172,7 @@ class RetrainResult:
 
 class RunRetraining:
     """Retraining the extracted network of a run: `open`, `train`, `finish`. Nobody else may write in its folder
-    meanwhile (`nas.files.alone`). Several ranks (`nas.search.ranks`) train together, and the first one writes.
+    meanwhile (`nas.files.alone`). Several ranks (`nas.search.training.ranks`) train together, and the first one writes.
 
     What is wrong with options or data, or with going on with one that was stopped, is found before anything is written.
 

@@ -17,7 +17,7 @@ from nas.models.recipes import RECIPES
 from nas.registry import Registry
 from nas.search.data.dataset import Pictures
 from nas.search.data.sources import NOISY_PAIRS, PAIRS, SOURCES
-from nas.search.optimizers import OPTIMIZERS, Kind
+from nas.search.training.optimizers import OPTIMIZERS, Kind
 from nas.search.tasks.classification import Classify
 from nas.search.tasks.degradations import Deblur, Inpaint, SuperResolve
 from nas.search.tasks.noise import Denoise, parse_sigma

@@ -22,20 +22,20 @@ from nas.models.dag import DagNet
 from nas.models.price import prices, total
 from nas.penalised import Penalised
 from nas.penalties import scaled, strengths
-from nas.search import optimizers, ranks
 from nas.search.callbacks.callback import Callback
 from nas.search.callbacks.loggers import MetricsFile
-from nas.search.checkpoints import EVERY, Checkpoints, State
-from nas.search.compute import Compute, device_of, on_device
-from nas.search.config import AUTO, SearchConfig
 from nas.search.data.batches import Batches
-from nas.search.front import Slimming, steps_of_slimming, without_groups
-from nas.search.loop import Snapshot, search, snapshot
-from nas.search.path import Point, points_of, save_sparse, write_points
-from nas.search.retrain import retrain
-from nas.search.run import CHECKPOINTS, CONFIG, PATH, SNAPSHOTS, Run, begun
-from nas.search.stopping import Budget, growth_is_over
+from nas.search.engine.front import Slimming, steps_of_slimming, without_groups
+from nas.search.engine.stopping import Budget, growth_is_over
+from nas.search.runs.config import AUTO, SearchConfig
+from nas.search.runs.path import Point, points_of, save_sparse, write_points
+from nas.search.runs.run import CHECKPOINTS, CONFIG, PATH, SNAPSHOTS, Run, begun
 from nas.search.tasks.task import Task, evaluate
+from nas.search.training import optimizers, ranks
+from nas.search.training.checkpoints import EVERY, Checkpoints, State
+from nas.search.training.compute import Compute, device_of, on_device
+from nas.search.training.loop import Snapshot, search, snapshot
+from nas.search.training.retrain import retrain
 from nas.steering import EARLIEST, LamController, calibrate
 
 TRIAL_STEPS, TRIAL_FRACTION = 200, 0.1  # of the trial that chooses lam
@@ -49,8 +49,8 @@ class Search:
     """One search in its folder; iterate over it to let it run.
 
     Everything that can be wrong with the options or the data is found before the folder is touched. From then until the
-    iteration ends, or `close`, no other process may write there. Of several ranks (`nas.search.ranks`), which search
-    together, the first one writes, and tells the callbacks.
+    iteration ends, or `close`, no other process may write there. Of several ranks (`nas.search.training.ranks`), which
+    search together, the first one writes, and tells the callbacks.
 
     Args:
         run: the folder and the options; `Search.run` has those options too that the data determine.

@@ -21,14 +21,14 @@ from nas.models.dag import DagNet
 from nas.models.price import Currency, total
 from nas.parameters import param_groups
 from nas.parts import Part, active_parts, alive_entries
-from nas.search import ranks
-from nas.search.compute import Compute, device_of
-from nas.search.config import SearchConfig
 from nas.search.data.batches import Batches
-from nas.search.loop import LossFunction, OnStep
-from nas.search.retrain import Retraining, retrain
-from nas.search.stopping import Budget
+from nas.search.engine.stopping import Budget
+from nas.search.runs.config import SearchConfig
 from nas.search.tasks.task import Task
+from nas.search.training import ranks
+from nas.search.training.compute import Compute, device_of
+from nas.search.training.loop import LossFunction, OnStep
+from nas.search.training.retrain import Retraining, retrain
 
 FIT_LR, REFIT_LR = 3e-3, 5e-3
 PROBE = 4  # batches
@@ -271,7 +271,7 @@ def thinning(
 
 @torch.no_grad()
 def _least_missed_first(net: DagNet, loss_fn: LossFunction, probe: Pair, rank_by: Currency | None) -> list[Part]:
-    """The parts by their losses per price. Each of several ranks measures some of them (`nas.search.ranks`)."""
+    """The parts by their losses per price. Several ranks (`nas.search.training.ranks`) measure some of them each."""
     x, y = (each.to(device_of(net)) for each in probe)
 
     def measured() -> tuple[float, float]:

@@ -14,8 +14,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from nas.files import write_bytes, write_json
-from nas.search.compute import CPU, on_cpu
-from nas.search.loop import Snapshot
+from nas.search.training.compute import CPU, on_cpu
+from nas.search.training.loop import Snapshot
 
 ROWS_SUFFIX = ".rows"
 
