@@ -212,9 +212,11 @@ class TracedNet(nn.Module):
             kept[self.searched.numbers[layer][~alive]] = False
         return kept
 
-    def removal(self) -> Removal:
-        """What can go."""
-        return Removal(self.anatomy.channels, copied(self.module).eval())
+    def cut(self) -> tuple[nn.Module, Removal]:
+        """The module without what is dead, on the CPU, and what was removed."""
+        module = copied(self.module).eval()
+        removal = Removal(self.anatomy.channels, module)
+        return fit(module, removal, Example.of(self.origin.example))[0], removal
 
 
 @network.find.register
@@ -235,8 +237,7 @@ def _(net: TracedNet) -> int:
 @network.compacted.register
 @torch.no_grad()
 def _(net: TracedNet) -> TracedNet:
-    small, _ = fit(copied(net.module).eval(), net.removal(), Example.of(net.origin.example))
-    return TracedNet(small, net.origin).to(next(net.parameters()).device).eval()
+    return TracedNet(net.cut()[0], net.origin).to(next(net.parameters()).device).eval()
 
 
 @network.cost.register

@@ -190,7 +190,7 @@ def fit(model: nn.Module, removal: Removal, example: Example) -> tuple[nn.Module
     expected = call(model, example)
     small, noticed = removal.applied_to(model), []
     if not _agree(expected, small, example):
-        fixed = removal.channels.fixed
+        fixed = removal.channels.fixed.clone()
         for numbers in removal.spaces():
             alone = torch.ones_like(fixed)
             alone[numbers] = fixed[numbers]
