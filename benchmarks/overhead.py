@@ -76,7 +76,7 @@ def _measure(name: str, config: SearchConfig, epochs: int, clock: Callable[[], f
     training, parts, whole = Stopwatch(clock), {part: Stopwatch(clock) for part in PARTS}, Stopwatch(clock)
     with tempfile.TemporaryDirectory() as place, ExitStack() as patched:
         search = Search(Run(Path(place) / "run", config))
-        points, loop, drawing = iter(search), search._growth.loop, Stopwatch(clock)
+        points, loop, drawing = iter(search), search.growing.epochs.loop, Stopwatch(clock)
         next(points)  # what is done once, such as imports, is no part of it
         patched.enter_context(patch.object(Loop, "_step", training.timing(Loop._step)))
         batches = loop.batches

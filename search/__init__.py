@@ -8,11 +8,13 @@ from nas.search.data.formats.files import read_sheet, write_sheet
 from nas.search.data.labelled import cifar10, class_folder, fashion_mnist, mnist
 from nas.search.data.sources import folder, load_data, pictures, register_data
 from nas.search.data.stack import Picture, Stack
-from nas.search.engine.front import thin_out
 from nas.search.engine.repeat import recommended, repetitions
 from nas.search.engine.search import Search
-from nas.search.retraining.retraining import RetrainConfig, RunRetraining
-from nas.search.runs.config import SearchConfig, register_task
+from nas.search.engine.thinning import thin_out
+from nas.search.retraining.config import RetrainConfig
+from nas.search.retraining.retraining import RunRetraining
+from nas.search.runs.config import SearchConfig
+from nas.search.runs.learnt import register_task
 from nas.search.runs.path import Choice, Point, births, deaths, pick
 from nas.search.runs.run import Run
 from nas.search.sweep.sweep import Sweep

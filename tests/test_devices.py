@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import nas.search.engine.search
+import nas.search.engine.growing
 import nas.search.training.optimizers
 from nas import AdaBreg, param_groups, sparse_start
 from nas.analysis.cost import cost
@@ -34,8 +34,9 @@ from nas.search import (
     search,
     thin_out,
 )
-from nas.search.engine.search import thinned_from_dense
-from nas.search.retraining.compare import Competitor, Training, compete, fresh
+from nas.search.engine.slimming import thinned_from_dense
+from nas.search.retraining.compete import Training, compete
+from nas.search.retraining.competitors import Competitor, fresh
 from nas.search.runs.path import load_sparse, save_sparse
 from nas.search.tasks.tiles import restore_in_tiles
 from nas.search.training.checkpoints import Checkpoints, Stopped
@@ -125,7 +126,7 @@ def test_a_run_elsewhere(config, tmp_path, monkeypatch):
         with pytest.raises(Stopped):
             list(engine)  # within the first epoch
         assert device_of(engine.net).type == DEVICE
-        assert isinstance(engine.optimizer.state[engine.net.nodes["out"].bias]["dual"], Far)
+        assert isinstance(engine.growing.optimizer.state[engine.net.nodes["out"].bias]["dual"], Far)
         trials = Trials()
         list(Search(run, resume=True, compute=Compute(DEVICE), callbacks=[trials]))
     assert len(trials.params) > 2  # parts were removed
@@ -155,15 +156,15 @@ def test_a_run_moves(config, tmp_path, resumed):
 def test_every_optimiser_elsewhere(far, config, tmp_path, monkeypatch, optimizer):
     """With its trial, or the one that chooses lam; and with a controller."""
     monkeypatch.setattr(nas.search.training.optimizers, "TRIAL_STEPS", 3)
-    monkeypatch.setattr(nas.search.engine.search, "TRIAL_STEPS", 3)
-    monkeypatch.setattr(nas.search.engine.search, "STEERING", 2)
+    monkeypatch.setattr(nas.search.engine.growing, "TRIAL_STEPS", 3)
+    monkeypatch.setattr(nas.search.engine.growing, "STEERING", 2)
     entry_time = "auto" if nas.search.training.optimizers.OPTIMIZERS[optimizer].calibrates else None
     changes = {"sizes": "none"} if optimizer == "xrda" else {"sizes": "auto", "target_params": "120"}
     config = replace(config, optimizer=optimizer, lr=None, epochs=1, entry_time=entry_time, **changes)
     engine = Search(Run(tmp_path / "run", config), compute=far)
     assert next(iter(engine)).snapshot.epoch == 1
     engine.close()
-    for p, state in engine.optimizer.state.items():
+    for p, state in engine.growing.optimizer.state.items():
         assert all(isinstance(x, Far) for x in (p, *state.values()) if isinstance(x, torch.Tensor) and x.ndim)
 
 

@@ -85,14 +85,14 @@ def test_the_front_follows_any_of_them(tmp_path, config):
 
 def test_the_network_of_splitlbi_is_that_of_its_companions(tmp_path, config):
     engine = Search(Run(tmp_path / "run", replace(config, optimizer="splitlbi", entry_time=20.0)))
-    assert isinstance(engine.optimizer, SplitLBI)
+    assert isinstance(engine.growing.optimizer, SplitLBI)
     assert engine.points[0].snapshot.num_units == 0
     list(engine)
     found, dense = engine.run.supernet(3), dict(engine.net.named_parameters())
     assert compact(found).plan.num_params < compact(engine.net).plan.num_params
-    for group in engine.optimizer.param_groups:
+    for group in engine.growing.optimizer.param_groups:
         for name, p in zip(group["param_names"], group["params"], strict=True):
-            companion = engine.optimizer.state[p].get("companion")
+            companion = engine.growing.optimizer.state[p].get("companion")
             kept = torch.ones_like(p, dtype=torch.bool) if companion is None else companion.ne(0)
             assert torch.equal(dict(found.named_parameters())[name], dense[name] * kept)
 
@@ -159,11 +159,11 @@ def test_a_search_refuses_a_lam_that_wakes_everything_at_once(start):
 def test_calibration(tmp_path, config, name):
     auto = replace(config, optimizer=name, entry_time="auto")
     engine = Search(Run(tmp_path / "auto", auto))
-    assert engine.entry_time == pytest.approx(engine.lam / auto.learning_rate)
-    assert engine.entry_time not in (40, 200)
+    assert engine.growing.entry_time == pytest.approx(engine.growing.lam / auto.learning_rate)
+    assert engine.growing.entry_time not in (40, 200)
     engine.close()
     broken = Run(tmp_path / "auto", auto)
-    assert Search(broken, resume=True).lam == engine.lam
+    assert Search(broken, resume=True).growing.lam == engine.growing.lam
 
 
 def test_defaults():

@@ -61,7 +61,7 @@ def clock(monkeypatch):
 
     train = Loop._step
     monkeypatch.setattr(Loop, "_step", step)
-    for module in ("engine.search", "engine.front"):
+    for module in ("engine.search", "engine.slimming"):
         monkeypatch.setattr(f"nas.search.{module}.time", SimpleNamespace(perf_counter=lambda: now[0]))
     return now
 

@@ -6,8 +6,9 @@ from nas.analysis.latency import milliseconds
 from nas.cli.alike import add_training, progress_bar, retrain_config
 from nas.cli.shared import Result, add_compute, compute, make_run_parser, say_compute
 from nas.models.compact import compact
-from nas.search.retraining.compare import Competitor, Training, compete, hand_made_networks
-from nas.search.retraining.retraining import RetrainConfig
+from nas.search.retraining.compete import Training, compete
+from nas.search.retraining.competitors import Competitor, hand_made_networks
+from nas.search.retraining.config import RetrainConfig
 from nas.search.runs.path import Point
 from nas.search.runs.run import Run
 

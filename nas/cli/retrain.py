@@ -22,8 +22,9 @@ from nas.cli.shared import (
     stopping,
 )
 from nas.files import alone
-from nas.search.retraining.compare import summarised, table
-from nas.search.retraining.retraining import RetrainConfig, RetrainResult, RunRetraining
+from nas.search.retraining.config import RetrainConfig
+from nas.search.retraining.retraining import RetrainResult, RunRetraining
+from nas.search.retraining.table import summarised, table
 from nas.search.runs.path import Choice
 from nas.search.runs.run import RETRAINED, Run
 from nas.search.tasks.task import Metric, Scores

@@ -92,7 +92,7 @@ def run_to_the_end(engine: Search, how_to_go_on: str) -> Result:
     chosen = ranks.on_first(run.choose)
     picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
     print(f"picked {_when(chosen, engine)}: {picked}")
-    if (target := run.config.target) is not None and (reached := engine.cost(chosen)) < NEAR * target:
+    if (target := run.config.target) is not None and (reached := chosen.cost(run.config.sizes_in)) < NEAR * target:
         print(
             f"the target of {target:,} {run.config.sizes_in} was not reached: what has grown has {reached:,.0f}; "
             "search longer, or with a larger supernet"
@@ -114,9 +114,10 @@ def _announce(engine: Search) -> None:
         f"seed {config.seed}"
     )
     say_compute(str(engine.compute), engine.computed)
-    steps, entry_time = config.epochs * config.steps, engine.entry_time
+    steps, growing = config.epochs * config.steps, engine.growing
+    entry_time = growing.entry_time
     if entry_time is not None:
-        print(f"the first units can wake after about {entry_time:.0f} of {steps} steps (lam = {engine.lam:.3g})")
+        print(f"the first units can wake after about {entry_time:.0f} of {steps} steps (lam = {growing.lam:.3g})")
     if entry_time is not None and entry_time >= steps:
         warnings.warn(
             "nothing can wake in so few steps: more epochs, or a shorter entry_time, would help", stacklevel=1

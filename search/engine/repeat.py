@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nas.search.runs.config import check_seed
+from nas.search.runs.options import check_seed
 from nas.search.runs.path import Point, pick
 from nas.search.runs.run import Run
 

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import yaml
 
-from nas.search.runs.config import PROBLEM, ROOTS, SearchConfig, check_options, check_seed
+from nas.search.runs.config import SearchConfig
+from nas.search.runs.options import PROBLEM, ROOTS, check_options, check_seed
 from nas.search.runs.path import Point
 from nas.search.sweep.ranges import Choices, Range, filled, ranges_in
 

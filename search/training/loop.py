@@ -92,7 +92,7 @@ class Loop:
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
         ValueError: with ``coarse`` an optimiser without exact restriction.
-        ranks.RankError: another process has ended, or has other weights or duals after an epoch.
+        RankError: another process has ended, or has other weights or duals after an epoch.
     """
 
     def __init__(
