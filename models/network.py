@@ -98,6 +98,12 @@ def num_skips(net: nn.Module) -> int:
 
 
 @singledispatch
+def left_dense(net: nn.Module) -> list[str]:
+    """Sentences on the layers of a supernet whose units cannot go."""
+    return []
+
+
+@singledispatch
 def compacted(net: nn.Module) -> nn.Module:
     """The network without what is dead: it computes the same, and is of the same kind and where ``net`` is."""
     return compact(_dag(net))

@@ -11,6 +11,8 @@ import yaml
 from nas.analysis.report.front import tested
 from nas.analysis.structure import similarity
 from nas.analysis.topology import topology
+from nas.models.dag import DagNet
+from nas.models.network import alike
 from nas.search.runs.path import Point
 from nas.search.runs.run import Run
 
@@ -71,24 +73,26 @@ def agreement(runs: Mapping[str, Run], chosen: Mapping[str, Point]) -> dict[str,
     """
     if len(runs) < 2:
         raise ValueError("Fewer than two of the runs can be read.")
-    if len({run.blank.plan for run in runs.values()}) > 1:
+    first, *others = (run.blank for run in runs.values())
+    if not all(alike(first, other) for other in others):
         raise ValueError("The runs have different supernets, so that their topologies cannot be laid over each other.")
     skips: Counter[str] = Counter()
     operations: Counter[str] = Counter()
     graphs: list[nx.DiGraph] = []
+    nodes = first.plan.nodes if isinstance(first, DagNet) else ()
+    edges = {(edge.key, node.name): edge for node in nodes for edge in node.edges}
     for name, run in runs.items():
         found = chosen[name].snapshot
         skips.update(f"{source} to {target}" for source, target in found.skips)
-        edges = {(edge.key, node.name): edge for node in run.blank.plan.nodes for edge in node.edges}
         for arc, side in found.kernels.items():
             size = "" if edges[arc].kernel is None else f" {side}x{side}"
             operations[f"{edges[arc].source} to {arc[1]}: {edges[arc].operation}{size}"] += 1
         graphs.append(topology(run.supernet(found.epoch)))
-    alike = [similarity(a, b) for a, b in combinations(graphs, 2)]
+    similar = [similarity(a, b) for a, b in combinations(graphs, 2)]
     return {
         "runs": len(runs),
         "skips": [list(each) for each in sorted(skips.items(), key=lambda each: -each[1])],
         "operations": [list(each) for each in sorted(operations.items(), key=lambda each: -each[1])],
-        "similarity": sum(alike) / len(alike) if alike else 1.0,
-        "least": min(alike, default=1.0),
+        "similarity": sum(similar) / len(similar) if similar else 1.0,
+        "least": min(similar, default=1.0),
     }

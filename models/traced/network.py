@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,7 +61,8 @@ class Anatomy:
     def __init__(self, module: nn.Module, example: Tensor) -> None:
         self.channels = Channels(trace(copied(module).eval(), Example.of(example)))
         self.nodes = {name: node for node, name in reversed(self.channels.graph.names.items())}
-        self._sizes = [shape(node) for node in self.channels.graph.nodes]
+        graph = self.channels.graph
+        self._sizes = [size for node in graph.nodes if node not in graph.stored and len(size := shape(node)) > 1]
         self._example = tuple(example.shape)
 
     def __deepcopy__(self, memo: object) -> "Anatomy":
@@ -79,6 +80,15 @@ class Anatomy:
             if step.kind in (Kind.MIX, Kind.GROUPED) and step.weight is not None
         )
 
+    def outputs(self, kept: Tensor) -> dict[str, int]:
+        """By layer how many of the channels that it puts out are ``kept``."""
+        found = {}
+        for step in self.channels.steps.values():
+            if step.kind in (Kind.MIX, Kind.GROUPED) and step.weight is not None:
+                name = self.channels.graph.names[step.weight].removesuffix(".weight")
+                found[name] = int(kept[self.channels.stored[step.weight][step.axes[0]]].sum())
+        return found
+
     def _size(self, node: fx.Node, kept: Tensor) -> int:
         """How many entries a stored tensor has; at least one channel along each axis is left."""
         return math.prod(max(1, int(kept[numbers].sum())) for numbers in self.channels.stored[node])
@@ -93,7 +103,7 @@ class Anatomy:
     def grain(self) -> int:
         """By how much the resolution is lower somewhere: pictures have to have sides that are multiples of it."""
         height = self._example[-2] if len(self._example) == 4 else 1
-        sides = {size[-2] for size in self._sizes if len(size) == 4 and size[0] == self._example[0]}
+        sides = {size[-2] for size in self._sizes if len(size) == 4}
         return math.lcm(*(round(height / side) for side in sides if 1 < side < height))
 
     @property
@@ -178,6 +188,7 @@ class TracedNet(nn.Module):
         self.restores = output.ndim == 4 and output.shape[2:] == origin.example.shape[2:]
         self._grain = self.anatomy.grain if self.restores else 1
         self._searched: Searched | None = None
+        self._sight: Sight | None = None
 
     @property
     def searched(self) -> Searched:
@@ -212,6 +223,15 @@ class TracedNet(nn.Module):
             kept[self.searched.numbers[layer][~alive]] = False
         return kept
 
+    def layers_at(self, units: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """How many channels each layer puts out when these units are alive, by layer."""
+        kept = torch.ones_like(self.anatomy.channels.fixed)
+        for layer, alive in units.items():
+            numbers = self.searched.numbers[layer]
+            kept[numbers] = False
+            kept[numbers[list(alive)]] = True
+        return self.anatomy.outputs(kept)
+
     def cut(self) -> tuple[nn.Module, Removal]:
         """The module without what is dead, on the CPU, and what was removed."""
         module = copied(self.module).eval()
@@ -232,6 +252,11 @@ def _(net: TracedNet) -> dict[str, int]:
 @network.num_skips.register
 def _(net: TracedNet) -> int:
     return 0
+
+
+@network.left_dense.register
+def _(net: TracedNet) -> list[str]:
+    return net.searched.problems
 
 
 @network.compacted.register
@@ -297,9 +322,11 @@ def _(a: TracedNet, b: nn.Module) -> bool:
 def _(net: TracedNet) -> Sight:
     if not net.restores:
         raise ValueError("the network returns no picture of the size that it is given; it cannot restore a picture")
-    anatomy, origin = net.anatomy, net.origin
-    pixels = math.prod(origin.example.shape[2:])
-    return Sight(origin.channels, origin.extra, anatomy.grain, _reach(net), 4 * anatomy.floats / pixels)
+    if net._sight is None:
+        anatomy, origin = net.anatomy, net.origin
+        pixels = math.prod(origin.example.shape[2:])
+        net._sight = Sight(origin.channels, origin.extra, anatomy.grain, _reach(net), 4 * anatomy.floats / pixels)
+    return net._sight
 
 
 @torch.no_grad()

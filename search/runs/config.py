@@ -1,6 +1,5 @@
 """Everything that determines a search."""
 
-import inspect
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -8,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from torch import nn
 
+from nas.models.build import Factory
 from nas.models.dag import DagNet
 from nas.models.price import CHEAPEST, Currency
-from nas.models.recipes import RECIPES
 from nas.search.data.dataset import Pictures
 from nas.search.data.sources import SOURCES
 from nas.search.runs.learnt import TASKS, UNKNOWN, check_learnt, find_task, make_task
@@ -122,7 +122,7 @@ class SearchConfig:
             sigma = parse_sigma(self.sigma)
             if not isinstance(sigma, tuple):
                 object.__setattr__(self, "sigma", sigma)  # so that 25 is 25.0
-        RECIPES.find(self.model)
+        Factory.find(self.model)
         for name in ("epochs", "patience", "steps", "batch", "crop", "fit", "refit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -285,18 +285,20 @@ class SearchConfig:
 
     def _known_options(self) -> list[str]:
         """Names of the options of the supernet."""
-        parameters = inspect.signature(RECIPES.find(self.model)).parameters.values()
-        return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+        return Factory.find(self.model).options
 
-    def build(self) -> DagNet:
-        """The supernet, before its sparse start.
+    def build(self) -> nn.Module:
+        """The supernet, before its sparse start: a `DagNet` or a `TracedNet`.
 
         Raises:
-            ValueError: the supernet does not take the ``model_options``.
+            ValueError: the supernet does not take the ``model_options`` or ``coarse`` steps, or cannot be made or
+                traced.
         """
         check_options(self.model, self.model_options, self._known_options())
-        net = RECIPES.find(self.model)(self.channels, **self.model_options)
-        return DagNet(net.plan.with_extra(self.num_extra)) if self.num_extra else net
+        net = Factory.find(self.model).build(self.channels, self.num_extra, self.model_options, self.crop)
+        if self.coarse and not isinstance(net, DagNet):
+            raise ValueError(f"coarse steps are for supernets that are plans, which {self.model} is not")
+        return net
 
     @property
     def num_extra(self) -> int:

@@ -16,10 +16,9 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas.files import LOCK, alone, is_tidy, remove, write_text
-from nas.models.dag import DagNet
 from nas.search.data.batches import Batches, ahead, in_rows
 from nas.search.data.dataset import Pictures
 from nas.search.data.files import Files
@@ -71,7 +70,7 @@ class Run:
         return (folder / CONFIG).is_file()
 
     @cached_property
-    def blank(self) -> DagNet:
+    def blank(self) -> nn.Module:
         """The supernet with the random weights that the seed gives it, before its sparse start."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
@@ -102,7 +101,7 @@ class Run:
         front = front_of(points)
         return choice.of(points if choice.epoch is not None or not front else front, self.config.tolerance)
 
-    def supernet(self, epoch: int) -> DagNet:
+    def supernet(self, epoch: int) -> nn.Module:
         """The searched network as it was after ``epoch``.
 
         Raises:
@@ -111,7 +110,7 @@ class Run:
         points, net = self.points(), copy.deepcopy(self.blank)
         point = Choice(epoch=epoch).of(points, 0.0)
         load_sparse(net, self.folder / SNAPSHOTS / f"{epoch:04}.safetensors", point.sha256)
-        return net
+        return net.eval()
 
     def data(self, *, download: bool = False) -> Pictures:
         config = self.config
