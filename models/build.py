@@ -12,7 +12,7 @@ from torch import nn
 from nas.models.dag import DagNet
 from nas.models.recipes import RECIPES
 from nas.models.traced.network import Origin, TracedNet
-from nas.registry import described, imported
+from nas.registry import IMPORTED, Unknown, described, imported
 
 CHANNELS, EXTRA = "channels", "extra"  # what a factory is told, if it has arguments of these names
 
@@ -39,14 +39,19 @@ class Factory:
         Raises:
             ValueError: there is none.
         """
-        if name not in RECIPES and (own := imported(name)) is not None:
-            if isinstance(own, nn.Module) or not callable(own):
-                raise ValueError(
-                    f"{name} is {'a network' if isinstance(own, nn.Module) else type(own).__name__}; it must be a "
-                    "function or class that makes a network, so that each seed has its own weights"
-                )
-            return cls(name, own, registered=False)
-        return cls(name, RECIPES.find(name), registered=True)
+        if name in RECIPES or not IMPORTED:
+            return cls(name, RECIPES.find(name), registered=True)
+        if (own := imported(name)) is None:
+            files = ", ".join(Path(module.__file__ or module.__name__).name for module in IMPORTED)
+            raise Unknown(
+                f"unknown model {name!r}; there are: {', '.join(sorted(RECIPES))}; {files} defines none of this name"
+            )
+        if isinstance(own, nn.Module) or not callable(own):
+            raise ValueError(
+                f"{name} is {'a network' if isinstance(own, nn.Module) else type(own).__name__}; it must be a function "
+                "or class that makes a network, so that each seed has its own weights"
+            )
+        return cls(name, own, registered=False)
 
     @property
     def options(self) -> list[str]:

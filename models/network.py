@@ -117,7 +117,8 @@ def cost(net: nn.Module, currency: Currency) -> float:
 
 @singledispatch
 def alive_cost(net: nn.Module, currency: Currency) -> float:
-    """`cost` of `compacted`, but for what a constant saves: cheap enough to ask often."""
+    """`cost` of `compacted`, or more where constants go, too, and in a `TracedNet` what nobody reads any more: cheap
+    enough to ask often."""
     return price.total(alive_plan(_dag(net)), currency)
 
 

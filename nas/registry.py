@@ -12,6 +12,10 @@ T = TypeVar("T")
 IMPORTED: list[ModuleType] = []  # the modules of the user's, in order
 
 
+class Unknown(ValueError):
+    """Nothing of this name is registered."""
+
+
 class Registry(dict[str, T]):
     """Things by name.
 
@@ -40,11 +44,12 @@ class Registry(dict[str, T]):
         """The thing of this name.
 
         Raises:
-            ValueError: there is none.
+            Unknown: there is none.
         """
         if name not in self:
-            raise ValueError(
-                f"unknown {self.kind} {name!r}; there are: {', '.join(sorted(self))}, and those that you register"
+            raise Unknown(
+                f"unknown {self.kind} {name!r}; there are: {', '.join(sorted(self))}, and those that you register "
+                "(--import FILE.py)"
             )
         return self[name]
 

@@ -85,7 +85,9 @@ def export(net: nn.Module, path: Path, format: str, *, inputs: Inputs | None = N
         raise ValueError(f"{path.parent} is no folder in which files can be written")
     if folders := [file for file in files if file.is_dir()]:
         raise ValueError(f"{folders[0]} is a folder; choose another file")
-    subject = _dag(net) if isinstance(net, DagNet) else _traced(net) if isinstance(net, TracedNet) else _module(net, inputs)
+    subject = (
+        _dag(net) if isinstance(net, DagNet) else _traced(net) if isinstance(net, TracedNet) else _module(net, inputs)
+    )
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as place:
         written = [Path(place) / file.name for file in files]
         difference = _compare(subject, WRITERS[format](subject, *written))

@@ -20,7 +20,7 @@ from nas.models.network import Found, Sight
 from nas.models.price import Currency, factor
 from nas.models.traced.channels import Channels, Kind
 from nas.models.traced.graph import Example, copied, operation, shape, trace, unwrap
-from nas.models.traced.shrink import Removal, fit
+from nas.models.traced.shrink import Removal, fit, keep_one
 from nas.models.traced.store import filled, read_tensors, write_module
 from nas.models.traced.units import find_units, settle_norms
 
@@ -90,8 +90,8 @@ class Anatomy:
         return found
 
     def _size(self, node: fx.Node, kept: Tensor) -> int:
-        """How many entries a stored tensor has; at least one channel along each axis is left."""
-        return math.prod(max(1, int(kept[numbers].sum())) for numbers in self.channels.stored[node])
+        """How many entries a stored tensor has."""
+        return math.prod(int(kept[numbers].sum()) for numbers in self.channels.stored[node])
 
     def _uses(self, node: fx.Node, outputs: int) -> float:
         """How often each weight of a layer is used for one input."""
@@ -130,7 +130,8 @@ class Searched:
         }
         self._leave_out_what_stays(module, anatomy.channels, Example.of(example))
         if not self.units:
-            raise ValueError(f"{type(module).__name__} has no layer whose channels can be units: {self.problems[0]}")
+            why = "".join(f": {problem}" for problem in self.problems[:1])
+            raise ValueError(f"{type(module).__name__} has no layer whose channels can be units{why}")
 
     def __deepcopy__(self, memo: object) -> "Searched":
         return self
@@ -217,10 +218,11 @@ class TracedNet(nn.Module):
         return self.searched.of(self.module)
 
     def alive_channels(self) -> Tensor:
-        """Which channels are of no unit that is zero, a mask over the numbers of the `Anatomy`."""
+        """Which channels are of no unit that is zero, and one of each layer at least: a mask over their numbers."""
         kept = torch.ones_like(self.anatomy.channels.fixed)
         for layer, alive in self.searched.alive(self.module).items():
             kept[self.searched.numbers[layer][~alive]] = False
+        keep_one(self.anatomy.channels, kept)
         return kept
 
     def layers_at(self, units: Mapping[str, Sequence[int]]) -> dict[str, int]:

@@ -45,7 +45,7 @@ class Removal:
         """Find the smallest set that holds what is ``fixed``, a mask over the numbers of channels."""
         self.kept = fixed.clone()
         self._settle()
-        self._keep_one()
+        keep_one(self.channels, self.kept)
 
     def _settle(self) -> None:
         """Keep what somebody reads who is kept, until nothing is added."""
@@ -62,13 +62,6 @@ class Removal:
         """Of the output and of the input channels of a layer."""
         axes = self.channels.stored[step.weight]  # type: ignore[index]
         return axes[step.axes[0]], axes[step.axes[1]]
-
-    def _keep_one(self) -> None:
-        """A tensor without channels is more than most operations can bear: one stays, with all that goes with it."""
-        stored = [numbers for axes in self.channels.stored.values() for numbers in axes]
-        for numbers in [*self.channels.roots.values(), *stored]:
-            if len(numbers) and not self.kept[numbers].any():
-                self.kept[numbers[0]] = True
 
     def reads(self, step: Step) -> Tensor:
         """Which input channels a kept output channel of a layer reads."""
@@ -157,6 +150,15 @@ class Removal:
                     module.bias = nn.Parameter(bias[self.kept[rows]], requires_grad=weight.requires_grad)
                 else:
                     getattr(module, attribute).data = bias
+
+
+def keep_one(channels: Channels, kept: Tensor) -> None:
+    """A tensor without channels is more than most operations can bear: one stays, with all that goes with it; ``kept``
+    is a mask over the numbers of channels, changed in place."""
+    stored = [numbers for axes in channels.stored.values() for numbers in axes]
+    for numbers in [*channels.roots.values(), *stored]:
+        if len(numbers) and not kept[numbers].any():
+            kept[numbers[0]] = True
 
 
 def held_by(model: nn.Module) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import nn
 from nas.models.build import Factory
 from nas.models.dag import DagNet
 from nas.models.price import CHEAPEST, Currency
+from nas.registry import Unknown
 from nas.search.data.dataset import Pictures
 from nas.search.data.sources import SOURCES
 from nas.search.runs.learnt import TASKS, UNKNOWN, check_learnt, find_task, make_task
@@ -246,7 +247,8 @@ class SearchConfig:
         """The inverse of `to_yaml`.
 
         Raises:
-            ValueError: the text is not the configuration of a search.
+            ValueError: the text is not the configuration of a search; `nas.registry.Unknown` if it names something that
+                is not registered.
         """
         from jsonargparse import ArgumentError, ArgumentParser
 
@@ -256,6 +258,8 @@ class SearchConfig:
             if missing := {option.name for option in fields(cls)} - {*(yaml.safe_load(text) or ()), *LATER}:
                 raise ValueError(f"it lacks {min(missing)}")
             return cls(**parser.parse_string(text).as_dict())
+        except Unknown:
+            raise
         except (ArgumentError, TypeError, ValueError, RecursionError, yaml.YAMLError) as problem:
             raise ValueError(f"not the configuration of a search: {' '.join(str(problem).split())}") from None
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.files import LOCK, alone, is_tidy, remove, write_text
+from nas.registry import Unknown
 from nas.search.data.batches import Batches, ahead, in_rows
 from nas.search.data.dataset import Pictures
 from nas.search.data.files import Files
@@ -60,6 +61,8 @@ class Run:
             raise ValueError(f"{folder} holds no run (no {CONFIG} in it); make one with nas search --out {folder}")
         try:
             return cls(folder, SearchConfig.from_yaml(file.read_text(encoding="utf-8")))
+        except Unknown as problem:
+            raise ValueError(f"{folder}: {problem}") from None
         except ValueError as problem:
             raise ValueError(f"{file} is damaged: {problem}") from None
 
