@@ -92,7 +92,10 @@ class Factory:
             )
         example = torch.rand(2, channels + extra, side, side, generator=torch.Generator().manual_seed(0))
         source = f"{getattr(self.make, '__module__', '')}:{getattr(self.make, '__qualname__', self.name)}"
-        return TracedNet(made, Origin(source, given, channels, extra, example))
+        try:
+            return TracedNet(made, Origin(source, given, channels, extra, example))
+        except ValueError as problem:
+            raise ValueError(f"{problem}; it is traced on pictures of {side} x {side} pixels (--crop)") from None
 
     def _made(self, channels: int, given: Mapping[str, Any]) -> Any:
         if self.registered:

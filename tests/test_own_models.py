@@ -97,10 +97,13 @@ class Squeezed(nn.Module):
 class Classifier(nn.Module):
     def __init__(self, channels=1, outputs=3, width=6):
         super().__init__()
-        self.conv, self.head = nn.Conv2d(channels, width, 3, padding=1), nn.Linear(width * 16, outputs)
+        self.conv, self.head = (
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.Linear(width * 16, outputs),
+        )  # of 8 x 8 pixels
 
     def forward(self, x):
-        return self.head(F.adaptive_avg_pool2d(F.gelu(self.conv(x)), 4).flatten(1))
+        return self.head(F.avg_pool2d(F.gelu(self.conv(x)), 2).flatten(1))
 
 
 def traced(module, *, channels=1, extra=0, side=16):
@@ -245,8 +248,27 @@ def test_batch_normalisation_and_levels_of_noise(data_root, tmp_path):
     assert main(["extract", f"--import={file}", str(tmp_path / "run"), "--no_latency"]) == 0
 
 
-def test_a_classifier(tmp_path):
-    import_registrations(str(separable(tmp_path)))
+def test_a_classifier_takes_pictures_of_one_size(tmp_path, capsys):
+    file = tmp_path / "classes.py"
+    file.write_text("import torch.nn.functional as F\nfrom torch import nn\n\n\n" + inspect.getsource(Classifier))
+    generator = np.random.default_rng(0)
+    for label in range(3):
+        folder = tmp_path / "data" / str(label)
+        folder.mkdir(parents=True)
+        for k in range(30):
+            pixels = generator.integers(0, 99, (8, 8), np.uint8)
+            pixels[:, 2 * label : 2 * label + 2] += 100
+            Image.fromarray(pixels).save(folder / f"{k:02}.png")
+    run = tmp_path / "run"
+    words = ["search", f"--import={file}", "--model=Classifier", "--task=classify", "--data=class_folder", *QUICK[2:]]
+    words += [f"--data-root={tmp_path / 'data'}", "--sizes=none", f"--out={run}"]
+    assert main(words) == 2
+    assert "Classifier cannot compute inputs of float32 (2, 1, 16, 16)" in (said := capsys.readouterr().err)
+    assert "it is traced on pictures of 16 x 16 pixels (--crop)" in said
+    assert main([*words, "--crop=8"]) == 0
+    for verb in ("extract", "verify", "show", "report"):
+        assert main([verb, f"--import={file}", str(run)]) == 0
+    assert main(["denoise", f"--import={file}", str(run), str(folder / "00.png")]) == 2
     net = traced(Classifier(), side=8)
     assert network.input_shape(net, 5, 64) == (5, 1, 8, 8)
     with pytest.raises(ValueError, match="cannot restore a picture"):
@@ -259,9 +281,9 @@ def test_a_classifier(tmp_path):
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("make", [UNet, Squeezed, Classifier])
 def test_what_is_alive_costs_what_the_compact_network_does(make, seed):
-    net = killed(traced(make()), (0.2, 0.5, 0.8, 1.0)[seed % 4], seed)
+    net = killed(traced(make(), side=8), (0.2, 0.5, 0.8, 1.0)[seed % 4], seed)
     small = network.compacted(net)
-    x = torch.rand(2, 1, 16, 16)
+    x = torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(small(x), net(x), atol=1e-5, rtol=1e-5)
     assert network.num_params(small) == network.cost(small, "params")
     counter = FlopCounterMode(display=False)

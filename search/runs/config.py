@@ -44,7 +44,7 @@ class SearchConfig:
         clean: given: the pictures are clean, and noise is added; none: they are noisy, and nothing else is known. Then
             sigma says how much: a number, auto (estimated), or unknown (noise is only independent between pixels).
         model: supernet: separable_autoencoder, mixed_autoencoder, conv_skip_autoencoder, skip_autoencoder, dense_mlp,
-            dense_conv, mlp.
+            dense_conv, mlp; or what makes a module in a file of yours (--import).
         model_options: options of the supernet, such as depth, width and patch.
         channels: 1 searches on grey pictures, 3 on colour.
         sigma: standard deviation of the noise on the 0..255 scale, or a range such as 5:55 that one network is trained
@@ -53,7 +53,7 @@ class SearchConfig:
         patience: stop growing after so many epochs without a better validation score; never by default.
         steps: optimiser steps per epoch.
         batch: crops, or pictures to classify, per step.
-        crop: side of the training crops in pixels (denoise, deblur).
+        crop: side of the training crops in pixels (denoise, deblur); a module of yours is traced on such pictures.
         density: part of each layer's units that is alive at the start, at least one unit.
         optimizer: adabreg, linbreg, momentum (linbreg with a momentum of 0.9), proxsgd, splitlbi, xrda; the last two
             start from the dense network.
