@@ -91,10 +91,10 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
 
 
 def to_tensor(pixels: np.ndarray, channels: int) -> Tensor:
-    """Pixels as a float32 tensor (channels, height, width) in [0, 1].
+    """Pixels as a float32 tensor (channels, height, width), black 0 and white 1.
 
     Args:
-        pixels: integers of any depth or floats in [0, 1]; (height, width) or (height, width, 1..4), where a second
+        pixels: integers of any depth, or floats whose values beyond black and white (noise has them) are kept; (height, width) or (height, width, 1..4), where a second
             or fourth channel (alpha) is left out.
         channels: 1 (colour becomes luminance) or 3 (grey is repeated).
     """
@@ -104,7 +104,7 @@ def to_tensor(pixels: np.ndarray, channels: int) -> Tensor:
     colours = split_alpha(pixels if pixels.dtype == np.float32 else util.img_as_float32(pixels))[0]
     if colours.shape[-1] == 3 and channels == 1:
         colours = color.rgb2gray(colours)[..., None]
-    return torch.from_numpy(colours).permute(2, 0, 1).clamp(0, 1).expand(channels, -1, -1).contiguous()
+    return torch.from_numpy(colours).permute(2, 0, 1).expand(channels, -1, -1).contiguous()
 
 
 def to_bytes(pixels: np.ndarray, channels: int) -> Tensor:
@@ -114,7 +114,7 @@ def to_bytes(pixels: np.ndarray, channels: int) -> Tensor:
     colours = split_alpha(pixels)[0]
     if colours.dtype == np.uint8 and colours.shape[-1] == channels:
         return torch.from_numpy(colours).permute(2, 0, 1)
-    return (to_tensor(pixels, channels) * 255).round().to(torch.uint8)
+    return (to_tensor(pixels, channels).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def to_array(picture: Tensor) -> np.ndarray:

@@ -81,7 +81,7 @@ class Denoise(Restoration):
     def degraded(self, clean: Tensor, level: Tensor | float, generator: torch.Generator) -> Tensor:
         """``clean`` plus noise of one level, black 0 and white 1, or of one for each picture (..., 1, 1, 1)."""
         if self.peak is not None:
-            clean = torch.poisson(self.peak * clean, generator) / self.peak
+            clean = torch.poisson(self.peak * clean.clamp(min=0), generator) / self.peak
         return clean + level * torch.randn(clean.shape, generator=generator)
 
     def examples(self, picture: Picture, generator: torch.Generator) -> list[Example]:
