@@ -28,9 +28,9 @@ import torch
 
 EPOCHS = 4
 SEARCH = (
-    "search", "--resume", "--out=run", "--model-options={depth: 2, width: 8, hidden: 8, kernel: 5}", f"--epochs={EPOCHS}",
-    "--steps=40", "--batch=2", "--crop=32", "--density=0.4", "--lr=0.01", "--entry-time=auto", "--sizes=300,200",
-    "--fit=30", "--refit=2", "--checkpoint-every=1s",
+    "search", "--resume", "--out=run", "--model-options={depth: 2, width: 8, hidden: 8, kernel: 5}",
+    f"--epochs={EPOCHS}", "--steps=40", "--batch=2", "--crop=32", "--density=0.4", "--lr=0.01", "--entry-time=auto",
+    "--sizes=300,200", "--fit=30", "--refit=2", "--checkpoint-every=1s",
 )  # fmt: skip
 ROAD = (SEARCH, ("extract", "run", "--no-latency"), ("retrain", "run", "--epochs=6", "--checkpoint-every=1s"))
 CLOCK = re.compile(r'"(seconds|milliseconds)": [\d.e+-]+')
