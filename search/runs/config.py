@@ -3,8 +3,6 @@
 import inspect
 import json
 import math
-import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,17 +12,13 @@ import yaml
 from nas.models.dag import DagNet
 from nas.models.price import CHEAPEST, Currency
 from nas.models.recipes import RECIPES
-from nas.registry import Registry
 from nas.search.data.dataset import Pictures
 from nas.search.data.sources import SOURCES
 from nas.search.runs.learnt import TASKS, UNKNOWN, check_learnt, find_task, make_task
 from nas.search.runs.options import AUTO, NONE, ROOTS, check_options, check_seed, parse_size
-from nas.search.training.optimizers import OPTIMIZERS, Kind
-from nas.search.tasks.classification import Classify
-from nas.search.tasks.degradations import Deblur, Inpaint, SuperResolve
 from nas.search.tasks.noise import parse_sigma
 from nas.search.tasks.task import Metric, Task
-from nas.search.tasks.unclean import Neighbours, NoiseToNoise, Paired, Recorrupted, Unclean
+from nas.search.training.optimizers import OPTIMIZERS, Kind
 from nas.steering import EARLIEST
 
 MOST_COARSE = 99

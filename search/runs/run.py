@@ -20,14 +20,14 @@ from torch import Tensor
 
 from nas.files import LOCK, alone, is_tidy, remove, write_text
 from nas.models.dag import DagNet
-from nas.search.training import ranks
-from nas.search.runs.config import SearchConfig
 from nas.search.data.batches import Batches, ahead, in_rows
 from nas.search.data.dataset import Pictures
 from nas.search.data.files import Files
 from nas.search.data.sources import load_data
+from nas.search.runs.config import SearchConfig
 from nas.search.runs.path import Choice, Point, front_of, load_sparse, read_points
 from nas.search.tasks.task import Example, Task, held_out
+from nas.search.training import ranks
 
 CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINTS = (
     "config.yaml", "metrics.jsonl", "path.json", "path", "checkpoints"
