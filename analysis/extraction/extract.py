@@ -13,7 +13,7 @@ from nas.models.dag import DagNet
 from nas.models.store import fingerprint
 from nas.models.traced.graph import Example, Inputs, call, copied, unwrap
 from nas.models.traced.shrink import Removal, shrunk
-from nas.search.run import Run
+from nas.search.runs.run import Run
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -11,8 +11,8 @@ import yaml
 from nas.analysis.report.front import tested
 from nas.analysis.structure import similarity
 from nas.analysis.topology import topology
-from nas.search.path import Point
-from nas.search.run import Run
+from nas.search.runs.path import Point
+from nas.search.runs.run import Run
 
 
 def differing_options(runs: Mapping[str, Run]) -> list[dict[str, Any]]:

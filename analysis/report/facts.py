@@ -14,8 +14,8 @@ from nas.analysis.cost import cost
 from nas.analysis.extraction.changes import NodeChanges, describe_changes
 from nas.analysis.report.front import read_json
 from nas.models.dag import DagNet
-from nas.search.config import SearchConfig
-from nas.search.run import COMPACT, Run
+from nas.search.runs.config import SearchConfig
+from nas.search.runs.run import COMPACT, Run
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-image", "networkx", "safetensors")
 
