@@ -18,18 +18,22 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_picture(path: Path, given: tuple[float, float] | None = None) -> np.ndarray:
     """The pixels of a picture file, upright, to learn from: (height, width) or (height, width, 2..4).
 
     uint8 or uint16 as in the file where black is 0 and white the highest number, else float32, black 0 and white 1.
     Of several frames the first is read, with a warning.
+
+    Args:
+        path: the file.
+        given: values that are black and white, where the file does not say so.
 
     Raises:
         NotAPictureError: the file is not a picture.
         ValueError: the file is a picture, but truncated or damaged, or neither grey nor colour.
         OSError: the file is missing or cannot be read.
     """
-    sheet = read_sheet(path)
+    sheet = read_sheet(path, given=given)
     if sheet.space not in (GREY, RGB, CMYK):
         raise UnusableError(f"the picture {path} holds {sheet.colours} channels; grey and colour can be learnt from")
     if len(sheet.frames) > 1:
@@ -94,8 +98,8 @@ def to_tensor(pixels: np.ndarray, channels: int) -> Tensor:
     """Pixels as a float32 tensor (channels, height, width), black 0 and white 1.
 
     Args:
-        pixels: integers of any depth, or floats whose values beyond black and white (noise has them) are kept; (height, width) or (height, width, 1..4), where a second
-            or fourth channel (alpha) is left out.
+        pixels: integers of any depth, or floats, whose values beyond black and white (noise has them) are kept;
+            (height, width) or (height, width, 1..4), where a second or fourth channel (alpha) is left out.
         channels: 1 (colour becomes luminance) or 3 (grey is repeated).
     """
     import numpy as np
