@@ -37,8 +37,8 @@ class RetrainConfig:
         families: hand-made networks in the comparison (`nas.models.families`).
         seed: of the training data, the noise and new weights.
         choice: the network that was extracted for it; if nothing is chosen, the one that was there.
-        instead: options of the search that say what is to be learnt (data, range, clean, sigma, the roots), where it is other
-            pictures than the search had; as text.
+        instead: options of the search that say what is to be learnt (data, range, clean, sigma, the roots), where it is
+            other pictures than the search had; as text.
 
     Raises:
         ValueError: an option out of range.
