@@ -33,8 +33,8 @@ class SearchConfig:
 
     Args:
         task: what the network is to learn: denoise, deblur, inpaint, superresolve, classify.
-        task_options: options of the task, such as peak (denoise), blur and kernel (deblur), missing and mask (inpaint),
-            scale (superresolve), flip and shift (classify).
+        task_options: options of the task, such as border (all but classify), peak (denoise), blur and kernel (deblur),
+            missing and mask (inpaint), scale (superresolve), flip and shift (classify).
         data: source of pictures: pictures (ships with scikit-image), folder, pairs (folders noisy and clean),
             noisy_pairs (folders noisy and noisy2), mnist, fashion_mnist, cifar10, class_folder (pictures of one size, a
             folder for each class).
