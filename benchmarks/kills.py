@@ -133,7 +133,7 @@ def _walk_killed(command: Sequence[str], place: Path, span: float, rng: random.R
     while True:
         process = _start(command, place)
         try:
-            _, error = process.communicate(timeout=rng.uniform(0.1, 1.1) * span)
+            _, error = process.communicate(timeout=rng.uniform(0.2, 1.1) ** 2 * span)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
