@@ -14,17 +14,19 @@ import json
 import os
 import random
 import re
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from nas.cli import main as nas
+from nas.search import pictures
 
 EPOCHS = 4
 SEARCH = (
@@ -34,6 +36,7 @@ SEARCH = (
 )  # fmt: skip
 ROAD = (SEARCH, ("extract", "run", "--no-latency"), ("retrain", "run", "--epochs=6", "--checkpoint-every=1s"))
 CLOCK = re.compile(r'"(seconds|milliseconds)": [\d.e+-]+')
+ERRORS = Path("errors")
 LEFT_OUT = ("checkpoints", ".lock")  # a checkpoint is a step of the way, not its end
 
 
@@ -45,8 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", type=Path, help="file with a line for each road")
     options = parser.parse_args(arguments)
     roads = _recorded(options.record)
+    torch.set_num_threads(1)
+    pictures()
     with tempfile.TemporaryDirectory() as place:
-        seconds = [_walk(command, Path(place)) for command in ROAD]
+        seconds = [_timed(command, Path(place)) for command in ROAD]
         expected = contents(Path(place) / "run")
     print(f"undisturbed: {sum(seconds):.0f} s, {len(expected)} files", flush=True)
     while _kills(roads).total() < options.kills:
@@ -111,37 +116,43 @@ def contents(folder: Path) -> dict[str, str]:
     return files
 
 
-def _start(command: Sequence[str], place: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    words = [sys.executable, "-m", "nas", *command]
-    return subprocess.Popen(words, cwd=place, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def _walk(command: Sequence[str], place: Path) -> float:
-    """Run a command to its end; how long it took."""
+def _timed(command: Sequence[str], place: Path) -> float:
+    """Seconds that a command takes to its end."""
     began = time.perf_counter()
-    process = _start(command, place)
-    _, error = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"nas {' '.join(command)} ended with {process.returncode}: {error.decode()[-500:]}")
+    _walk(command, place)
     return time.perf_counter() - began
+
+
+def _perform(command: Sequence[str], place: Path) -> None:
+    """What a process does: one command, silently; what goes wrong is in a file."""
+    os.chdir(place)
+    with open(os.devnull, "w") as nowhere, ERRORS.open("w") as errors:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(errors.fileno(), 2)
+        sys.exit(nas(command))
+
+
+def _walk(command: Sequence[str], place: Path, seconds: float | None = None) -> bool:
+    """Run a command for so many seconds; whether it came to its end, and was not killed."""
+    process = get_context("fork").Process(target=_perform, args=(command, place))  # what is imported is there already
+    process.start()
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        return False
+    if process.exitcode:
+        error = (place / ERRORS).read_text()
+        raise RuntimeError(f"nas {' '.join(command)} ended with {process.exitcode}: {error[-500:]}")
+    return True
 
 
 def _walk_killed(command: Sequence[str], place: Path, span: float, rng: random.Random) -> Counter[str]:
     """Run a command again and again until it ends by itself; how often it was killed at what."""
     kills = Counter[str]()
-    while True:
-        process = _start(command, place)
-        try:
-            _, error = process.communicate(timeout=rng.uniform(0.1, 1.1) * span)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            kills[_moment(command[0], place / "run")] += 1
-            continue
-        if process.returncode:
-            raise RuntimeError(f"nas {' '.join(command)} ended with {process.returncode}: {error.decode()[-500:]}")
-        return kills
+    while not _walk(command, place, rng.uniform(0.1, 1.1) * span):
+        kills[_moment(command[0], place / "run")] += 1
+    return kills
 
 
 if __name__ == "__main__":

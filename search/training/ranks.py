@@ -219,16 +219,20 @@ def spread_apart(do: Callable[[A], B], items: Sequence[A]) -> list[B]:
     return [every[k % size][k // size] for k in range(len(items))]
 
 
-def check_same(when: str, *states: Any) -> None:
+def check_same(when: str, state: Callable[[], Any]) -> None:
     """Compare all tensors in plain data between the ranks.
 
+    Args:
+        when: part of the sentence.
+        state: makes the plain data; not called where there is one process.
+
     Raises:
-        RankError: one of them differs in a bit, on any rank; ``when`` is part of the sentence.
+        RankError: one of them differs in a bit, on any rank.
     """
     if _ranks.size == 1:
         return
     digest = hashlib.sha256()
-    for part in _bytes(states):
+    for part in _bytes(state()):
         digest.update(part)
     first, *others = _gathered(digest.hexdigest())
     if different := [str(k) for k, each in enumerate(others, 1) if each != first]:
