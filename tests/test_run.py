@@ -205,6 +205,18 @@ def test_an_interrupted_run_is_valid_and_goes_on_bit_for_bit(tmp_path, config):
     assert list(Search(broken, resume=True)) == []  # nothing is left to do
 
 
+@pytest.mark.parametrize("optimizer", ["adabreg", "linbreg"])
+@pytest.mark.parametrize(("price", "coarse", "least"), [("none", 0, 20), ("params", 0, 40), ("flops", 3, 160)])
+def test_the_shortest_entry_time_is_accepted(tmp_path, config, optimizer, price, coarse, least):
+    """Not refused later on by round-off: a search begins with it."""
+    config = replace(config, optimizer=optimizer, lr=None, price=price, coarse=coarse, entry_time=least)
+    engine = Search(Run(tmp_path / "run", config))
+    assert engine.growing.entry_time == least
+    engine.close()
+    with pytest.raises(ValueError, match=f"entry_time must be at least {least} steps"):
+        replace(config, entry_time=math.nextafter(least, 0))
+
+
 def test_lam_from_a_trial(tmp_path, config, monkeypatch):
     """The trial leaves the start as it was, and a run with the lam that it chose goes on bit for bit."""
     monkeypatch.setattr("nas.search.engine.growing.TRIAL_STEPS", 80)

@@ -97,9 +97,12 @@ def facts() -> dict[str, object]:
         "on_first": ranks.on_first(lambda: (rank, ranks.size())),
         "refused": caught(lambda: ranks.on_first(refuse)),
         "spread": ranks.spread(lambda items: [(item, rank, ranks.size()) for item in items], range(5)),
+        "apart": ranks.spread_apart(lambda item: (item, rank, ranks.size(), ranks.is_first()), range(5)),
         "one_refuses": caught(lambda: ranks.spread(lambda items: refuse() if 4 in items else items, range(5))),
-        "same": caught(lambda: ranks.check_same("now", {"a": [torch.zeros(2)]})),
-        "different": caught(lambda: ranks.check_same("now", {"a": [torch.zeros(2), torch.full((), 1e-9 * rank)]})),
+        "same": caught(lambda: ranks.check_same("now", lambda: {"a": [torch.zeros(2)]})),
+        "different": caught(
+            lambda: ranks.check_same("now", lambda: {"a": [torch.zeros(2), torch.full((), 1e-9 * rank)]})
+        ),
     }
 
 

@@ -19,6 +19,7 @@ OTHER_PICTURES = {
     "data_root": "their folder",
     "val_root": "their folder to validate on",
     "test_root": "their folder to test on",
+    "range": "their pixel values that are black and white, such as 0:4095",
     "clean": "given or none",
     "sigma": "of their noise",
 }

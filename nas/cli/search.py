@@ -69,6 +69,9 @@ def perform(options: Namespace) -> Result:
     if options.seeds == 1:
         return run_to_the_end(_begin(run, options), resume_command(run, options))
     runs = ranks.on_first(lambda: repetitions(run, options.seeds, resume=options.resume, force=options.force))
+    compute(options)  # what ranks cannot use is said now; then each is by itself
+    if options.download and ranks.size() > 1:
+        ranks.on_first(lambda: run.data(download=True) and None)
     again = "the same command and --resume"
     return search_repeatedly(
         runs, lambda each: _begin(each, options), lambda engine: run_to_the_end(engine, again), options.stable

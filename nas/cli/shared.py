@@ -134,7 +134,7 @@ def stopping(stop: Callable[[], None], how_to_go_on: str) -> Iterator[None]:
     received: list[int] = []
 
     def handle(number: int, _: object) -> None:
-        if received and ranks.size() == 1:
+        if received and not ranks.are_launched():
             raise KeyboardInterrupt
         received.append(number)
         stop()

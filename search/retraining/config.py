@@ -37,8 +37,8 @@ class RetrainConfig:
         families: hand-made networks in the comparison (`nas.models.families`).
         seed: of the training data, the noise and new weights.
         choice: the network that was extracted for it; if nothing is chosen, the one that was there.
-        instead: options of the search that say what is to be learnt (data, clean, sigma, the roots), where it is other
-            pictures than the search had; as text.
+        instead: options of the search that say what is to be learnt (data, range, clean, sigma, the roots), where it is
+            other pictures than the search had; as text.
 
     Raises:
         ValueError: an option out of range.
@@ -97,7 +97,7 @@ class RetrainConfig:
         if not self.instead:
             return run
         config = run.config
-        without = dict.fromkeys(ROOTS) if "data" in self.instead or "data_root" in self.instead else {}
+        without = dict.fromkeys((*ROOTS, "range")) if "data" in self.instead or "data_root" in self.instead else {}
         roots = {name: Path(value) for name, value in self.instead.items() if name in ROOTS}
         given: dict[str, Any] = {**without, **self.instead, **roots}
         other = replace(config, **given).at_absolute_roots()

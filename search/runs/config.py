@@ -14,6 +14,7 @@ from nas.models.dag import DagNet
 from nas.models.price import CHEAPEST, Currency
 from nas.registry import Unknown
 from nas.search.data.dataset import Pictures
+from nas.search.data.formats.values import parse_range
 from nas.search.data.sources import SOURCES
 from nas.search.runs.learnt import TASKS, UNKNOWN, check_learnt, find_task, make_task
 from nas.search.runs.options import AUTO, NONE, ROOTS, check_options, check_seed, parse_size
@@ -24,7 +25,7 @@ from nas.steering import EARLIEST
 
 MOST_COARSE = 99
 # options that there were not always; runs without can be read
-LATER = ("patience", "clean", "val_root", "test_root", "coarse")
+LATER = ("patience", "clean", "val_root", "test_root", "range", "coarse")
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,16 @@ class SearchConfig:
 
     Args:
         task: what the network is to learn: denoise, deblur, inpaint, superresolve, classify.
-        task_options: options of the task, such as peak (denoise), blur and kernel (deblur), missing and mask (inpaint),
-            scale (superresolve), flip and shift (classify).
+        task_options: options of the task, such as border (all but classify), peak (denoise), blur and kernel (deblur),
+            missing and mask (inpaint), scale (superresolve), flip and shift (classify).
         data: source of pictures: pictures (ships with scikit-image), folder, pairs (folders noisy and clean),
             noisy_pairs (folders noisy and noisy2), mnist, fashion_mnist, cifar10, class_folder (pictures of one size, a
             folder for each class).
         data_root: folder of the pictures or of the data set.
         val_root: folder to validate on (folder, pairs, noisy_pairs); by default a tenth of data_root is held out.
         test_root: likewise to test on.
+        range: pixel values that are black and white in files that do not say so, such as 0:4095 (folder, pairs,
+            noisy_pairs).
         clean: given: the pictures are clean, and noise is added; none: they are noisy, and nothing else is known. Then
             sigma says how much: a number, auto (estimated), or unknown (noise is only independent between pixels).
         model: supernet: separable_autoencoder, mixed_autoencoder, conv_skip_autoencoder, skip_autoencoder, dense_mlp,
@@ -89,6 +92,7 @@ class SearchConfig:
     data_root: Path | None = None
     val_root: Path | None = None
     test_root: Path | None = None
+    range: str | None = None
     clean: Literal["given", "none"] = "given"
     model: str = "separable_autoencoder"
     model_options: dict[str, bool | int | float | list[int] | None] = field(default_factory=dict)
@@ -123,6 +127,7 @@ class SearchConfig:
             sigma = parse_sigma(self.sigma)
             if not isinstance(sigma, tuple):
                 object.__setattr__(self, "sigma", sigma)  # so that 25 is 25.0
+        _ = self.black_and_white
         Factory.find(self.model)
         for name in ("epochs", "patience", "steps", "batch", "crop", "fit", "refit"):
             value = getattr(self, name)
@@ -150,6 +155,11 @@ class SearchConfig:
     def task_class(self) -> type[Task]:
         """What is learnt: the task; of denoising that for the kind of pictures that there are."""
         return find_task(self.task, self.data, self.clean, self.sigma)
+
+    @property
+    def black_and_white(self) -> tuple[float, float] | None:
+        """The two numbers of ``range``."""
+        return None if self.range is None else parse_range(self.range)
 
     def _check_entry_time(self) -> None:
         if self.entry_time is not None and self.kind.entry_time is None:

@@ -6,7 +6,15 @@ from typing import Literal
 
 AUTO: Literal["auto"] = "auto"
 NONE = "none"
-PROBLEM = ("task", "task_options", "data", "clean", "channels", "sigma")  # options that say what is to be learnt
+PROBLEM = (
+    "task",
+    "task_options",
+    "data",
+    "range",
+    "clean",
+    "channels",
+    "sigma",
+)  # options that say what is to be learnt
 ROOTS = ("data_root", "val_root", "test_root")  # options that say where the pictures are
 
 

@@ -119,7 +119,7 @@ class Run:
         config = self.config
         return load_data(
             config.data, root=config.data_root, download=download, channels=config.channels,
-            val_root=config.val_root, test_root=config.test_root,
+            val_root=config.val_root, test_root=config.test_root, given=config.black_and_white,
         )  # fmt: skip
 
     def task(self, data: Pictures) -> Task:

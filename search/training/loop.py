@@ -123,7 +123,7 @@ class Loop:
             self._choose_level()
         self._leave_level()
         epoch, mean = self.epoch, self._mean_loss()
-        ranks.check_same(f"after epoch {epoch}", self.net.state_dict(), self.optimizer.state_dict())
+        ranks.check_same(f"after epoch {epoch}", lambda: (self.net.state_dict(), self.optimizer.state_dict()))
         self.epoch, self._losses, self._num_samples = epoch + 1, [], 0
         return epoch, mean
 

@@ -84,6 +84,11 @@ def joined() -> Iterator[None]:
         _ranks = _Ranks()
 
 
+def are_launched() -> bool:
+    """Whether torchrun started this process and others, within `joined`."""
+    return _launch is not None
+
+
 def speaks() -> bool:
     """Whether this rank, which ends with a problem, is to say so: rank 0 if it ends too, else the first to come here.
 
@@ -170,6 +175,17 @@ def on_first(do: Callable[[], A]) -> A:
 
 
 @contextmanager
+def by_itself() -> Iterator[None]:
+    """Within it this process works as if there were no other ranks, whatever it calls."""
+    global _ranks
+    before, _ranks = _ranks, _Ranks()
+    try:
+        yield
+    finally:
+        _ranks = before
+
+
+@contextmanager
 def by_first(context: AbstractContextManager[Any]) -> Iterator[None]:
     """Rank 0 enters the context; what it raises there all raise."""
     with ExitStack() as held:
@@ -186,16 +202,37 @@ def spread(measure: Callable[[Sequence[A]], Sequence[B]], items: Sequence[A]) ->
     return [each for outcome in outcomes for each in _opened(outcome)]
 
 
-def check_same(when: str, *states: Any) -> None:
+def spread_apart(do: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """``do`` of each item. Every rank takes as many of them, one after the other, and works by itself meanwhile (what
+    ``do`` raises is raised on that rank alone); in the end all get all results.
+
+    Args:
+        do: takes long; what it returns can be pickled.
+        items: the same on all ranks.
+    """
+    if _ranks.size == 1:
+        return [do(item) for item in items]
+    rank, size = _ranks.rank, _ranks.size
+    with by_itself():
+        own = [do(item) for item in items[rank::size]]
+    every = _gathered(own)
+    return [every[k % size][k // size] for k in range(len(items))]
+
+
+def check_same(when: str, state: Callable[[], Any]) -> None:
     """Compare all tensors in plain data between the ranks.
 
+    Args:
+        when: part of the sentence.
+        state: makes the plain data; not called where there is one process.
+
     Raises:
-        RankError: one of them differs in a bit, on any rank; ``when`` is part of the sentence.
+        RankError: one of them differs in a bit, on any rank.
     """
     if _ranks.size == 1:
         return
     digest = hashlib.sha256()
-    for part in _bytes(states):
+    for part in _bytes(state()):
         digest.update(part)
     first, *others = _gathered(digest.hexdigest())
     if different := [str(k) for k, each in enumerate(others, 1) if each != first]:
@@ -220,14 +257,11 @@ def _gathered(own: A) -> list[A]:
 
 def _outcome(do: Callable[[], Any]) -> Outcome:
     """What it returns or raises; it may use all that is here, without the other ranks."""
-    global _ranks
-    before, _ranks = _ranks, _ranks._replace(size=1)
     try:
-        return do(), None
+        with by_itself():
+            return do(), None
     except Exception as problem:
         return None, problem
-    finally:
-        _ranks = before
 
 
 def _opened(outcome: Outcome) -> Any:
