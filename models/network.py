@@ -1,7 +1,7 @@
 """What a search asks of a network: what is alive in it, what that costs, the smaller network inside, files.
 
-The answers of a `DagNet` stand here. `nas.models.traced.network` registers those of a `TracedNet`, a module of somebody
-else; nothing else tells the two apart.
+The answers of a `DagNet` stand here; `nas.models.traced.network` registers those of a `TracedNet`, a module of somebody
+else.
 """
 
 from collections.abc import Mapping

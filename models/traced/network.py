@@ -25,7 +25,7 @@ from nas.models.traced.store import filled, read_tensors, write_module
 from nas.models.traced.units import find_units, settle_norms
 
 EVERYWHERE = 1 << 20  # pixels: the reach of a network that sees all of a picture
-PROBE = 128  # side, at least, of the picture on which it is found out how far a network sees
+PROBES = 128, 512  # sides, at least, of the pictures on which it is found out how far a network sees
 
 
 @dataclass(frozen=True)
@@ -331,11 +331,17 @@ def _(net: TracedNet) -> Sight:
     return net._sight
 
 
-@torch.no_grad()
 def _reach(net: TracedNet) -> int:
-    """How far a pixel acts: what is no number spreads to all that depends on it, whatever the weights are."""
+    """How far a pixel acts."""
+    return next((far for side in PROBES if (far := _reach_within(net, side)) < EVERYWHERE), EVERYWHERE)
+
+
+@torch.no_grad()
+def _reach_within(net: TracedNet, side: int) -> int:
+    """The same on a picture with such sides: what is no number spreads to all that depends on it, whatever the weights
+    are; `EVERYWHERE` if that is up to the border."""
     module, grain = copied(net.module).eval(), net.anatomy.grain
-    cells = -(-PROBE // grain)
+    cells = -(-side // grain)
     x = torch.zeros(1, net.origin.example.shape[1], cells * grain, cells * grain)
     first = cells // 2 * grain
     x[..., first : first + grain, first : first + grain] = math.nan
