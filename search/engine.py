@@ -25,6 +25,7 @@ from nas.penalties import scaled, strengths
 from nas.search import optimizers, ranks
 from nas.search.callbacks.callback import Callback
 from nas.search.callbacks.loggers import MetricsFile
+from nas.search.callbacks.surroundings import SurroundingsFile
 from nas.search.checkpoints import EVERY, Checkpoints, State
 from nas.search.compute import Compute, device_of, on_device
 from nas.search.config import AUTO, SearchConfig
@@ -65,7 +66,7 @@ class Search:
             out for which no time is left. By default it takes what it takes, and is the same every time.
 
     Attributes:
-        callbacks: these, after the one that keeps metrics.jsonl; more may be added.
+        callbacks: these, after those that keep metrics.jsonl and surroundings.jsonl; more may be added.
         compute: the same, with the name of the device.
         computed: how the process before this one computed, in words; None if there was none.
 
@@ -108,7 +109,7 @@ class Search:
         self.optimizer = self._make_optimizer()
         self.points: list[Point] = []
         self.metrics: list[dict[str, Any]] = []
-        self.callbacks: list[Callback] = [MetricsFile(), *callbacks]
+        self.callbacks: list[Callback] = [MetricsFile(), SurroundingsFile(), *callbacks]
         self._began = time.perf_counter()
         self._slimming: Slimming | None = None
         self._slimming_state: Mapping[str, Any] | None = None

@@ -102,7 +102,7 @@ def test_a_page_has_everything(place, tmp_path):
     for words in (
         "The certificate holds", "parameters", "FLOPs", "ms for an input of", "tv", "nl_means", "retrained network",
         "Of the network of epoch", "What is missed without a part", "filters, 6 x 6",
-        "nas search --data=folder", "torch 2",
+        "nas search --data=folder", "Searched with nas", "computed on cpu", "This report was made with nas", "torch 2",
     ):  # fmt: skip
         assert words in page.words, words
     assert [attributes.get("class") for _, attributes in page.tags].count("missing") == 1  # where there is no script
@@ -133,6 +133,17 @@ def test_what_is_not_there_is_said(copied, tmp_path):
     page = made(copied, tmp_path=tmp_path)
     assert "The data of this run cannot be read here" in page.words
     assert json.loads(page.data)["frames"]
+
+
+def test_with_what_it_was_searched(copied, tmp_path):
+    file = copied / "surroundings.jsonl"
+    (line,) = file.read_text().splitlines()
+    later = {**json.loads(line), "epoch": 2, "torch": "99.0"}
+    file.write_text(f"{line}\n{json.dumps(later)}\n{{damaged")
+    words = made(copied, tmp_path=tmp_path).words
+    assert "Searched with nas" in words and "From epoch 3 on with nas" in words and "torch 99.0" in words
+    file.unlink()
+    assert "The run does not record with what it was searched." in made(copied, tmp_path=tmp_path).words
 
 
 def test_damaged_files_are_said(copied, tmp_path):

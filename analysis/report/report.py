@@ -20,6 +20,7 @@ from nas.analysis.report.pictures import held_out_pictures
 from nas.analysis.topology import topology
 from nas.files import write_text
 from nas.models.compact import compact
+from nas.search.callbacks.surroundings import surroundings
 from nas.search.data.dataset import Pictures
 from nas.search.path import Point, births
 from nas.search.run import Run
@@ -80,7 +81,8 @@ def one_run(run: Run, *, live: bool = False) -> Section:
         "made": {
             "command": facts.command(run.config),
             "config": run.config.to_yaml(),
-            **{"with": facts.surroundings()},
+            "searched": facts.searched_with(run),
+            "report": facts.in_words(surroundings()),
         },
     }
     try:
@@ -143,7 +145,7 @@ def several_runs(runs: Sequence[Run]) -> Section:
             {"name": name, **_section(partial(_drawing, run, points[name], chosen[name]))}
             for name, run in list(readable.items())[:MOST_DRAWN]
         ],
-        "made": {"with": facts.surroundings()},
+        "made": {"report": facts.in_words(surroundings())},
         "data": {"fronts": _section(lambda: comparison.fronts(readable))},
     }
 
