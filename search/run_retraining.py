@@ -35,7 +35,7 @@ from nas.search.networks import RESULT, load_compact, load_retrained, read_recor
 from nas.search.path import Choice
 from nas.search.retrain import Retraining, rewound
 from nas.search.run import COMPACT, PICTURES, RETRAINED, RETRAINING, Run
-from nas.search.tasks.restoration import Restoration
+from nas.search.tasks.restoration import STRENGTH, Restoration
 from nas.search.tasks.task import Scores, by_condition, evaluate, predict, score, score_trivial
 from nas.search.tasks.use import write_restored
 
@@ -382,6 +382,7 @@ class RunRetraining:
             f"{key}_before": before[key],
             "validation": validation,
             "baselines": {title: scores[key] for title, scores in classical.items()},
+            "strengths": {title: each[STRENGTH] for title, each in classical.items() if STRENGTH in each},
             "by_condition": {name: scores[key] for name, scores in separate.items()},
             "pictures": task.by_picture(test, outputs) if isinstance(task, Restoration) else [],
             "compared": [each.to_dict() for each in self.compared],

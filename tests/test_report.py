@@ -17,6 +17,7 @@ from nas.analysis.report.ablation import ablate
 from nas.analysis.report.facts import command
 from nas.analysis.report.filters import as_pictures
 from nas.analysis.report.growth import MOST_FRAMES, frames, shown_points, whole_graph
+from nas.analysis.report.pictures import held_out_pictures
 from nas.analysis.report.pixels import tiles
 from nas.cli import main
 from nas.models import conv_skip_autoencoder, mixed_autoencoder, separable_autoencoder
@@ -100,8 +101,8 @@ def test_a_page_has_everything(place, tmp_path):
     assert [row["recommended"] for row in data["front"]].count(True) == 1
     assert data["picked"] == run.choose().snapshot.epoch
     for words in (
-        "The certificate holds", "parameters", "FLOPs", "ms for an input of", "tv", "nl_means", "retrained network",
-        "Of the network of epoch", "What is missed without a part", "filters, 6 x 6",
+        "The certificate holds", "parameters", "FLOPs", "ms for an input of", "tv: PSNR", "nl means: PSNR",
+        "retrained network", "Of the network of epoch", "What is missed without a part", "filters, 6 x 6",
         "nas search --data=folder", "Searched with nas", "computed on cpu", "This report was made with nas", "torch 2",
     ):  # fmt: skip
         assert words in page.words, words
@@ -118,6 +119,23 @@ def test_the_page_is_complete_in_itself_and_runs_no_names(place, tmp_path):
     assert [tag for tag, _ in page.tags].count("script") == 2
     assert EVIL in page.words  # as the title, and of the picture
     assert page.words.count(EVIL) >= 2
+
+
+def test_classical_methods_stand_beside_the_network(place):
+    """The pictures are those of the network and of the methods with the strengths that were measured."""
+    run = Run.open(place / EVIL)
+    data = run.data()
+    measured = json.loads((run.folder / "retrained" / "result.json").read_text())
+    assert set(measured["strengths"]) == set(measured["baselines"]) == {"tv", "nl_means", "wavelet"}
+    shown = held_out_pictures(run, data)["restored"]
+    best = max(measured["baselines"], key=measured["baselines"].get).replace("_", " ")
+    for picture, example in zip(shown, run.test(data), strict=True):
+        assert [view["title"] for view in picture["views"]] == ["noisy", best, "restored", "clean"]
+        assert picture["pairs"] == [(0, 2), (1, 2), (2, 3), (1, 3), (0, 3)]
+        method, strength = run.task(data).methods["tv"][0], measured["strengths"]["tv"]
+        psnr = run.task(data).score(method(example.observed, strength), example.target)["psnr"]
+        assert picture["scores"]["tv"].startswith(f"PSNR {psnr:.2f} dB, SSIM")
+        assert list(picture["scores"])[::4] == ["noisy", "restored"]
 
 
 def test_what_is_not_there_is_said(copied, tmp_path):
@@ -395,6 +413,10 @@ def test_in_a_browser(place, copied, tmp_path):
         assert page.evaluate(played) > 0
 
         before = page.evaluate("document.querySelector('.sheet').style.cssText")
+        page.evaluate("""(() => { const views = document.querySelector('.wipe select');
+            views.value = "0 3"; views.dispatchEvent(new Event('change')); })()""")
+        last = "document.querySelector('.wipe img.b').src === document.querySelector('.wipe [data-view=\"3\"]').src"
+        assert page.evaluate(last)
         page.evaluate("""for (const [kind, value] of [['.cut', 20], ['.zoom', 3]]) {
             const slider = document.querySelector(kind); slider.value = value; slider.dispatchEvent(new Event('input'));
         }""")

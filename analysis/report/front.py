@@ -43,7 +43,8 @@ def tested(run: Run) -> dict[str, Any]:
 
     Returns:
         "networks" with title, params, score and spread (None without seeds); scores by title of what is there without
-        a network, "trivial", and of classical methods, "lines"; and the score of the network now and "before".
+        a network, "trivial", and of classical methods, "lines", with the "strengths" of those that have one; and the
+        score of the network now and "before".
 
     Raises:
         ValueError: there is no result yet, or it is damaged.
@@ -70,10 +71,11 @@ def tested(run: Run) -> dict[str, Any]:
             "networks": networks,
             "trivial": trivial,
             "lines": lines,
+            "strengths": {name: float(each) for name, each in result.get("strengths", {}).items() if name in lines},
             "before": float(result[before]),
             "score": float(result[key]),
         }
-    except (KeyError, TypeError, ValueError) as problem:
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise ValueError(f"{run.folder / RETRAINED}/result.json is damaged: {problem}") from None
 
 
