@@ -10,6 +10,7 @@ import yaml
 
 from nas.analysis.structure import similarity
 from nas.analysis.topology import topology
+from nas.models.dag import DagNet
 from nas.search.config import PROBLEM, SearchConfig
 from nas.search.networks import RESULT, load_retrained
 from nas.search.path import Point
@@ -50,6 +51,11 @@ class Outcome:
     retrained: Retrained | None
     epochs: int
     seconds: float
+
+    @property
+    def network(self) -> DagNet:
+        """The recommended one, as it was searched."""
+        return self.run.supernet(self.recommended.snapshot.epoch)
 
     @property
     def finished(self) -> bool:
@@ -153,9 +159,9 @@ def mean_front(outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
     ]
 
 
-def similarities(outcomes: Sequence[Outcome]) -> list[list[float]]:
-    """How alike the recommended networks are, each to each (`nas.analysis.similarity` of nodes); the diagonal is 1."""
-    graphs = [topology(each.run.supernet(each.recommended.snapshot.epoch)) for each in outcomes]
+def similarities(nets: Sequence[DagNet]) -> list[list[float]]:
+    """How alike networks are, each to each (`nas.analysis.similarity` of nodes); the diagonal is 1."""
+    graphs = [topology(net) for net in nets]
     matrix = [[1.0] * len(graphs) for _ in graphs]
     for a, b in combinations(range(len(graphs)), 2):
         matrix[a][b] = matrix[b][a] = similarity(graphs[a], graphs[b])

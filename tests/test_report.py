@@ -195,7 +195,7 @@ def test_a_comparison(place, copied, tmp_path):
     other = [f"--data-root={place / 'data'}", "--tolerance=0.3", f"--out={tmp_path / 'other'}"]
     assert main(["search", *OPTIONS, *other]) == 0
     page = made(place / EVIL, tmp_path / "other", tmp_path=tmp_path)
-    for words in ("tolerance", "0.3", "2 of 2", "on average", "The fronts, over one another"):
+    for words in ("tolerance", "0.3", "2 of 2", "on average", "units of node", "The fronts, over one another"):
         assert words in page.words, words
     (title,) = json.loads(page.data)["fronts"]
     assert title == "PSNR in dB"
@@ -405,6 +405,10 @@ def test_in_a_browser(place, copied, tmp_path):
         page.press("Enter")
         smallest = page.evaluate("data.front[0].epoch")
         assert page.evaluate(state)["text"].startswith(f"front: network {smallest}")
+        page.evaluate("document.querySelector('#test-chart .main').focus()")
+        page.press("Enter")
+        extracted = page.evaluate("data.extracted")
+        assert page.evaluate(state)["text"] == f"front: network {extracted}, recommended"
         page.evaluate("document.querySelector('[data-show=\"whole\"]').click()")
         assert page.evaluate(state)["count"] == "6 of 6"
         page.evaluate("document.getElementById('play').click()")

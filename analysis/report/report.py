@@ -95,6 +95,7 @@ def one_run(run: Run, *, live: bool = False) -> Section:
     growth = _section(lambda: _growth(run, points, validation))
     front = _section(lambda: {"rows": front_rows(run)})
     test = _section(lambda: tested(run))
+    certificate = _section(lambda: facts.certificate(run))
     searched = [point for point in points if not point.snapshot.in_front]
     shown = {
         "metric": vars(run.config.headline),
@@ -105,6 +106,7 @@ def one_run(run: Run, *, live: bool = False) -> Section:
         "front": front.get("rows", []),
         "path": [[point.snapshot.epoch, point.params, point.headline] for point in searched],
         "test": test,
+        "extracted": certificate.get("epoch"),
     }
     return {
         **page,
@@ -115,7 +117,7 @@ def one_run(run: Run, *, live: bool = False) -> Section:
         "pictures": _section(lambda: held_out_pictures(run, _needed(data)), later=live),
         "filters": _section(lambda: {"pictures": filter_pictures(_compact(run, chosen))}),
         "ablation": _section(lambda: _ablation(run, chosen, _needed(data)), later=live),
-        "certificate": _section(lambda: facts.certificate(run)),
+        "certificate": certificate,
         "costs": _section(lambda: {"rows": facts.costs(run.blank, _compact(run, chosen))}),
         "data": shown,
     }
@@ -137,10 +139,10 @@ def several_runs(runs: Sequence[Run]) -> Section:
         "kind": "comparison",
         "names": list(named),
         "unreadable": missing,
-        "options": comparison.differing_options(named),
+        "options": comparison.options(runs),
         "rows": [comparison.summary(name, run, points[name], chosen[name]) for name, run in readable.items()],
         "one_metric": len(metrics) <= 1,
-        "agreement": _section(lambda: comparison.agreement(readable, chosen)),
+        "agreement": _section(lambda: comparison.agreed([*readable.values()], [*chosen.values()])),
         "drawings": [
             {"name": name, **_section(partial(_drawing, run, points[name], chosen[name]))}
             for name, run in list(readable.items())[:MOST_DRAWN]
