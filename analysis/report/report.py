@@ -147,7 +147,10 @@ def several_runs(runs: Sequence[Run]) -> Section:
             {"name": name, **_section(partial(_drawing, run, points[name], chosen[name]))}
             for name, run in list(readable.items())[:MOST_DRAWN]
         ],
-        "made": {"report": facts.in_words(surroundings())},
+        "made": {
+            "commands": {name: facts.command(run.config) for name, run in named.items()},
+            "report": facts.in_words(surroundings()),
+        },
         "data": {"fronts": _section(lambda: comparison.fronts(readable))},
     }
 
