@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nas.models.plan import Plan
-from nas.search.path import Point
+from nas.search.runs.path import Point
 
 Arc = tuple[str, str]
 

@@ -12,8 +12,8 @@ from nas.analysis.extraction.certificate import Certificate
 from nas.analysis.topology import topology
 from nas.models.compact import compact
 from nas.models.dag import DagNet
-from nas.search.path import Point, births, deaths
-from nas.search.run import Run
+from nas.search.runs.path import Point, births, deaths
+from nas.search.runs.run import Run
 
 
 def load_ipython_extension(ipython: Any) -> None:

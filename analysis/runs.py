@@ -11,11 +11,12 @@ import yaml
 from nas.analysis.structure import similarity
 from nas.analysis.topology import topology
 from nas.models.dag import DagNet
-from nas.search.config import PROBLEM, SearchConfig
-from nas.search.networks import RESULT, load_retrained
-from nas.search.path import Point
-from nas.search.run import RETRAINED, Run
-from nas.search.stopping import growth_is_over
+from nas.search.engine.stopping import growth_is_over
+from nas.search.runs.config import SearchConfig
+from nas.search.runs.networks import RESULT, load_retrained
+from nas.search.runs.options import PROBLEM
+from nas.search.runs.path import Point
+from nas.search.runs.run import RETRAINED, Run
 from nas.search.tasks.task import Metric
 
 

@@ -28,7 +28,7 @@ from nas.models import (
     skip_autoencoder,
 )
 from nas.process import tune_process
-from nas.search.coarse import CoarseLevel
+from nas.search.training.coarse import CoarseLevel
 
 COARSE = 19
 DENSITIES = (0.1, 0.2, 0.3, 0.6, 1.0)

@@ -25,7 +25,7 @@ from nas.files import replacing
 from nas.models import DagNet, skip_autoencoder
 from nas.search import Batches, Denoise, Picture, evaluate, held_out, mnist, score
 from nas.search.data.batches import take
-from nas.search.loop import Loop
+from nas.search.training.loop import Loop
 
 SIGMA = 12.75  # of 255: 0.05 on the scale [0, 1]
 PAPER = {"n1": 294, "n2": 171, "n3": 74, "n4": 109, "n5": 120, "out": 488}  # rows after 100 epochs

@@ -27,7 +27,7 @@ from nas.analysis import extract
 from nas.models import CLASSICS, RightReLU
 from nas.process import tune_process
 from nas.search.data.vision import import_torchvision
-from nas.search.loop import Loop
+from nas.search.training.loop import Loop
 
 GREY = "mnist_mlp", "fashion_convnet"
 

@@ -21,24 +21,12 @@ from nas.models.families import HAND_MADE, describe
 from nas.models.sample import TIGHT
 from nas.process import tune_process
 from nas.search import Batches, Denoise, Picture, Run, held_out
-from nas.search.compare import (
-    RANDOM,
-    RATES,
-    Competitor,
-    Trained,
-    Training,
-    compete,
-    fresh,
-    hand_made_networks,
-    random_networks,
-    random_ones,
-    rank,
-    summarised,
-    table,
-)
 from nas.search.data.files import find_pictures
-from nas.search.networks import load_compact
-from nas.search.run import CONFIG, TEST_SEED, VALIDATION_SEED
+from nas.search.retraining.compete import RATES, Trained, Training, compete
+from nas.search.retraining.competitors import RANDOM, Competitor, fresh, hand_made_networks, random_networks
+from nas.search.retraining.table import random_ones, rank, summarised, table
+from nas.search.runs.networks import load_compact
+from nas.search.runs.run import CONFIG, TEST_SEED, VALIDATION_SEED
 from nas.search.tasks.task import score_trivial
 
 EPOCH = 200  # steps; the validation pictures are looked at every 5 epochs

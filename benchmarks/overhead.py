@@ -22,7 +22,7 @@ import torch
 
 from nas.process import tune_process
 from nas.search import Run, Search, SearchConfig
-from nas.search.loop import Loop
+from nas.search.training.loop import Loop
 
 EPOCHS = 4
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -30,15 +30,15 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "8 times its parameters": {"width": 112, "hidden": 160},
 }
 PARTS = {
-    "compact networks": "nas.search.engine.compact",
-    "validation": "nas.search.engine.evaluate",
-    "snapshots": "nas.search.engine.save_sparse",
-    "what is alive": "nas.search.loop.snapshot",
-    "watchdog": "nas.search.loop.Watchdog.step",
-    "metrics": "nas.search.engine.Search._metrics",
-    "path": "nas.search.engine.Search._write_path",
-    "logging": "nas.search.engine.Search._tell",
-    "checkpoints": "nas.search.checkpoints.Checkpoints.save",
+    "compact networks": "nas.search.engine.search.compact",
+    "validation": "nas.search.engine.search.evaluate",
+    "snapshots": "nas.search.engine.search.save_sparse",
+    "what is alive": "nas.search.training.loop.snapshot",
+    "watchdog": "nas.search.training.loop.Watchdog.step",
+    "metrics": "nas.search.engine.search.Search._metrics",
+    "path": "nas.search.engine.search.Search._write_path",
+    "logging": "nas.search.engine.search.Search._tell",
+    "checkpoints": "nas.search.training.checkpoints.Checkpoints.save",
 }
 
 
@@ -76,7 +76,7 @@ def _measure(name: str, config: SearchConfig, epochs: int, clock: Callable[[], f
     training, parts, whole = Stopwatch(clock), {part: Stopwatch(clock) for part in PARTS}, Stopwatch(clock)
     with tempfile.TemporaryDirectory() as place, ExitStack() as patched:
         search = Search(Run(Path(place) / "run", config))
-        points, loop, drawing = iter(search), search._growth.loop, Stopwatch(clock)
+        points, loop, drawing = iter(search), search.growing.epochs.loop, Stopwatch(clock)
         next(points)  # what is done once, such as imports, is no part of it
         patched.enter_context(patch.object(Loop, "_step", training.timing(Loop._step)))
         batches = loop.batches

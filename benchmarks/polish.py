@@ -18,8 +18,8 @@ from benchmarks.surgery import LEAST_SQUARES, Part, Surgery, parts_of, skips_of
 from nas.models.compact import compact, expand, kept_units
 from nas.models.dag import DagNet
 from nas.search.data.batches import Batches
-from nas.search.loop import LossFunction
-from nas.search.retrain import retrain
+from nas.search.training.loop import LossFunction
+from nas.search.training.retrain import retrain
 
 MORE = 3  # times the steps for the first fit, and for a trial that comes near
 NEAR = 1.7  # a refused trial comes near below this multiple of the best loss

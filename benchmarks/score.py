@@ -12,6 +12,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +23,10 @@ from nas.process import tune_process
 from nas.search import Denoise, Example, estimate_sigma, held_out, predict
 from nas.search.data.files import find_pictures
 from nas.search.tasks.noise import with_level
-from nas.search.tasks.restoration import PSNR, SSIM, published_ssim
+from nas.search.tasks.restoration import PSNR, SSIM, WINDOW
 from nas.search.tasks.task import Metric
 
 METRICS = (PSNR, SSIM, Metric("published_ssim", "SSIM (Gaussian window)", decimals=4))
-MIN_SIDE = 11  # of the Gaussian window
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     tune_process()
     try:
-        task = Denoise(options.sigma)
+        task = Denoise(options.sigma, border=options.border)
         pictures = [file.open() for file in find_pictures(options.test, options.test, 1, [])]
         examples = held_out(pictures, task)
-        _check_border(options.border, examples)
+        _check_sizes(task, examples)
         nets = {folder: load(folder) for folder in options.networks}
     except (ValueError, OSError) as problem:
         parser.error(sentence(problem))
@@ -64,33 +64,22 @@ def seen(net: DagNet, observed: Tensor, level: float | None) -> Tensor:
     return with_level(observed, torch.tensor(estimate_sigma(observed)[0] if level is None else level))
 
 
-def measure(output: Tensor, target: Tensor, task: Denoise, border: int = 0) -> dict[str, float]:
-    """The `METRICS` of one picture, (1, height, width), without ``border`` pixels at each side."""
-    height, width = target.shape[-2:]
-    inner = (..., slice(border, height - border), slice(border, width - border))
-    return task.score(output[inner], target[inner]) | {"published_ssim": published_ssim(output[inner], target[inner])}
-
-
 def _report(
     name: str, examples: Sequence[Example], outputs: Sequence[Tensor], task: Denoise, options: argparse.Namespace
 ) -> None:
-    scores = [
-        measure(output, each.target, task, options.border) for each, output in zip(examples, outputs, strict=True)
-    ]
+    scores: list[dict[str, Any]] = task.by_picture(examples, outputs)
     if options.each:
-        for example, each in zip(examples, scores, strict=True):
-            print(f"  {example.name}: " + ", ".join(metric.text(each[metric.key]) for metric in METRICS))
+        for each in scores:
+            print(f"  {each['name']}: " + ", ".join(metric.text(each[metric.key]) for metric in METRICS))
     means = {metric.key: math.fsum(each[metric.key] for each in scores) / len(scores) for metric in METRICS}
     print(f"{name}: " + ", ".join(metric.text(means[metric.key]) for metric in METRICS), flush=True)
 
 
-def _check_border(border: int, examples: Sequence[Example]) -> None:
-    """Raise ValueError unless enough is left of every picture."""
-    if border < 0:
-        raise ValueError(f"--border must be at least 0 pixels, got {border}")
+def _check_sizes(task: Denoise, examples: Sequence[Example]) -> None:
+    """Raise ValueError unless enough of every picture is scored."""
     for example in examples:
-        if min(example.target.shape[-2:]) - 2 * border < MIN_SIDE:
-            raise ValueError(f"--border {border} leaves less than {MIN_SIDE} x {MIN_SIDE} pixels of {example.name}")
+        if min(task.scored(example.target).shape[-2:]) < WINDOW:
+            raise ValueError(f"--border {task.border} leaves less than {WINDOW} x {WINDOW} pixels of {example.name}")
 
 
 if __name__ == "__main__":

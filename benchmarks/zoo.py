@@ -23,8 +23,8 @@ from nas.models.store import fingerprint
 from nas.process import tune_process
 from nas.search import Denoise, Run, SearchConfig, evaluate, held_out, predict, score
 from nas.search.data.files import find_pictures
-from nas.search.retrain import Retraining
 from nas.search.tasks.noise import MEASURED
+from nas.search.training.retrain import Retraining
 from nas.search.zoo.shipped import CARD, NETWORKS, Shipped
 
 SIGMA = 5.0, 55.0

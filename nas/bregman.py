@@ -89,7 +89,7 @@ class Bregman(Penalised):
         self._rule_options = options
         self._rule: Optimizer = rule([torch.zeros(1, 1)], **options)  # steps the duals, and keeps state for them
         self._applied: list[tuple[Penalty | LogSum, float]] = []  # what the duals of each group were made with
-        self._written: dict[Tensor, tuple[int, int]] = {}  # how each parameter was left, see `_mark`
+        self._written: dict[int, tuple[int, int]] = {}  # how each parameter was left, by its id, see `_mark`
         own = {"penalty": penalty, "delta": delta, "joint": joint}
         super().__init__(params, {**self._rule.defaults, **decay, **beside, **own})
 
@@ -166,7 +166,7 @@ class Bregman(Penalised):
         for p in self.state if params is None else params:
             state = self.state[p]
             if "dual" in state:
-                self._written[p] = _mark(p)
+                self._note_written([p])
                 self._rule.state[state["dual"]] = _of_rule(state)
 
     def at_count(self, state: Mapping[str, Any], count: float, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,9 +204,10 @@ class Bregman(Penalised):
             if self._applied[index] != _made_with(group):
                 self._resync_group(index)
         for group, moved in groups:
-            for members in unit_sets(group, moved):
-                self._resync(members, group, _made_with(group))
-                self._start(members, group)
+            if not self._as_written(group["params"] if group["joint"] else moved):
+                for members in unit_sets(group, moved):
+                    self._resync(members, group, _made_with(group))
+                    self._start(members, group)
         self._step_duals(groups)
         for group, moved in groups:
             self._read_weights(group["params"] if group["joint"] else moved, group)
@@ -242,7 +243,7 @@ class Bregman(Penalised):
         fresh = unseen(penalty.subgradient(seen(wide, group["joint"])), wide, group["joint"])
         for p, w, state, factor, subgradient in zip(members, wide, states, factors, fresh, strict=True):
             state["dual"] = w / group["delta"] + factor * subgradient
-            self._written[p] = _mark(p)
+            self._note_written([p])
             alone = {"params": [state["dual"]], **self._options(group)}
             prepared = self._rule_type([alone], **self._rule_options)
             self._rule.state.update(prepared.state)  # of rules that make their state at once
@@ -278,7 +279,16 @@ class Bregman(Penalised):
     def _read_weights(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
         """p <- prox(delta * dual, delta), in place."""
         self._prox(params, params, group["penalty"], group["delta"], group["joint"])
-        self._written.update((p, _mark(p)) for p in params)
+        self._note_written(params)
+
+    def _note_written(self, params: Sequence[Tensor]) -> None:
+        """The weights are what their duals say."""
+        self._written.update((id(p), _mark(p)) for p in params)
+
+    def _as_written(self, params: Sequence[Tensor]) -> bool:
+        """Whether all of these weights have a dual, and nothing but a step of ours has written into them since."""
+        written = self._written
+        return all(written.get(id(p)) == _mark(p) for p in params) and all("dual" in self.state[p] for p in params)
 
     def _prox(
         self,
@@ -301,14 +311,14 @@ class Bregman(Penalised):
         if not all("dual" in self.state.get(p, ()) for p in members):
             return
         same, joint = applied == _made_with(group), group["joint"]
-        if same and all(self._written.get(p) == _mark(p) for p in members):
+        if same and self._as_written(members):
             return
         states = [self.state[p] for p in members]
         stood_for = [torch.empty_like(state["dual"]) for state in states]
         self._prox(members, stood_for, old_penalty, old_delta, joint)
         changed = [w.to(p.dtype) != p for w, p in zip(stood_for, members, strict=True)]
         if same and not any(bool(c.any()) for c in changed):
-            self._written.update((p, _mark(p)) for p in members)
+            self._note_written(members)
             return
         ratio = strength_ratio(old_penalty, group["penalty"])
         if ratio is None:
@@ -350,6 +360,20 @@ class LinBreg(Bregman):
     With ``Zero()`` and without momentum it is SGD with learning rate ``delta * lr``. The mean starts at 0, unlike the
     buffer of `torch.optim.SGD`, which starts at the first gradient; and it is a mean, so that the step is not
     1 / (1 - momentum) times as large as without momentum.
+
+    Examples:
+        What matters more wakes earlier, and is not shrunk once it is awake; the last target is too small to wake yet.
+
+        >>> import torch
+        >>> from nas import L1, LinBreg
+        >>> weight, target = torch.nn.Parameter(torch.zeros(3)), torch.tensor([4.0, 1.0, 0.01])
+        >>> optimizer = LinBreg([weight], lr=0.1, penalty=L1(1.0))
+        >>> for _ in range(100):
+        ...     optimizer.zero_grad()
+        ...     (0.5 * (weight - target).square().sum()).backward()
+        ...     optimizer.step()
+        >>> weight.detach().round(decimals=2)
+        tensor([4., 1., 0.])
     """
 
     def __init__(

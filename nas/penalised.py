@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from nas.groups import ROWS, along, join_rows, split_rows, unit_norms
-from nas.penalties import GroupLasso, LogSum, Penalty, Step, Zero, groups_of, takes_out
+from nas.penalties import L1, GroupLasso, LogSum, Penalty, Step, Zero, groups_of, takes_out
 
 NOT_OPTIONS = {  # what torch, its schedulers and `param_groups` add
     *("params", "param_names", "name", "initial_lr", "swa_lr"),
@@ -35,6 +36,8 @@ RANGES: dict[str, Range] = {
     "time": (lambda v: 0 < v < math.inf, "a finite number > 0"),
     "weight_time": (lambda v: 0 < v < math.inf, "a finite number > 0"),
 }
+
+SMALL = 2**14  # entries of a tensor, below which a call costs more than the computation
 
 MovedGroups = list[tuple[dict[str, Any], list[Tensor]]]  # parameter groups, with their parameters that have a gradient
 
@@ -219,13 +222,9 @@ class Penalised(Optimizer, ABC):
             yield from zip(names, group["params"], strict=True)
 
     def _check_gradients(self) -> None:
-        """Refuse a gradient that is not finite; looks at entries only where their sum is not."""
-        sums = defaultdict(list)
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    sums[p.device].append(p.grad.sum().float())
-        if all(bool(torch.stack(values).isfinite().all()) for values in sums.values()):
+        """Refuse a gradient that is not finite; looks at entries only where their norm is not."""
+        grads = [gradient(p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not grads or bool(get_total_norm(grads).isfinite()):
             return
         for name, p in self._named_parameters():
             if p.grad is not None and not gradient(p).isfinite().all():
@@ -287,11 +286,8 @@ def write_prox(
     """out <- prox(z, step) of each tensor, or of the units that they share, in place."""
     axes = axes_of(joint, len(z))
     if axes is None:
-        for source, step, target in zip(z, steps, out, strict=True):
-            if takes_out(penalty) and source.dtype == target.dtype:
-                penalty.prox(source, step, out=target)  # type: ignore[call-arg, arg-type]
-            else:
-                target.copy_(penalty.prox(source, step))  # type: ignore[arg-type]
+        for places in _alike(penalty, z, steps, out):
+            _write_prox_of(penalty, [z[k] for k in places], steps[places[0]], [out[k] for k in places])
     elif isinstance(penalty, GroupLasso) and penalty.groups == ROWS:  # as below, without joining
         size = sum(tensor.numel() // tensor.shape[axis] for tensor, axis in zip(z, axes, strict=True))
         factor = penalty.shrinkage(unit_norms(z, axes), size, steps[0])
@@ -301,6 +297,32 @@ def write_prox(
         rows = penalty.prox(join_rows(z, axes), steps[0])  # type: ignore[arg-type]
         for target, piece in zip(out, split_rows(rows, out, axes), strict=True):
             target.copy_(piece)
+
+
+def _write_prox_of(penalty: Penalty, z: Sequence[Tensor], step: Step, out: Sequence[Tensor]) -> None:
+    """As `write_prox`, for tensors that are `_alike`."""
+    if len(z) > 1:
+        rows = penalty.prox(torch.cat(list(z)), step)  # type: ignore[arg-type]
+        torch._foreach_copy_(list(out), rows.split([tensor.shape[0] for tensor in z]))
+    elif takes_out(penalty) and z[0].dtype == out[0].dtype:
+        penalty.prox(z[0], step, out=out[0])  # type: ignore[call-arg, arg-type]
+    else:
+        out[0].copy_(penalty.prox(z[0], step))  # type: ignore[arg-type]
+
+
+def _alike(penalty: Penalty, z: Sequence[Tensor], steps: Sequence[Step], out: Sequence[Tensor]) -> list[list[int]]:
+    """The places of tensors that one call of the prox can do: small ones, whose rows are of one shape, under a penalty
+    whose groups lie within rows. (Of larger ones, copying them into one costs more than a call.)"""
+    groups = groups_of(penalty)
+    within_rows = groups.over is not None and groups.block is None and 0 not in groups.over
+    if len(z) == 1 or not within_rows or not isinstance(penalty, GroupLasso | L1):
+        return [[k] for k in range(len(z))]
+    alike = defaultdict(list)
+    for k, (source, step, target) in enumerate(zip(z, steps, out, strict=True)):
+        small = source.numel() <= SMALL and source.ndim > 0 and not isinstance(step, Tensor)
+        key = (source.shape[1:], source.dtype, source.device, target.dtype, step) if small else k
+        alike[key].append(k)
+    return list(alike.values())
 
 
 def unit_sets(group: Mapping[str, Any], params: Sequence[Tensor] | None = None) -> list[list[Tensor]]:

@@ -2,22 +2,21 @@
 
 from nas.search.callbacks.callback import Callback
 from nas.search.callbacks.loggers import LOGGERS, Logger
-from nas.search.compute import Compute
-from nas.search.config import SearchConfig, register_task
 from nas.search.data.batches import Batches, random_crops, random_samples
 from nas.search.data.dataset import Pictures, estimate_sigma
 from nas.search.data.formats.files import read_sheet, write_sheet
 from nas.search.data.labelled import cifar10, class_folder, fashion_mnist, mnist
 from nas.search.data.sources import folder, load_data, pictures, register_data
 from nas.search.data.stack import Picture, Stack
-from nas.search.engine import Search
-from nas.search.front import thin_out
-from nas.search.loop import Snapshot, search, snapshot
-from nas.search.path import Choice, Point, births, deaths, pick
-from nas.search.repeat import recommended, repetitions
-from nas.search.retrain import retrain
-from nas.search.run import Run
-from nas.search.run_retraining import RetrainConfig, RunRetraining
+from nas.search.engine.repeat import recommended, repetitions
+from nas.search.engine.search import Search
+from nas.search.engine.thinning import thin_out
+from nas.search.retraining.config import RetrainConfig
+from nas.search.retraining.retraining import RunRetraining
+from nas.search.runs.config import SearchConfig
+from nas.search.runs.learnt import register_task
+from nas.search.runs.path import Choice, Point, births, deaths, pick
+from nas.search.runs.run import Run
 from nas.search.sweep.sweep import Sweep
 from nas.search.sweep.trials import Sweeping
 from nas.search.tasks.classification import Classify
@@ -26,6 +25,9 @@ from nas.search.tasks.noise import Denoise
 from nas.search.tasks.restoration import Restoration, restore
 from nas.search.tasks.task import Example, Metric, Task, evaluate, held_out, predict, score
 from nas.search.tasks.use import Noise, denoise_pixels, denoise_sheet
+from nas.search.training.compute import Compute
+from nas.search.training.loop import Snapshot, search, snapshot
+from nas.search.training.retrain import retrain
 
 __all__ = [
     "LOGGERS",

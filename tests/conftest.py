@@ -10,8 +10,8 @@ from hypothesis import settings
 from PIL import Image
 
 from nas.models import RECIPES
-from nas.search.config import TASKS
 from nas.search.data.sources import SOURCES
+from nas.search.runs.learnt import TASKS
 
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("tests")

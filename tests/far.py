@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-import nas.search.compute
+import nas.search.training.compute
 
 aten = torch.ops.aten
 DEVICE = "meta"
@@ -82,5 +82,5 @@ def far_away():
         for name in ("torch.optim.optimizer", "torch.optim.adam", "torch.optim.sgd"):
             if hasattr(sys.modules[name], "_get_fused_kernels_supported_devices"):
                 patch.setattr(sys.modules[name], "_get_fused_kernels_supported_devices", lambda: ["cpu", DEVICE])
-        patch.setattr(nas.search.compute, "devices", lambda: ["cpu", DEVICE])
+        patch.setattr(nas.search.training.compute, "devices", lambda: ["cpu", DEVICE])
         yield

@@ -10,7 +10,7 @@ from benchmarks import autoencoder
 from nas import LinBreg, Zero, param_groups, sparse_start
 from nas.models import skip_autoencoder
 from nas.search import Denoise, Pictures, Stack
-from nas.search.loop import Loop
+from nas.search.training.loop import Loop
 
 
 def random_stack(count, side):

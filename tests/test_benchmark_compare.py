@@ -7,7 +7,7 @@ import pytest
 from benchmarks import compare, score
 from nas.models import conv_skip_autoencoder
 from nas.models.sample import random_subnet
-from nas.search.compare import fresh
+from nas.search.retraining.competitors import fresh
 
 TINY = [
     "--sizes", "1200", "--steps", "20", "--batch", "2", "--crop", "16", "--validate", "1", "--rates", "0.005", "0.01",

@@ -11,7 +11,7 @@ from nas import __version__
 from nas.cli import main
 from nas.search import Callback, Run, Search, births, deaths
 from nas.search.callbacks.surroundings import read_surroundings
-from nas.search.checkpoints import Stopped
+from nas.search.training.checkpoints import Stopped
 from tests.searches import quick
 
 
@@ -155,7 +155,7 @@ def words(config, folder, *more):
 def test_lines_are_logged_and_a_search_goes_on_where_it_was(tmp_path, config, service, monkeypatch):
     command = words(config, tmp_path / "a", f"--logger={service.__name__}")
     with monkeypatch.context() as patch:
-        patch.setattr("nas.search.engine.Slimming", lambda *_, **__: pytest.fail("here the process is ended"))
+        patch.setattr("nas.search.engine.search.Slimming", lambda *_, **__: pytest.fail("here the process is ended"))
         with pytest.raises(pytest.fail.Exception):
             main(command)
     assert (len(service.runs), len(service.logged), service.ended) == (1, 3, [1])

@@ -23,7 +23,7 @@ from nas.analysis import read_graph
 from nas.cli import VERBS, main
 from nas.models import conv_skip_autoencoder, load
 from nas.search import Run, Search, SearchConfig
-from nas.search.path import write_points
+from nas.search.runs.path import write_points
 from nas.verbs import SUMMARIES
 
 ROOT = Path(__file__).resolve().parents[1]

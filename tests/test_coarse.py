@@ -26,7 +26,7 @@ from nas.models import mlp
 from nas.parts import alive_entries
 from nas.restriction import Restriction
 from nas.search import search
-from nas.search.coarse import CoarseLevel
+from nas.search.training.coarse import CoarseLevel
 from nas.steering import active_groups
 from tests.nets import SUPERNETS
 

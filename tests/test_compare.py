@@ -7,22 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+import nas.search.retraining.compete
 from nas.models import RECIPES, DagNet, conv_skip_autoencoder, dense_mlp, mlp, separable_autoencoder
 from nas.models.families import HAND_MADE, describe, hand_made, widest
 from nas.models.sample import TIGHT, random_subnet
-from nas.search import Denoise, compare, folder, held_out
-from nas.search.compare import (
-    Competitor,
-    Trained,
-    Training,
-    compete,
-    fresh,
-    hand_made_networks,
-    random_networks,
-    rank,
-    summarised,
-    table,
-)
+from nas.search import Denoise, folder, held_out
+from nas.search.retraining.compete import Trained, Training, compete
+from nas.search.retraining.competitors import Competitor, fresh, hand_made_networks, random_networks
+from nas.search.retraining.table import rank, summarised, table
 
 SMALL = {
     "conv_skip_autoencoder": {"width": 12},
@@ -186,9 +178,10 @@ def _sometimes(seed):
 def test_where_a_seed_does_not_train_the_next_best_rate_is_taken(training, monkeypatch):
     (competitor,) = hand_made_networks(conv_skip_autoencoder(depth=2, width=8).plan, 500, ["chain1"])
     best = compete(competitor, training).rate
-    train = compare._trained
+    module = nas.search.retraining.compete
+    train = module._trained
     monkeypatch.setattr(
-        compare,
+        module,
         "_trained",
         lambda net, rate, seed, *rest: None if (rate, seed) == (best, 1) else train(net, rate, seed, *rest),
     )

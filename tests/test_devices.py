@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import nas.search.engine
-import nas.search.optimizers
+import nas.search.engine.growing
+import nas.search.training.optimizers
 from nas import AdaBreg, param_groups, sparse_start
 from nas.analysis.cost import cost
 from nas.analysis.extraction.certificate import certify
@@ -34,14 +34,15 @@ from nas.search import (
     search,
     thin_out,
 )
-from nas.search.checkpoints import Checkpoints, Stopped
-from nas.search.compare import Competitor, Training, compete, fresh
-from nas.search.compute import device_of, devices, on_cpu
-from nas.search.engine import thinned_from_dense
-from nas.search.loop import Loop
-from nas.search.path import load_sparse, save_sparse
-from nas.search.retrain import Retraining, rewound
+from nas.search.engine.slimming import thinned_from_dense
+from nas.search.retraining.compete import Training, compete
+from nas.search.retraining.competitors import Competitor, fresh
+from nas.search.runs.path import load_sparse, save_sparse
 from nas.search.tasks.tiles import restore_in_tiles
+from nas.search.training.checkpoints import Checkpoints, Stopped
+from nas.search.training.compute import device_of, devices, on_cpu
+from nas.search.training.loop import Loop
+from nas.search.training.retrain import Retraining, rewound
 from tests.far import DEVICE, Far, far_away
 from tests.nets import random_net
 from tests.searches import quick
@@ -125,7 +126,7 @@ def test_a_run_elsewhere(config, tmp_path, monkeypatch):
         with pytest.raises(Stopped):
             list(engine)  # within the first epoch
         assert device_of(engine.net).type == DEVICE
-        assert isinstance(engine.optimizer.state[engine.net.nodes["out"].bias]["dual"], Far)
+        assert isinstance(engine.growing.optimizer.state[engine.net.nodes["out"].bias]["dual"], Far)
         trials = Trials()
         list(Search(run, resume=True, compute=Compute(DEVICE), callbacks=[trials]))
     assert len(trials.params) > 2  # parts were removed
@@ -151,19 +152,19 @@ def test_a_run_moves(config, tmp_path, resumed):
         assert [point.snapshot.epoch for point in engine] == [2]
 
 
-@pytest.mark.parametrize("optimizer", nas.search.optimizers.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", nas.search.training.optimizers.OPTIMIZERS)
 def test_every_optimiser_elsewhere(far, config, tmp_path, monkeypatch, optimizer):
     """With its trial, or the one that chooses lam; and with a controller."""
-    monkeypatch.setattr(nas.search.optimizers, "TRIAL_STEPS", 3)
-    monkeypatch.setattr(nas.search.engine, "TRIAL_STEPS", 3)
-    monkeypatch.setattr(nas.search.engine, "STEERING", 2)
-    entry_time = "auto" if nas.search.optimizers.OPTIMIZERS[optimizer].calibrates else None
+    monkeypatch.setattr(nas.search.training.optimizers, "TRIAL_STEPS", 3)
+    monkeypatch.setattr(nas.search.engine.growing, "TRIAL_STEPS", 3)
+    monkeypatch.setattr(nas.search.engine.growing, "STEERING", 2)
+    entry_time = "auto" if nas.search.training.optimizers.OPTIMIZERS[optimizer].calibrates else None
     changes = {"sizes": "none"} if optimizer == "xrda" else {"sizes": "auto", "target_params": "120"}
     config = replace(config, optimizer=optimizer, lr=None, epochs=1, entry_time=entry_time, **changes)
     engine = Search(Run(tmp_path / "run", config), compute=far)
     assert next(iter(engine)).snapshot.epoch == 1
     engine.close()
-    for p, state in engine.optimizer.state.items():
+    for p, state in engine.growing.optimizer.state.items():
         assert all(isinstance(x, Far) for x in (p, *state.values()) if isinstance(x, torch.Tensor) and x.ndim)
 
 
@@ -364,7 +365,7 @@ def test_fits_are_not_compiled(config, tmp_path, monkeypatch):
 
 def test_auto(monkeypatch):
     assert Compute("auto").device == devices()[:2][-1]
-    monkeypatch.setattr("nas.search.compute.devices", lambda: ["cpu", "cuda", "cuda:0", "cuda:1"])
+    monkeypatch.setattr("nas.search.training.compute.devices", lambda: ["cpu", "cuda", "cuda:0", "cuda:1"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert str(Compute("auto", "fp16", True)) == "cuda in fp16, compiled"
     with pytest.raises(ValueError, match=r"^precision must be fp32 or fp16 on cuda:1, got 'bf16'$"):

@@ -12,7 +12,7 @@ from nas.models import compact, conv_skip_autoencoder, dense_conv, mixed_autoenc
 from nas.models.compact import alive_plan
 from nas.models.price import prices, total
 from nas.parts import active_parts
-from nas.search.front import Inner, fitted, thin_out
+from nas.search.engine.thinning import Inner, fitted, thin_out
 
 RECIPES = {
     "separable": lambda: separable_autoencoder(depth=3, width=6, hidden=8, kernel=5),

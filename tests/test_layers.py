@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ["nas", "models", "search", "analysis"]  # each may import itself and what stands to its left
+# of nas.search, likewise
+ROOMS = ["data", "training", "tasks", "runs", "callbacks", "engine", "retraining", "sweep", "zoo"]
 WIRING = ROOT / "nas" / "__main__.py"  # like nas/cli/, which is no layer, it imports from all of them
 FILES = [
     file
@@ -44,11 +47,32 @@ def test_imports_point_left(file):
 
 
 def test_the_rule_can_fail():
-    assert layers_imported("from nas.search.loop import search\nimport nas.models.dag\nfrom nas import L1") == {
-        "search",
-        "models",
-        "nas",
-    }
+    source = "from nas.search.training.loop import search\nimport nas.models.dag\nfrom nas import L1"
+    assert layers_imported(source) == {"search", "models", "nas"}
+
+
+def rooms_imported(source):
+    """Rooms of nas.search, but for what only the types of arguments need."""
+    tree = ast.parse(source)
+    typing = {child for node in tree.body if isinstance(node, ast.If) for child in ast.walk(node)}
+    modules = [
+        [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom) and node not in typing
+    ]
+    return {name.split(".")[2] for name in chain.from_iterable(modules) if name.startswith("nas.search.")}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_of_search_import_those_to_their_left(room):
+    assert (ROOT / "search" / room / "__init__.py").is_file()
+    for file in sorted((ROOT / "search" / room).rglob("*.py")):
+        assert rooms_imported(file.read_text()) <= set(ROOMS[: ROOMS.index(room) + 1]), file
+
+
+def test_search_is_rooms_and_nothing_else():
+    assert sorted(file.parent.name for file in (ROOT / "search").glob("*/__init__.py")) == sorted(ROOMS)
+    assert [file.name for file in (ROOT / "search").glob("*.py")] == ["__init__.py"]
 
 
 @pytest.mark.parametrize("name", LAYERS[1:])

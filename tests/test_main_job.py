@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nas.search import Run, births
-from nas.search.path import kernel_history
+from nas.search.runs.path import kernel_history
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -15,7 +15,7 @@ from nas.models.bypass import bypass
 from nas.models.dag import ACTIVATIONS
 from nas.models.fold import fold_constants
 from nas.models.plan import DEPTHWISE, POINTWISE
-from nas.search.retrain import rewound
+from nas.search.training.retrain import rewound
 from tests.nets import full, random_weights, sparse_nets
 
 

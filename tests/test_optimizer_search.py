@@ -8,14 +8,14 @@ from itertools import chain, count, islice
 import pytest
 import torch
 
-import nas.search.optimizers
+import nas.search.training.optimizers
 from nas import AdaBreg, LinBreg, ProxSGD, SplitLBI, param_groups
 from nas.cli import main
 from nas.models import compact
 from nas.models.price import prices
 from nas.penalties import strengths
 from nas.search import Run, Search, SearchConfig, search
-from nas.search.optimizers import OPTIMIZERS, PULL, TIE, Start, trial
+from nas.search.training.optimizers import OPTIMIZERS, PULL, TIE, Start, trial
 from nas.steering import check_entry_times, entry_times
 
 FAST = {**dict.fromkeys(("adabreg", "linbreg", "momentum", "splitlbi"), {"entry_time": 20.0}), "xrda": {"lr": 0.01}}
@@ -50,7 +50,9 @@ def same(one, other):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_searches_and_goes_on_bit_for_bit(tmp_path, config, name, monkeypatch):
-    monkeypatch.setattr(nas.search.optimizers, "PULL", 2.0 if name == "xrda" else PULL)  # so that much dies soon
+    monkeypatch.setattr(
+        nas.search.training.optimizers, "PULL", 2.0 if name == "xrda" else PULL
+    )  # so that much dies soon
     config = replace(config, optimizer=name, **FAST.get(name, {}))
     whole = searched(Run(tmp_path / "whole", config))
     params = [point.params for point in whole.points]
@@ -83,14 +85,14 @@ def test_the_front_follows_any_of_them(tmp_path, config):
 
 def test_the_network_of_splitlbi_is_that_of_its_companions(tmp_path, config):
     engine = Search(Run(tmp_path / "run", replace(config, optimizer="splitlbi", entry_time=20.0)))
-    assert isinstance(engine.optimizer, SplitLBI)
+    assert isinstance(engine.growing.optimizer, SplitLBI)
     assert engine.points[0].snapshot.num_units == 0
     list(engine)
     found, dense = engine.run.supernet(3), dict(engine.net.named_parameters())
     assert compact(found).plan.num_params < compact(engine.net).plan.num_params
-    for group in engine.optimizer.param_groups:
+    for group in engine.growing.optimizer.param_groups:
         for name, p in zip(group["param_names"], group["params"], strict=True):
-            companion = engine.optimizer.state[p].get("companion")
+            companion = engine.growing.optimizer.state[p].get("companion")
             kept = torch.ones_like(p, dtype=torch.bool) if companion is None else companion.ne(0)
             assert torch.equal(dict(found.named_parameters())[name], dense[name] * kept)
 
@@ -157,11 +159,11 @@ def test_a_search_refuses_a_lam_that_wakes_everything_at_once(start):
 def test_calibration(tmp_path, config, name):
     auto = replace(config, optimizer=name, entry_time="auto")
     engine = Search(Run(tmp_path / "auto", auto))
-    assert engine.entry_time == pytest.approx(engine.lam / auto.learning_rate)
-    assert engine.entry_time not in (40, 200)
+    assert engine.growing.entry_time == pytest.approx(engine.growing.lam / auto.learning_rate)
+    assert engine.growing.entry_time not in (40, 200)
     engine.close()
     broken = Run(tmp_path / "auto", auto)
-    assert Search(broken, resume=True).lam == engine.lam
+    assert Search(broken, resume=True).growing.lam == engine.growing.lam
 
 
 def test_defaults():

@@ -15,12 +15,14 @@ from torch import nn
 
 from nas import (
     FILTERS,
+    KERNELS,
     L1,
     AdaBreg,
     Bregman,
     GroupLasso,
     Groups,
     LinBreg,
+    LogSum,
     NonNegativeL1,
     ProxSGD,
     SparseGroup,
@@ -548,3 +550,37 @@ def test_reread_lets_a_larger_lam_shrink_the_weights():
     assert theta.tolist() == pytest.approx([0.7, 0.0, 0.0])
     optimizer.step()
     assert theta.tolist() == pytest.approx([0.7, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("penalty", [L1(0.05), GroupLasso(0.05, FILTERS), GroupLasso(0.05, KERNELS), LogSum(0.05)])
+@pytest.mark.parametrize("kind", [AdaBreg, LinBreg, ProxSGD])
+def test_many_tensors_move_as_each_would_alone(kind, penalty):
+    """Small tensors whose rows are alike go through the prox together; large ones, and other shapes, do not."""
+    shapes = [(5, 3, 3, 3), (2, 3, 3, 3), (4, 2, 3, 3), (1, 3, 3, 3), (70, 27, 3, 3), (70, 27, 3, 3)]
+    starts = [torch.randn(shape) for shape in shapes]
+    together = [nn.Parameter(start.clone()) for start in starts]
+    alone = [nn.Parameter(start.clone()) for start in starts]
+    ours = kind(together, lr=0.1, penalty=penalty)
+    theirs = [kind([p], lr=0.1, penalty=penalty) for p in alone]
+    for step in range(4):
+        for k, (p, q) in enumerate(zip(together, alone, strict=True)):
+            p.grad = q.grad = None if (step + k) % 3 == 0 else torch.randn_like(p)
+        ours.step()
+        for optimizer in theirs:
+            optimizer.step()
+        for p, q in zip(together, alone, strict=True):
+            assert torch.equal(p, q)
+    assert not any(torch.equal(p, start) for p, start in zip(together, starts, strict=True))
+
+
+def test_a_gradient_is_refused_for_entries_that_are_not_finite_not_for_its_size():
+    p = nn.Parameter(torch.ones(4, 3))
+    optimizer = AdaBreg([p], penalty=GroupLasso(0.1, ROWS))
+    p.grad = torch.full_like(p, 1e30)  # its norm is infinite in single precision
+    optimizer.step()
+    assert p.isfinite().all()
+    p.grad[0, 0] = math.nan
+    before = p.detach().clone()
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        optimizer.step()
+    assert torch.equal(p, before)

@@ -56,8 +56,33 @@ def test_parts_have_folders_of_their_own(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"the folder .*empty holds no pictures"):
         parts(val_root="empty")
-    with pytest.raises(ValueError, match="--val-root and --test-root go with the data folder, pairs, noisy_pairs, not"):
+    with pytest.raises(
+        ValueError, match="--val-root goes with the data folder, pairs, noisy_pairs, not with 'pictures'"
+    ):
         load_data("pictures", val_root=tmp_path)
+    with pytest.raises(ValueError, match="--range goes with the data folder, pairs, noisy_pairs, not with 'mnist'"):
+        load_data("mnist", root=tmp_path, given=(0, 255))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_noise_beyond_black_and_white_is_kept(tmp_path, monkeypatch, in_memory):
+    """Clipping it would shift its mean, which is what learning without clean pictures rests on."""
+    if not in_memory:
+        monkeypatch.setattr("nas.search.data.files.MEMORY", 1)
+    for k in range(3):
+        pixels = 1000 + 200 * noisy(WAVES[k], 60, k).numpy()
+        for name in ("noisy", "noisy2"):
+            path = tmp_path / name / f"{k}.tif"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(pixels.astype(np.float32)).save(path)
+    with pytest.raises(ValueError, match=r"0.tif has values from .* say which are black and white"):
+        load_data("folder", root=tmp_path / "noisy").train[0]
+    data = load_data("folder", root=tmp_path / "noisy", given=(1000, 1200))
+    torch.testing.assert_close(data.train[0].pixels[0], noisy(WAVES[0], 60, 0), atol=1e-5, rtol=0)
+    assert data.train[0].pixels.min() < -0.2
+    pair = load_data("noisy_pairs", root=tmp_path, given=(1000, 1200)).train[0]
+    assert torch.equal(pair.pixels, data.train[0].pixels)
+    assert torch.equal(pair.noisy, data.train[0].pixels)
 
 
 def write_pairs(root, second="clean"):
@@ -249,6 +274,7 @@ def test_a_found_network_is_tuned_to_other_pictures(tmp_path, monkeypatch, capsy
         (["--data-root=missing"], "there is no folder"),
         (["--clean=some"], "clean must be given or none, got 'some'"),
         (["--data=cats"], "unknown data 'cats'"),
+        (["--range=5"], "a range must be two different numbers BLACK:WHITE, such as 0:4095, got '5'"),
     ):
         assert main(["retrain", "run", *words]) == 2
         assert message in capsys.readouterr().err

@@ -91,7 +91,7 @@ def test_classes_in_files_give_the_same_batches_and_moments(tmp_path, monkeypatc
 def test_the_start_reads_headers_alone_and_later_no_more_is_kept_than_fits(tmp_path, monkeypatch, small_memory):
     write_many(tmp_path)
     reads = []
-    monkeypatch.setattr(files, "read_picture", lambda path: reads.append(path.name) or read_picture(path))
+    monkeypatch.setattr(files, "read_picture", lambda path, given: reads.append(path.name) or read_picture(path, given))
     data = folder(tmp_path)
     batches = random_crops(data.train, Denoise(25), crop=10, batch=4, steps=2)
     data.fingerprint()

@@ -1,5 +1,6 @@
 """Several processes that torchrun started train as one."""
 
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,8 @@ import torch
 
 from nas.cli import main
 from nas.models import load
-from nas.search import Run, Search, ranks
+from nas.search import Run, Search
+from nas.search.training import ranks
 from tests.searches import quick
 from tests.test_docs import examples
 from tests.together import all_of_it, environment, run_together, torchrun
@@ -50,6 +52,7 @@ def test_what_ranks_do_together(two):
         "on_first": (0, 1),
         "refused": "ValueError: rank 0 cannot",
         "spread": [(0, 0, 1), (1, 0, 1), (2, 1, 1), (3, 1, 1), (4, 1, 1)],
+        "apart": [(item, item % 2, 1, True) for item in range(5)],
         "one_refuses": "ValueError: rank 1 cannot",
         "same": "returned None",
     }
@@ -175,22 +178,59 @@ def test_a_search_of_two(of_one, together):
         torch.testing.assert_close(*weights, atol=1e-5, rtol=0)
 
 
-class Started:
-    """A search of two ranks."""
+SEEDS = ["--seeds=3", "--json"]
 
-    def __init__(self, config, folder):
+
+def repetitions(folder):
+    """What can be compared of the searches with several seeds in a folder: all networks."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*.safetensors"))}
+
+
+@pytest.fixture(scope="module")
+def few(config):
+    """A batch that two ranks could not share."""
+    return replace(config, epochs=2, steps=8, batch=3)
+
+
+@pytest.fixture(scope="module")
+def apart(few, tmp_path_factory):
+    """Searches with three seeds, in one process, and what it prints."""
+    folder = tmp_path_factory.mktemp("apart") / "out"
+    done = subprocess.run([sys.executable, *words(few, folder, *SEEDS)], env=environment(), capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode(), folder
+
+
+def test_seeds_are_spread_over_ranks(few, apart, tmp_path):
+    """Each search has the networks, bit for bit, that it has in a single process, and the same is chosen among them."""
+    folder = tmp_path / "out"
+    done = run_together(2, *words(few, folder, *SEEDS))
+    assert done.returncode == 0, done.stderr
+    assert len(repetitions(folder)) == 3 * 5 and repetitions(folder) == repetitions(apart[1])
+    assert done.stdout.startswith("3 searches on 2 ranks, each by itself")
+    assert done.stdout.count("\npicked") == 2 and done.stdout.count("\nrecommended") == 1
+    one, two = (json.loads(printed.splitlines()[-1]) for printed in (apart[0], done.stdout))
+    assert (two["chosen"], two["left_out"], two["psnr"]) == (one["chosen"], one["left_out"], one["psnr"])
+    assert [Path(each["run"]).name for each in two["seeds"]] == ["seed-0", "seed-1", "seed-2"]
+
+
+class Started:
+    """A search of two ranks, or several."""
+
+    def __init__(self, config, folder, *more):
         self.process = subprocess.Popen(
-            torchrun(2, *words(config, folder)),
+            torchrun(2, *words(config, folder, *more)),
             env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
-        self.metrics = folder / "metrics.jsonl"
+        self.folder = folder
 
-    def wait(self):
-        """Until an epoch is done."""
-        until, metrics = time.monotonic() + START, self.metrics
-        while not metrics.exists() or len(metrics.read_text().splitlines()) < 2:
-            assert time.monotonic() < until and self.process.poll() is None
-            time.sleep(0.05)
+    def wait(self, runs):
+        """Until an epoch of each of these runs is done."""
+        for metrics in (self.folder / run / "metrics.jsonl" for run in runs):
+            until = time.monotonic() + START
+            while not metrics.exists() or len(metrics.read_text().splitlines()) < 2:
+                assert time.monotonic() < until and self.process.poll() is None
+                time.sleep(0.05)
 
     @property
     def ranks(self):
@@ -209,9 +249,9 @@ def start(tmp_path):
     """Starts a search; whatever is left of it is killed in the end."""
     started = []
 
-    def start(config):
-        started.append(Started(config, tmp_path / "run"))
-        started[-1].wait()
+    def start(config, *more, runs=("",)):
+        started.append(Started(config, tmp_path / "run", *more))
+        started[-1].wait(runs)
         return started[-1]
 
     yield start
@@ -268,6 +308,26 @@ def test_ctrl_c(config, start, tmp_path):
     os.killpg(search.process.pid, signal.SIGINT)
     (sentence,), _ = search.last_words()
     assert sentence.startswith("nas search: stopped after writing a checkpoint")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_searches_apart_end_together_and_go_on(few, apart, start, tmp_path, number, code):
+    """When one rank is told to end, or killed, the other one stops, too; both then go on."""
+    folder, long = tmp_path / "run", replace(few, epochs=ENDLESS)
+    search = start(long, *SEEDS, runs=["seed-0", "seed-1"])
+    os.kill(search.ranks[1], number)
+    said = "nas search: stopped after writing a checkpoint; go on with the same command and --resume\n"
+    assert search.last_words() == ([said], sorted([code, 143]))
+    assert all(Run.open(folder / name).points() for name in ("seed-0", "seed-1"))
+    assert not (folder / "seed-2").exists()
+    shutil.rmtree(folder)
+    search = start(few, *SEEDS, runs=["seed-0"])
+    os.kill(search.ranks[1], number)
+    search.last_words()
+    done = run_together(2, *words(few, folder, *SEEDS, "--resume"))
+    assert done.returncode == 0, done.stderr
+    assert repetitions(folder) == repetitions(apart[1])
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ from nas.cli import main
 from nas.models import RECIPES, conv_skip_autoencoder, register_recipe
 from nas.registry import import_registrations
 from nas.search import Denoise, Restoration, SearchConfig, pictures, register_data, register_task
-from nas.search.config import TASKS
 from nas.search.data.sources import SOURCES
+from nas.search.runs.learnt import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 MINE = """

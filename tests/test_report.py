@@ -22,8 +22,8 @@ from nas.analysis.report.pixels import tiles
 from nas.cli import main
 from nas.models import conv_skip_autoencoder, mixed_autoencoder, separable_autoencoder
 from nas.search import Run, SearchConfig
-from nas.search.loop import Snapshot
-from nas.search.path import Point
+from nas.search.runs.path import Point
+from nas.search.training.loop import Snapshot
 from tests.browser import PROGRAM, chromium
 
 EVIL = "<script>document.title='run'; alert(1)"

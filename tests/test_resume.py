@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from nas.cli import main
 from nas.files import alone, is_tidy
 from nas.search import Run, Search
-from nas.search.checkpoints import Checkpoints, Stopped
-from nas.search.loop import Loop
-from nas.search.run import NEXT_CONFIG
+from nas.search.runs.run import NEXT_CONFIG
+from nas.search.training.checkpoints import Checkpoints, Stopped
+from nas.search.training.loop import Loop
 from tests.searches import quick
 
 
@@ -115,7 +115,13 @@ def test_a_killed_search_goes_on_bit_for_bit(whole, config, tmp_path_factory, da
 
 
 @pytest.mark.parametrize(
-    "name", ["engine.save_sparse", "engine.write_points", "callbacks.loggers.write_text", "engine.Checkpoints.save"]
+    "name",
+    [
+        "engine.search.save_sparse",
+        "engine.search.write_points",
+        "callbacks.loggers.write_text",
+        "engine.search.Checkpoints.save",
+    ],
 )
 @pytest.mark.parametrize("call", [1, 2, 5])
 @pytest.mark.parametrize("after", [False, True])
@@ -238,7 +244,7 @@ def test_a_lock_of_a_dead_process_is_not_in_the_way(tmp_path):
 @pytest.mark.parametrize("step", [0, 1, 5])
 def test_a_forced_search_that_is_killed_leaves_a_whole_run(config, tmp_path, monkeypatch, step):
     """Killed before the new configuration is there the old run stays; afterwards the new one begins."""
-    import nas.search.run as module
+    import nas.search.runs.run as module
 
     config = replace(config, epochs=1, sizes="none")
     old, new = Run(tmp_path / "run", config), Run(tmp_path / "run", replace(config, seed=1))

@@ -17,9 +17,9 @@ from nas.groups import join_rows
 from nas.models import compact, conv_skip_autoencoder
 from nas.models.price import total
 from nas.search import Denoise, Picture, Run, Search, SearchConfig, births, deaths, random_crops, retrain, search
-from nas.search.loop import Loop, Snapshot
-from nas.search.path import Choice, Point, write_points
-from nas.search.retrain import Retraining, _SpikeGuard, rewound
+from nas.search.runs.path import Choice, Point, write_points
+from nas.search.training.loop import Loop, Snapshot
+from nas.search.training.retrain import Retraining, _SpikeGuard, rewound
 from nas.steering import DeadTraining
 
 
@@ -124,8 +124,9 @@ def test_lam_steers_to_a_target(tmp_path, config, name, target):
     )  # fmt: skip
     engine = Search(Run(tmp_path / "run", replace(config, **{name: str(target)})))
     *_, last = engine
-    assert 0.85 * target <= engine.cost(last) <= target  # so small a network has few units, each dear
-    assert engine.lam > 1.2 * 40 * config.learning_rate  # growth was held back
+    cost = last.cost(engine.run.config.sizes_in)
+    assert 0.85 * target <= cost <= target  # so small a network has few units, each dear
+    assert engine.growing.lam > 1.2 * 40 * config.learning_rate  # growth was held back
 
 
 @pytest.mark.slow
@@ -204,16 +205,28 @@ def test_an_interrupted_run_is_valid_and_goes_on_bit_for_bit(tmp_path, config):
     assert list(Search(broken, resume=True)) == []  # nothing is left to do
 
 
+@pytest.mark.parametrize("optimizer", ["adabreg", "linbreg"])
+@pytest.mark.parametrize(("price", "coarse", "least"), [("none", 0, 20), ("params", 0, 40), ("flops", 3, 160)])
+def test_the_shortest_entry_time_is_accepted(tmp_path, config, optimizer, price, coarse, least):
+    """Not refused later on by round-off: a search begins with it."""
+    config = replace(config, optimizer=optimizer, lr=None, price=price, coarse=coarse, entry_time=least)
+    engine = Search(Run(tmp_path / "run", config))
+    assert engine.growing.entry_time == least
+    engine.close()
+    with pytest.raises(ValueError, match=f"entry_time must be at least {least} steps"):
+        replace(config, entry_time=math.nextafter(least, 0))
+
+
 def test_lam_from_a_trial(tmp_path, config, monkeypatch):
     """The trial leaves the start as it was, and a run with the lam that it chose goes on bit for bit."""
-    monkeypatch.setattr("nas.search.engine.TRIAL_STEPS", 80)
+    monkeypatch.setattr("nas.search.engine.growing.TRIAL_STEPS", 80)
     auto = replace(config, entry_time="auto")
     plain, engine = Search(Run(tmp_path / "plain", config)), Search(Run(tmp_path / "run", auto))
     assert same(plain.net.state_dict(), engine.net.state_dict())
-    assert engine.lam != plain.lam == 20 * config.lr
+    assert engine.growing.lam != plain.growing.lam == 20 * config.lr
     next(iter(engine))
     resumed = Search(Run.open(tmp_path / "run"), resume=True)
-    assert resumed.lam == engine.lam
+    assert resumed.growing.lam == engine.growing.lam
     assert [point.snapshot.epoch for point in resumed] == [2, 3, 4]
 
 
@@ -239,7 +252,7 @@ def test_a_forced_search_that_fails_keeps_the_old_run(tmp_path, config, monkeypa
     def fail(*_):
         raise ValueError("no")
 
-    monkeypatch.setattr("nas.search.engine.evaluate", fail)
+    monkeypatch.setattr("nas.search.engine.search.evaluate", fail)
     with pytest.raises(ValueError, match="no"):
         Search(run, force=True)
     assert before == {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()}
@@ -385,7 +398,7 @@ def test_damaged_scores_are_named(tmp_path, config, scores):
 
 
 def test_networks_are_compared_on_some_of_many_pictures(tmp_path, config, monkeypatch):
-    monkeypatch.setattr("nas.search.run.MAX_COMPARED", 2)
+    monkeypatch.setattr("nas.search.runs.run.MAX_COMPARED", 2)
     run = Run(tmp_path / "run", config)
     data = run.data()
     many = replace(data, test=[replace(data.test[0], name=str(k)) for k in range(5)])

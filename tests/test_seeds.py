@@ -26,9 +26,9 @@ from nas.analysis.runs import (
 from nas.cli import main
 from nas.models import RECIPES
 from nas.search import Run, Search, Snapshot
-from nas.search.loop import Loop
-from nas.search.path import Point, write_points
-from nas.search.repeat import recommended, repetitions
+from nas.search.engine.repeat import recommended, repetitions
+from nas.search.runs.path import Point, write_points
+from nas.search.training.loop import Loop
 from tests.searches import quick
 
 

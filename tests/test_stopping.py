@@ -9,9 +9,9 @@ import pytest
 from nas.analysis import outcome
 from nas.cli import main
 from nas.search import Run, Search, SearchConfig
-from nas.search.checkpoints import Checkpoints, Stopped
-from nas.search.loop import Loop
-from nas.search.stopping import growth_is_over
+from nas.search.engine.stopping import growth_is_over
+from nas.search.training.checkpoints import Checkpoints, Stopped
+from nas.search.training.loop import Loop
 from tests.searches import quick
 
 
@@ -31,7 +31,7 @@ def config(data_root):
 
 def test_a_search_without_a_new_best_goes_on_to_its_front(tmp_path, config, monkeypatch):
     scores = itertools.chain([20.0, 21.0, 22.0, 22.0, 21.9], itertools.repeat(25.0))
-    monkeypatch.setattr("nas.search.engine.evaluate", lambda *_: {"psnr": next(scores), "ssim": 0.5})
+    monkeypatch.setattr("nas.search.engine.search.evaluate", lambda *_: {"psnr": next(scores), "ssim": 0.5})
     run = Run(tmp_path / "run", replace(config, patience=2))
     *grown, first, second = Search(run)
     assert [point.headline for point in grown] == [21.0, 22.0, 22.0, 21.9]
@@ -61,7 +61,7 @@ def clock(monkeypatch):
 
     train = Loop._step
     monkeypatch.setattr(Loop, "_step", step)
-    for module in ("engine", "front"):
+    for module in ("engine.search", "engine.slimming"):
         monkeypatch.setattr(f"nas.search.{module}.time", SimpleNamespace(perf_counter=lambda: now[0]))
     return now
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from nas.models import DagNet, Edge, Node, Plan, Skip, compact, conv_skip_autoencoder, load
+from nas.models.store import fingerprint
 from tests.nets import full, sparse_nets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -241,6 +242,18 @@ def test_bytes_edited_at_random_load_or_are_refused(tmp_path_factory, stored, na
         assert "\n" not in str(problem)
     else:
         assert net(torch.rand(1, 1, 5, 4)).shape == (1, 1, 5, 4)
+
+
+@given(place=st.integers(0), bit=st.integers(0, 7))
+def test_every_changed_bit_of_a_weight_changes_the_fingerprint(tmp_path_factory, stored, place, bit):
+    original, files = stored
+    content = bytearray(files["model.safetensors"])
+    begin = 8 + int.from_bytes(content[:8], "little")  # the tensors follow on the header, whose length comes first
+    content[begin + place % (len(content) - begin)] ^= 1 << bit
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "config.json").write_bytes(files["config.json"])
+    (folder / "model.safetensors").write_bytes(content)
+    assert fingerprint(load(folder)) != fingerprint(load(original))
 
 
 VALUES = (

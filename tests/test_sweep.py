@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 import nas.search.sweep.trials as trials
 from nas.cli import main
 from nas.search import Run, Search
-from nas.search.checkpoints import Checkpoints
-from nas.search.loop import Loop
 from nas.search.sweep.ranges import Range, filled, ranges_in
 from nas.search.sweep.sweep import Sweep, dominates, hopeless
 from nas.search.sweep.trials import Sweeping
+from nas.search.training.checkpoints import Checkpoints
+from nas.search.training.loop import Loop
 from nas.steering import DeadTraining
 
 ROOT = Path(__file__).resolve().parents[1]

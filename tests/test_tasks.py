@@ -1,6 +1,7 @@
 """Noise, crops and scores."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from nas.search import Choice, Deblur, Denoise, Picture, evaluate, held_out, pick, random_crops, restore, score
 from nas.search.data.batches import _cut, _numbers, in_rows
 from nas.search.tasks.restoration import published_ssim
+from nas.search.tasks.unclean import NoiseToNoise, Recorrupted
 
 
 def ramp(height=32, width=40, channels=1, name="ramp"):
@@ -276,3 +278,27 @@ def test_small_batches_are_made_in_a_row_and_stay_the_same(crop, most):
     waiting = [len(made) - k for k, (x, y) in enumerate(in_rows(batches)(3)) if y == k and (x == 3 + k).all()]
     assert len(waiting) == 11
     assert max(waiting) == most
+
+
+@pytest.mark.parametrize("task", [Denoise(25, border=3), NoiseToNoise(border=3), Recorrupted(25, border=3)])
+def test_a_border_does_not_count(task):
+    generator = torch.Generator().manual_seed(0)
+    picture = Picture("p", torch.rand(1, 30, 28, generator=generator), noisy=torch.rand(1, 30, 28, generator=generator))
+    (example,) = held_out([picture], task)
+    inner = (..., slice(3, -3), slice(3, -3))
+    output = torch.rand(1, 30, 28, generator=generator)
+    expected = replace(task, border=0).score(output[inner], example.target[inner])
+    assert task.score(output, example.target) == expected
+    spoilt = torch.zeros(1, 30, 28)
+    spoilt[inner] = output[inner]
+    (scores,) = task.by_picture([example], [spoilt])
+    assert expected.items() <= scores.items()
+    if "published_ssim" in scores:
+        assert scores["published_ssim"] == published_ssim(output[inner], example.target[inner])
+
+
+def test_bad_borders():
+    with pytest.raises(ValueError, match="border must be at least 0 pixels, got -1"):
+        Denoise(25, border=-1)
+    with pytest.raises(ValueError, match="p has 12 x 12 pixels, smaller than the 7 x 7 .* beside the border of 3"):
+        held_out([Picture("p", torch.zeros(1, 12, 12))], Denoise(25, border=3))

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 from nas import AdaBreg, LinBreg, param_groups, sparse_start
 from nas.models import DagNet, separable_autoencoder
-from nas.search import ranks, search, thin_out
-from nas.search.retrain import Retraining
+from nas.search import search, thin_out
+from nas.search.training import ranks
+from nas.search.training.retrain import Retraining
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIMIZERS = {"adabreg": (AdaBreg, 0.2, 0.01), "linbreg": (LinBreg, 0.001, 0.5)}
@@ -96,9 +97,12 @@ def facts() -> dict[str, object]:
         "on_first": ranks.on_first(lambda: (rank, ranks.size())),
         "refused": caught(lambda: ranks.on_first(refuse)),
         "spread": ranks.spread(lambda items: [(item, rank, ranks.size()) for item in items], range(5)),
+        "apart": ranks.spread_apart(lambda item: (item, rank, ranks.size(), ranks.is_first()), range(5)),
         "one_refuses": caught(lambda: ranks.spread(lambda items: refuse() if 4 in items else items, range(5))),
-        "same": caught(lambda: ranks.check_same("now", {"a": [torch.zeros(2)]})),
-        "different": caught(lambda: ranks.check_same("now", {"a": [torch.zeros(2), torch.full((), 1e-9 * rank)]})),
+        "same": caught(lambda: ranks.check_same("now", lambda: {"a": [torch.zeros(2)]})),
+        "different": caught(
+            lambda: ranks.check_same("now", lambda: {"a": [torch.zeros(2), torch.full((), 1e-9 * rank)]})
+        ),
     }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nas.files import replacing
-from nas.search.path import Point
+from nas.search.runs.path import Point
 from nas.search.tasks.task import Metric
 
 

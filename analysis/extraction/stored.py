@@ -7,9 +7,9 @@ from nas.analysis.cost import Cost, cost
 from nas.analysis.extraction.certificate import Certificate
 from nas.analysis.extraction.extract import extract
 from nas.analysis.latency import Latency, latency
-from nas.search.networks import CERTIFICATE, save
-from nas.search.path import Choice
-from nas.search.run import COMPACT, Run
+from nas.search.runs.networks import CERTIFICATE, save
+from nas.search.runs.path import Choice
+from nas.search.runs.run import COMPACT, Run
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from nas.models.compact import alive_plan, compact, kept_units
 from nas.models.dag import DagNet
 from nas.models.price import total
 from nas.parts import Part
-from nas.search.loop import LossFunction
+from nas.search.training.loop import LossFunction
 
 MOST = 200  # parts of a network that are measured
 LARGEST = 1e4  # growth that is told from a larger one, or from a loss that is no number

@@ -9,8 +9,8 @@ import yaml
 from nas.analysis.agreement import agreement
 from nas.analysis.report.front import tested
 from nas.analysis.runs import differing_options, similarities
-from nas.search.path import Point
-from nas.search.run import Run
+from nas.search.runs.path import Point
+from nas.search.runs.run import Run
 
 
 def options(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ from nas.analysis.extraction.changes import NodeChanges, describe_changes
 from nas.analysis.report.front import read_json
 from nas.models.dag import DagNet
 from nas.search.callbacks.surroundings import read_surroundings
-from nas.search.config import SearchConfig
-from nas.search.run import COMPACT, Run
+from nas.search.runs.config import SearchConfig
+from nas.search.runs.run import COMPACT, Run
 
 
 def certificate(run: Run) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from nas.analysis.drawing.draw import paint
 from nas.analysis.drawing.layout import Layout, layout, skip_words
 from nas.analysis.report.growth import Frame, crops, frames, whole_graph
 from nas.files import replacing
-from nas.search.path import Point
-from nas.search.run import Run
+from nas.search.runs.path import Point
+from nas.search.runs.run import Run
 
 MOST = 60  # pictures
 MILLISECONDS, AT_THE_END = 250, 2500

@@ -7,8 +7,8 @@ from typing import Any
 
 from nas.analysis.latency import milliseconds
 from nas.models.compact import compact
-from nas.search.path import Point
-from nas.search.run import RETRAINED, Run
+from nas.search.runs.path import Point
+from nas.search.runs.run import RETRAINED, Run
 
 SIDE = 256  # of the pictures that the time is measured on
 

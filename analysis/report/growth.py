@@ -16,9 +16,9 @@ from nas.files import read_lines
 from nas.models.alive import find_alive
 from nas.models.dag import DagNet
 from nas.models.plan import DEPTHWISE, Edge, Node, Plan
-from nas.search.loop import Snapshot
-from nas.search.path import Point
-from nas.search.run import METRICS, Run
+from nas.search.runs.path import Point
+from nas.search.runs.run import METRICS, Run
+from nas.search.training.loop import Snapshot
 
 MOST_FRAMES = 200
 MOST_MEASURED = 40  # networks whose shares of the signal are measured

@@ -4,9 +4,9 @@ import time
 
 from nas.analysis.report.report import write_report
 from nas.search.callbacks.callback import Callback, Line
-from nas.search.engine import Search
-from nas.search.path import Point
-from nas.search.run import REPORT
+from nas.search.engine.search import Search
+from nas.search.runs.path import Point
+from nas.search.runs.run import REPORT
 
 REFRESH = 5  # seconds after which the page loads itself anew
 PATIENCE = 10  # times as long as it takes to write the report it is left alone

@@ -13,7 +13,7 @@ from nas.models.dag import DagNet
 from nas.models.store import load
 from nas.search.data.dataset import Pictures
 from nas.search.data.images import to_array
-from nas.search.run import COMPACT, RETRAINED, Run
+from nas.search.runs.run import COMPACT, RETRAINED, Run
 from nas.search.tasks.classification import Classify
 from nas.search.tasks.restoration import Restoration, restore
 from nas.search.tasks.task import Example, predict

@@ -22,9 +22,9 @@ from nas.files import write_text
 from nas.models.compact import compact
 from nas.search.callbacks.surroundings import surroundings
 from nas.search.data.dataset import Pictures
-from nas.search.path import Point, births
-from nas.search.run import Run
-from nas.search.stopping import growth_is_over
+from nas.search.engine.stopping import growth_is_over
+from nas.search.runs.path import Point, births
+from nas.search.runs.run import Run
 from nas.search.tasks.restoration import Restoration
 from nas.search.tasks.task import Example
 

@@ -17,7 +17,8 @@ from nas.cli import compare, denoise, export, extract, front, report, resume, re
 from nas.cli.shared import Result, Signalled, make_parser, sentence
 from nas.process import tune_process
 from nas.registry import import_registrations
-from nas.search import ranks
+from nas.search.training import ranks
+from nas.search.training.launch import RankError
 from nas.steering import DeadTraining
 from nas.verbs import DESCRIPTION, IMPORT_HELP, SUMMARIES
 
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _end(f"{name}: {stopped}", stopped.code)
     except KeyboardInterrupt:
         return _end(f"{name}: interrupted", 130)
-    except (ArgumentError, ValueError, OSError, FloatingPointError, DeadTraining, ranks.RankError) as problem:
+    except (ArgumentError, ValueError, OSError, FloatingPointError, DeadTraining, RankError) as problem:
         return _end(f"{name}: {sentence(problem)}")
     except (RuntimeError, MemoryError) as problem:
         if type(problem).__module__.startswith(("torch._dynamo", "torch._inductor")):

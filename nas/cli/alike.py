@@ -10,15 +10,16 @@ from jsonargparse import ArgumentParser, Namespace
 from nas.cli.progress import progress_line
 from nas.cli.shared import choice
 from nas.models.families import HAND_MADE
-from nas.search.compare import OnEpoch
-from nas.search.config import ROOTS
-from nas.search.run_retraining import RetrainConfig
+from nas.search.retraining.compete import OnEpoch
+from nas.search.retraining.config import RetrainConfig
+from nas.search.runs.options import ROOTS
 
 OTHER_PICTURES = {
     "data": "other pictures",
     "data_root": "their folder",
     "val_root": "their folder to validate on",
     "test_root": "their folder to test on",
+    "range": "their pixel values that are black and white, such as 0:4095",
     "clean": "given or none",
     "sigma": "of their noise",
 }
@@ -52,7 +53,7 @@ def retrain_config(options: Namespace) -> RetrainConfig:
 
 @contextmanager
 def progress_bar(num_epochs: int, done: int = 0) -> Iterator[OnEpoch]:
-    """What is to be called after every epoch of trainings (`nas.search.compare.OnEpoch`)."""
+    """What is to be called after every epoch of trainings (`nas.search.retraining.compete.OnEpoch`)."""
     bar = progress_line(num_epochs, initial=done, delay=0.1)  # none for options that are refused
 
     def progress(what: str, loss: float) -> None:

@@ -21,7 +21,7 @@ from nas.analysis.runs import (
 )
 from nas.cli.shared import Result, make_parser
 from nas.cli.tables import agreement_result, aligned, print_agreement
-from nas.search.run import Run
+from nas.search.runs.run import Run
 from nas.search.tasks.task import Metric
 
 NONE = "-"

@@ -11,14 +11,14 @@ from tqdm import tqdm
 
 from nas.cli.shared import Result, add_choice, check_free, choice, make_parser, sentence
 from nas.models.dag import DagNet
-from nas.search.config import SearchConfig
 from nas.search.data.formats.files import check_sheet, encoded, read_sheet, write_sheet
 from nas.search.data.formats.sheet import Sheet
 from nas.search.data.formats.values import parse_range
 from nas.search.data.images import write_picture
-from nas.search.networks import load_chosen
-from nas.search.path import Choice
-from nas.search.run import Run
+from nas.search.runs.config import SearchConfig
+from nas.search.runs.networks import load_chosen
+from nas.search.runs.path import Choice
+from nas.search.runs.run import Run
 from nas.search.tasks.degradations import Inpaint, SuperResolve, read_mask
 from nas.search.tasks.files import DONE, EARLIER, FAILED, NO_PICTURE, Outcome, denoise_files, find_jobs
 from nas.search.tasks.noise import Denoise

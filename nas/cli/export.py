@@ -8,8 +8,8 @@ from nas.analysis.export.export import FORMATS, export, files_of
 from nas.cli.shared import Result, add_choice, check_free, choice, make_run_parser
 from nas.files import alone
 from nas.models.dag import DagNet
-from nas.search.networks import load_chosen
-from nas.search.run import EXPORT, Run
+from nas.search.runs.networks import load_chosen
+from nas.search.runs.run import EXPORT, Run
 
 
 def parser() -> ArgumentParser:

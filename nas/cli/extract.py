@@ -7,7 +7,7 @@ from nas.analysis.extraction.stored import Extraction, extract_into
 from nas.analysis.latency import Latency
 from nas.cli.shared import CONSTANT, Result, add_choice, choice, differences, make_run_parser
 from nas.files import alone
-from nas.search.run import COMPACT, Run
+from nas.search.runs.run import COMPACT, Run
 
 
 def parser() -> ArgumentParser:

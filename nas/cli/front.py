@@ -6,10 +6,11 @@ from nas.analysis.latency import milliseconds
 from nas.cli.alike import add_training, progress_bar, retrain_config
 from nas.cli.shared import Result, add_compute, compute, make_run_parser, say_compute
 from nas.models.compact import compact
-from nas.search.compare import Competitor, Training, compete, hand_made_networks
-from nas.search.path import Point
-from nas.search.run import Run
-from nas.search.run_retraining import RetrainConfig
+from nas.search.retraining.compete import Training, compete
+from nas.search.retraining.competitors import Competitor, hand_made_networks
+from nas.search.retraining.config import RetrainConfig
+from nas.search.runs.path import Point
+from nas.search.runs.run import Run
 
 
 def parser() -> ArgumentParser:

@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.report.report import write_report
 from nas.cli.shared import Result, check_free, make_parser
-from nas.search.run import REPORT, Run
+from nas.search.runs.run import REPORT, Run
 
 
 def parser() -> ArgumentParser:

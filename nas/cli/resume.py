@@ -15,9 +15,9 @@ from nas.cli.shared import (
     seconds,
 )
 from nas.cli.watch import add_watching, watchers
-from nas.search.engine import Search
-from nas.search.run import Run
-from nas.search.run_retraining import stopped_retraining
+from nas.search.engine.search import Search
+from nas.search.retraining.retraining import stopped_retraining
+from nas.search.runs.run import Run
 
 
 def parser() -> ArgumentParser:

@@ -22,12 +22,13 @@ from nas.cli.shared import (
     stopping,
 )
 from nas.files import alone
-from nas.search import ranks
-from nas.search.compare import summarised, table
-from nas.search.path import Choice
-from nas.search.run import RETRAINED, Run
-from nas.search.run_retraining import RetrainConfig, RetrainResult, RunRetraining
+from nas.search.retraining.config import RetrainConfig
+from nas.search.retraining.retraining import RetrainResult, RunRetraining
+from nas.search.retraining.table import summarised, table
+from nas.search.runs.path import Choice
+from nas.search.runs.run import RETRAINED, Run
 from nas.search.tasks.task import Metric, Scores
+from nas.search.training import ranks
 
 
 def parser() -> ArgumentParser:

@@ -25,14 +25,14 @@ from nas.cli.shared import (
     stopping,
 )
 from nas.cli.watch import add_watching, watchers
-from nas.search import ranks
 from nas.search.callbacks.callback import Callback, Line
-from nas.search.config import SearchConfig
-from nas.search.engine import Search
-from nas.search.path import Point
-from nas.search.repeat import repetitions
-from nas.search.run import Run
+from nas.search.engine.repeat import repetitions
+from nas.search.engine.search import Search
+from nas.search.runs.config import SearchConfig
+from nas.search.runs.path import Point
+from nas.search.runs.run import Run
 from nas.search.tasks.task import Metric, score_trivial
+from nas.search.training import ranks
 
 NEAR = 0.95  # of a target: reached
 
@@ -68,6 +68,9 @@ def perform(options: Namespace) -> Result:
     if options.seeds == 1:
         return run_to_the_end(_begin(run, options), resume_command(run, options))
     runs = ranks.on_first(lambda: repetitions(run, options.seeds, resume=options.resume, force=options.force))
+    compute(options)  # what ranks cannot use is said now; then each is by itself
+    if options.download and ranks.size() > 1:
+        ranks.on_first(lambda: run.data(download=True) and None)
     again = "the same command and --resume"
     return search_repeatedly(
         runs, lambda each: _begin(each, options), lambda engine: run_to_the_end(engine, again), options.stable
@@ -92,7 +95,7 @@ def run_to_the_end(engine: Search, how_to_go_on: str) -> Result:
     chosen = ranks.on_first(run.choose)
     picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
     print(f"picked {_when(chosen, engine)}: {picked}")
-    if (target := run.config.target) is not None and (reached := engine.cost(chosen)) < NEAR * target:
+    if (target := run.config.target) is not None and (reached := chosen.cost(run.config.sizes_in)) < NEAR * target:
         print(
             f"the target of {target:,} {run.config.sizes_in} was not reached: what has grown has {reached:,.0f}; "
             "search longer, or with a larger supernet"
@@ -114,9 +117,10 @@ def _announce(engine: Search) -> None:
         f"seed {config.seed}"
     )
     say_compute(str(engine.compute), engine.computed)
-    steps, entry_time = config.epochs * config.steps, engine.entry_time
+    steps, growing = config.epochs * config.steps, engine.growing
+    entry_time = growing.entry_time
     if entry_time is not None:
-        print(f"the first units can wake after about {entry_time:.0f} of {steps} steps (lam = {engine.lam:.3g})")
+        print(f"the first units can wake after about {entry_time:.0f} of {steps} steps (lam = {growing.lam:.3g})")
     if entry_time is not None and entry_time >= steps:
         warnings.warn(
             "nothing can wake in so few steps: more epochs, or a shorter entry_time, would help", stacklevel=1

@@ -11,12 +11,13 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.extraction.certificate import Certificate
-from nas.search import ranks
-from nas.search.checkpoints import Stopped
-from nas.search.compute import AUTO, PRECISIONS, SINGLE, Compute
-from nas.search.config import parse_size
-from nas.search.path import Choice, Point
-from nas.search.run import Run
+from nas.search.runs.options import parse_size
+from nas.search.runs.path import Choice, Point
+from nas.search.runs.run import Run
+from nas.search.training import ranks
+from nas.search.training.checkpoints import Stopped
+from nas.search.training.compute import AUTO, PRECISIONS, SINGLE, Compute
+from nas.search.training.launch import RankError
 
 Result = dict[str, Any]  # what --json prints
 KINDS = {"int": "an integer", "float": "a number", "dict": "a mapping such as {depth: 3}", "bool": "true or false"}
@@ -132,7 +133,7 @@ def stopping(stop: Callable[[], None], how_to_go_on: str) -> Iterator[None]:
     received: list[int] = []
 
     def handle(number: int, _: object) -> None:
-        if received and ranks.size() == 1:
+        if received and not ranks.are_launched():
             raise KeyboardInterrupt
         received.append(number)
         stop()
@@ -144,7 +145,7 @@ def stopping(stop: Callable[[], None], how_to_go_on: str) -> Iterator[None]:
     except Stopped:
         code = 130 if received[:1] == [signal.SIGINT] else 143
         raise Signalled(f"stopped after writing a checkpoint; go on with {how_to_go_on}", code) from None
-    except ranks.RankError:
+    except RankError:
         before = dict.fromkeys(
             before, signal.SIG_IGN
         )  # torchrun tells those that are left to end; they do, and say why

@@ -19,9 +19,9 @@ from nas.analysis.structure import Structure, structure
 from nas.analysis.topology import LEVELS, topology
 from nas.cli.shared import CONSTANT, Result, add_choice, choice, make_run_parser, sizes
 from nas.models.compact import compact
-from nas.search.path import Point, births, deaths, kernel_history
-from nas.search.run import DRAWINGS, FILM, Run
-from nas.search.stopping import growth_is_over
+from nas.search.engine.stopping import growth_is_over
+from nas.search.runs.path import Point, births, deaths, kernel_history
+from nas.search.runs.run import DRAWINGS, FILM, Run
 
 Ages = Mapping[str, Mapping[int, int]]  # node -> unit -> epoch
 

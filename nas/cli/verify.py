@@ -6,8 +6,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.extraction.verify import verify
 from nas.cli.shared import Result, differences, make_run_parser
-from nas.search.networks import stored_compact
-from nas.search.run import COMPACT, Run
+from nas.search.runs.networks import stored_compact
+from nas.search.runs.run import COMPACT, Run
 
 
 def parser() -> ArgumentParser:

@@ -5,7 +5,7 @@ from jsonargparse import ArgumentParser, Namespace
 from nas.analysis.report.live import LiveReport
 from nas.search.callbacks.callback import Callback
 from nas.search.callbacks.loggers import LOGGERS
-from nas.search.run import REPORT
+from nas.search.runs.run import REPORT
 
 
 def add_watching(parser: ArgumentParser) -> None:

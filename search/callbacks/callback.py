@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nas.search.engine import Search
-    from nas.search.path import Point
+    from nas.search.engine.search import Search
+    from nas.search.runs.path import Point
 
 Line = Mapping[str, Any]  # of metrics.jsonl: numbers by name, "epoch" among them; None where there is no number
 
@@ -17,7 +17,7 @@ class Callback:
 
     What is told of is in the run folder already, but for the checkpoint: what a search that is killed has told since
     its last one it tells again when it goes on. A callback changes nothing of the search; its exceptions end it. Of
-    several ranks (`nas.search.ranks`) the first one tells its callbacks.
+    several ranks (`nas.search.training.ranks`) the first one tells its callbacks.
     """
 
     def on_start(self, search: Search) -> None:

@@ -12,11 +12,11 @@ import yaml
 
 from nas.files import write_json, write_text
 from nas.search.callbacks.callback import Callback, Line
-from nas.search.path import Point
-from nas.search.run import LOGGED, METRICS, TENSORBOARD, WANDB, Run
+from nas.search.runs.path import Point
+from nas.search.runs.run import LOGGED, METRICS, TENSORBOARD, WANDB, Run
 
 if TYPE_CHECKING:
-    from nas.search.engine import Search
+    from nas.search.engine.search import Search
 
 MLFLOW = "mlflow"
 

@@ -12,10 +12,10 @@ import torch
 from nas import __version__
 from nas.files import read_lines, write_text
 from nas.search.callbacks.callback import Callback
-from nas.search.run import SURROUNDINGS, Run
+from nas.search.runs.run import SURROUNDINGS, Run
 
 if TYPE_CHECKING:
-    from nas.search.engine import Search
+    from nas.search.engine.search import Search
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-image", "networkx", "safetensors")
 CPUS = Path("/proc/cpuinfo")  # where there is one

@@ -31,6 +31,7 @@ class PictureFile:
         shape: (channels, height, width) of what it is to become.
         num_bytes: of the file.
         label, noisy: as of `Picture`. What has a label is kept with 8 bits per value.
+        given: pixel values that are black and white, where the file does not say so.
     """
 
     root: Path
@@ -39,6 +40,7 @@ class PictureFile:
     num_bytes: int
     label: int | None = None
     noisy: "PictureFile | None" = None
+    given: tuple[float, float] | None = None
 
     @property
     def files(self) -> "tuple[PictureFile, ...]":
@@ -59,7 +61,7 @@ class PictureFile:
             OSError: it cannot be read.
         """
         path, channels = self.root / self.name, self.shape[0]
-        pixels = (to_tensor if self.label is None else to_bytes)(read_picture(path), channels)
+        pixels = (to_tensor if self.label is None else to_bytes)(read_picture(path, self.given), channels)
         if tuple(pixels.shape) != self.shape:
             (_, height, width), (_, expected_height, expected_width) = pixels.shape, self.shape
             raise ValueError(
@@ -77,7 +79,9 @@ class PictureFile:
 Decode = Callable[[PictureFile], Tensor]
 
 
-def find_pictures(folder: Path, root: Path, channels: int, skipped: list[str]) -> Iterator[PictureFile]:
+def find_pictures(
+    folder: Path, root: Path, channels: int, skipped: list[str], given: tuple[float, float] | None = None
+) -> Iterator[PictureFile]:
     """The picture files of a folder, which is ``root`` or below it, and of its subfolders, in the order of their names.
 
     The names of other files are added to ``skipped``.
@@ -92,7 +96,8 @@ def find_pictures(folder: Path, root: Path, channels: int, skipped: list[str]) -
         except NotAPictureError:
             skipped.append(path.name)
         else:
-            yield PictureFile(root, path.relative_to(root).as_posix(), shape, path.stat().st_size)
+            name, num_bytes = path.relative_to(root).as_posix(), path.stat().st_size
+            yield PictureFile(root, name, shape, num_bytes, given=given)
 
 
 class Files(Sequence[Picture]):

@@ -18,18 +18,22 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_picture(path: Path, given: tuple[float, float] | None = None) -> np.ndarray:
     """The pixels of a picture file, upright, to learn from: (height, width) or (height, width, 2..4).
 
     uint8 or uint16 as in the file where black is 0 and white the highest number, else float32, black 0 and white 1.
     Of several frames the first is read, with a warning.
+
+    Args:
+        path: the file.
+        given: values that are black and white, where the file does not say so.
 
     Raises:
         NotAPictureError: the file is not a picture.
         ValueError: the file is a picture, but truncated or damaged, or neither grey nor colour.
         OSError: the file is missing or cannot be read.
     """
-    sheet = read_sheet(path)
+    sheet = read_sheet(path, given=given)
     if sheet.space not in (GREY, RGB, CMYK):
         raise UnusableError(f"the picture {path} holds {sheet.colours} channels; grey and colour can be learnt from")
     if len(sheet.frames) > 1:
@@ -91,11 +95,11 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
 
 
 def to_tensor(pixels: np.ndarray, channels: int) -> Tensor:
-    """Pixels as a float32 tensor (channels, height, width) in [0, 1].
+    """Pixels as a float32 tensor (channels, height, width), black 0 and white 1.
 
     Args:
-        pixels: integers of any depth or floats in [0, 1]; (height, width) or (height, width, 1..4), where a second
-            or fourth channel (alpha) is left out.
+        pixels: integers of any depth, or floats, whose values beyond black and white (noise has them) are kept;
+            (height, width) or (height, width, 1..4), where a second or fourth channel (alpha) is left out.
         channels: 1 (colour becomes luminance) or 3 (grey is repeated).
     """
     import numpy as np
@@ -104,7 +108,7 @@ def to_tensor(pixels: np.ndarray, channels: int) -> Tensor:
     colours = split_alpha(pixels if pixels.dtype == np.float32 else util.img_as_float32(pixels))[0]
     if colours.shape[-1] == 3 and channels == 1:
         colours = color.rgb2gray(colours)[..., None]
-    return torch.from_numpy(colours).permute(2, 0, 1).clamp(0, 1).expand(channels, -1, -1).contiguous()
+    return torch.from_numpy(colours).permute(2, 0, 1).expand(channels, -1, -1).contiguous()
 
 
 def to_bytes(pixels: np.ndarray, channels: int) -> Tensor:
@@ -114,7 +118,7 @@ def to_bytes(pixels: np.ndarray, channels: int) -> Tensor:
     colours = split_alpha(pixels)[0]
     if colours.dtype == np.uint8 and colours.shape[-1] == channels:
         return torch.from_numpy(colours).permute(2, 0, 1)
-    return (to_tensor(pixels, channels) * 255).round().to(torch.uint8)
+    return (to_tensor(pixels, channels).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def to_array(picture: Tensor) -> np.ndarray:

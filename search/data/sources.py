@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from nas.registry import Registry
 from nas.search.data.dataset import Pictures, split
@@ -34,6 +35,7 @@ def load_data(
     channels: int = 1,
     val_root: Path | None = None,
     test_root: Path | None = None,
+    given: tuple[float, float] | None = None,
 ) -> Pictures:
     """The pictures of a named source.
 
@@ -43,6 +45,7 @@ def load_data(
         download: fetch a data set that is missing ("mnist", ...).
         channels: 1 for grey, 3 for colour.
         val_root, test_root: folders to validate and test on (`FOLDERS`); by default pictures of ``root`` are held out.
+        given: pixel values that are black and white in files that do not say so (`FOLDERS`).
 
     Raises:
         ValueError: unknown source, unsuitable options, or pictures that cannot be used.
@@ -50,10 +53,12 @@ def load_data(
     load = SOURCES.find(source)
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
-    roots = {name: each for name, each in (("val_root", val_root), ("test_root", test_root)) if each is not None}
-    if roots and source not in FOLDERS:
-        raise ValueError(f"--val-root and --test-root go with the data {', '.join(FOLDERS)}, not with {source!r}")
-    return load(root, download, channels, **roots)
+    options: dict[str, Any] = {"val_root": val_root, "test_root": test_root, "given": given}
+    options = {name: each for name, each in options.items() if each is not None}
+    if options and source not in FOLDERS:
+        flag = "range" if "given" in options else min(options)
+        raise ValueError(f"--{flag.replace('_', '-')} goes with the data {', '.join(FOLDERS)}, not with {source!r}")
+    return load(root, download, channels, **options)
 
 
 def pictures(channels: int = 1) -> Pictures:
@@ -68,17 +73,24 @@ def pictures(channels: int = 1) -> Pictures:
     return Pictures(load(TRAIN), load(VALIDATION), load(TEST))
 
 
-def folder(root: Path, channels: int = 1, *, val_root: Path | None = None, test_root: Path | None = None) -> Pictures:
+def folder(
+    root: Path,
+    channels: int = 1,
+    *,
+    val_root: Path | None = None,
+    test_root: Path | None = None,
+    given: tuple[float, float] | None = None,
+) -> Pictures:
     """The pictures of a folder and its subfolders, in the order of their names.
 
     Every tenth picture, counted from the fifth, is for validation and the one after it for the test (at least the
     last two pictures where there are fewer), unless these have folders of their own. Files that are not pictures are
-    skipped; a warning counts them.
+    skipped; a warning counts them. Pixel values that are black and white are ``given`` where files do not say so.
 
     Raises:
         ValueError: no such folder, too few pictures in it, or a damaged picture.
     """
-    return _from_folders(find_folder, root, channels, val_root, test_root)
+    return _from_folders(partial(find_folder, given=given), root, channels, val_root, test_root)
 
 
 def pairs(
@@ -88,16 +100,18 @@ def pairs(
     second: str = "clean",
     val_root: Path | None = None,
     test_root: Path | None = None,
+    given: tuple[float, float] | None = None,
 ) -> Pictures:
     """Pairs of the same name (but for the suffix) and size in the folders ``root/noisy`` and ``root/clean``.
 
     Args:
         second: the other folder; "noisy2" for second noisy views of what the first ones show.
+        given: as of `folder`.
 
     Raises:
         ValueError: as of `folder`; a picture without a partner, or of another size than its partner.
     """
-    return _from_folders(partial(find_pairs, second=second), root, channels, val_root, test_root)
+    return _from_folders(partial(find_pairs, second=second, given=given), root, channels, val_root, test_root)
 
 
 Finder = Callable[[Path, int], list[PictureFile]]  # (root, channels) -> all pictures below it
@@ -120,19 +134,19 @@ def _from_folders(find: Finder, root: Path, channels: int, val_root: Path | None
     return Pictures(*gather((train, validation, test), lambda files: [file.open() for file in files]))
 
 
-def find_folder(root: Path, channels: int) -> list[PictureFile]:
+def find_folder(root: Path, channels: int, given: tuple[float, float] | None = None) -> list[PictureFile]:
     """Every picture below a folder, in the order of their names."""
     if not root.is_dir():
         raise ValueError(f"there is no folder {root}")
     skipped: list[str] = []
-    found = list(find_pictures(root, root, channels, skipped))
+    found = list(find_pictures(root, root, channels, skipped, given))
     warn_of_skipped(skipped, root)
     return found
 
 
-def find_pairs(root: Path, channels: int, second: str) -> list[PictureFile]:
+def find_pairs(root: Path, channels: int, second: str, given: tuple[float, float] | None = None) -> list[PictureFile]:
     """Every pair below ``root/noisy`` and ``root/second``, by the names of the second."""
-    noisy, others = (_by_stem(find_folder(root / name, channels), root / name) for name in (NOISY, second))
+    noisy, others = (_by_stem(find_folder(root / name, channels, given), root / name) for name in (NOISY, second))
     for here, there, folder in ((noisy, others, second), (others, noisy, NOISY)):
         if alone := sorted(set(here) - set(there)):
             raise ValueError(f"{here[alone[0]].name} has no partner in {root / folder}")
@@ -161,10 +175,10 @@ def _pictures(root: Path | None, download: bool, channels: int) -> Pictures:
 
 
 def _in_folder(name: str, load: Callable[..., Pictures]) -> Source:
-    def source(root: Path | None, download: bool, channels: int, **roots: Path) -> Pictures:
+    def source(root: Path | None, download: bool, channels: int, **options: Any) -> Pictures:
         if root is None or download:
             raise ValueError(f"the data {name!r} needs --data-root FOLDER and takes no download")
-        return load(root, channels, **roots)
+        return load(root, channels, **options)
 
     return source
 
@@ -184,7 +198,7 @@ FOLDERS: dict[str, Callable[..., Pictures]] = {
     "folder": folder,
     PAIRS: pairs,
     NOISY_PAIRS: partial(pairs, second=NOISY2),
-}  # that take --val-root and --test-root
+}  # that take --val-root, --test-root and --range
 SOURCES: Registry[Source] = Registry(
     "data",
     {

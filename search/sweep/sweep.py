@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import yaml
 
-from nas.search.config import PROBLEM, ROOTS, SearchConfig, check_options, check_seed
-from nas.search.path import Point
+from nas.search.runs.config import SearchConfig
+from nas.search.runs.options import PROBLEM, ROOTS, check_options, check_seed
+from nas.search.runs.path import Point
 from nas.search.sweep.ranges import Choices, Range, filled, ranges_in
 
 Objective = Literal["score", "params", "flops", "seconds"]

@@ -14,13 +14,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from nas.files import LOCK
-from nas.search.checkpoints import EVERY
-from nas.search.engine import Search
-from nas.search.path import Point
-from nas.search.run import Run
+from nas.search.engine.search import Search
+from nas.search.runs.path import Point
+from nas.search.runs.run import Run
 from nas.search.sweep.ranges import Choices
 from nas.search.sweep.study import naming, open_study, state_of, without_password
 from nas.search.sweep.sweep import Sweep, hopeless
+from nas.search.training.checkpoints import EVERY
 from nas.steering import DeadTraining
 
 STUDY = "study.db"  # of SQLite, in the folder, by default

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from nas.search.data.batches import Batches, check_labelled, random_samples
 from nas.search.data.stack import Picture
-from nas.search.retrain import retrain
 from nas.search.tasks.task import Example, Metric, Scores, Task, check_shape, evaluate
+from nas.search.training.retrain import retrain
 
 ACCURACY = Metric("accuracy", "accuracy", "%")
 

@@ -90,6 +90,7 @@ class Inpaint(Restoration):
     observed_name = "masked"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.missing < 1:
             raise ValueError(f"missing must lie in (0, 1), got {self.missing}")
         if self.mask is not None:
@@ -168,6 +169,7 @@ class SuperResolve(Restoration):
     observed_name = "bicubic"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.scale not in (2, 3, 4):
             raise ValueError(f"scale must be 2, 3 or 4, got {self.scale}")
 

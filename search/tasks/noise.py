@@ -30,6 +30,7 @@ class Denoise(Restoration):
             them.
         peak: photons that white stands for: of their number, peak times the pixel, Poisson noise is drawn. None: no
             such noise.
+        border: as of `Restoration`.
 
     Raises:
         ValueError: an option out of range.
@@ -39,6 +40,7 @@ class Denoise(Restoration):
     peak: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for sigma in self.ends:
             if not 0 < sigma <= 255:
                 raise ValueError(f"sigma must lie in (0, 255], on the 0..255 scale, got {sigma}")
@@ -81,7 +83,7 @@ class Denoise(Restoration):
     def degraded(self, clean: Tensor, level: Tensor | float, generator: torch.Generator) -> Tensor:
         """``clean`` plus noise of one level, black 0 and white 1, or of one for each picture (..., 1, 1, 1)."""
         if self.peak is not None:
-            clean = torch.poisson(self.peak * clean, generator) / self.peak
+            clean = torch.poisson(self.peak * clean.clamp(min=0), generator) / self.peak
         return clean + level * torch.randn(clean.shape, generator=generator)
 
     def examples(self, picture: Picture, generator: torch.Generator) -> list[Example]:

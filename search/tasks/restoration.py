@@ -1,7 +1,7 @@
 """Tasks that recover a picture from a worse one: what they have in common."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -25,11 +25,23 @@ class Restoration(Task):
 
     PSNR in dB and SSIM of the output, clamped to [0, 1], both with a data range of 1. A picture that is restored
     without any error counts as 100 dB.
+
+    Args:
+        border: pixels at each side that scores leave out, >= 0, as some articles do.
+
+    Raises:
+        ValueError: an option out of range.
     """
+
+    border: int = field(default=0, kw_only=True)
 
     metrics: ClassVar[tuple[Metric, ...]] = (PSNR, SSIM)
     most_held_out = 500
     observed_name: ClassVar[str] = "noisy"  # in print and in the names of files
+
+    def __post_init__(self) -> None:
+        if not (type(self.border) is int and self.border >= 0):
+            raise ValueError(f"border must be at least 0 pixels, got {self.border}")
 
     @property
     def methods(self) -> dict[str, tuple[Method, Sequence[float]]]:
@@ -52,8 +64,15 @@ class Restoration(Task):
         )
 
     def target(self, picture: Picture) -> Tensor:
-        check_size(picture, MIN_SSIM_SIDE, f"the {MIN_SSIM_SIDE} x {MIN_SSIM_SIDE} pixels that SSIM needs")
+        beside = f" beside the border of {self.border}" if self.border else ""
+        reason = f"the {MIN_SSIM_SIDE} x {MIN_SSIM_SIDE} pixels that SSIM needs{beside}"
+        check_size(picture, MIN_SSIM_SIDE + 2 * self.border, reason)
         return picture.pixels
+
+    def scored(self, picture: Tensor) -> Tensor:
+        """(..., height, width) without the border."""
+        height, width = picture.shape[-2:]
+        return picture[..., self.border : height - self.border, self.border : width - self.border]
 
     def batches(self, pictures: Sequence[Picture], *, crop: int, batch: int, steps: int, seed: int = 0) -> Batches:
         return random_crops(pictures, self, crop=crop, batch=batch, steps=steps, seed=seed)
@@ -70,7 +89,7 @@ class Restoration(Task):
         from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
         check_shape(output, target.shape, "pictures as large as those it sees")
-        clean, other = target.numpy(), output.numpy()
+        clean, other = self.scored(target).numpy(), self.scored(output).numpy()
         equal = np.array_equal(clean, other)
         psnr = MAX_PSNR if equal else float(peak_signal_noise_ratio(clean, other, data_range=1))
         return {"psnr": psnr, "ssim": float(structural_similarity(clean, other, data_range=1, channel_axis=0))}
@@ -81,8 +100,8 @@ class Restoration(Task):
         found: list[dict[str, float | str]] = []
         for example, output in zip(examples, outputs, strict=True):
             scores, clean = self.score(output, example.target), self.clean(example.target)
-            if clean is not None and min(clean.shape[-2:]) >= WINDOW:
-                scores["published_ssim"] = published_ssim(output, clean)
+            if clean is not None and min(self.scored(clean).shape[-2:]) >= WINDOW:
+                scores["published_ssim"] = published_ssim(self.scored(output), self.scored(clean))
             found.append({"name": example.name, "condition": example.condition, **scores})
         return found
 

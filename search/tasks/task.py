@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nas.search import ranks
-from nas.search.compute import device_of
 from nas.search.data.batches import Batches
 from nas.search.data.files import Files
 from nas.search.data.stack import Picture
+from nas.search.training import ranks
+from nas.search.training.compute import device_of
 
 Scores = dict[str, float]  # key of a metric -> value
 MAX_PIXELS = 2**20  # of one batch in an evaluation
@@ -190,7 +190,7 @@ def predict(net: nn.Module, pictures: Sequence[Tensor]) -> list[Tensor]:
 
 
 def evaluate(net: nn.Module, examples: Sequence[Example], task: Task) -> Scores:
-    """Scores of a network on held-out pictures. Each of several ranks measures some of them (`nas.search.ranks`)."""
+    """Scores of a network on held-out pictures. Several ranks (`nas.search.training.ranks`) measure some each."""
 
     def measure(part: Sequence[Example]) -> list[Scores]:
         outputs = predict(net, [example.observed for example in part])

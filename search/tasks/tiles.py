@@ -10,7 +10,7 @@ from torch import Tensor
 from nas.models.dag import DagNet
 from nas.models.plan import Plan
 from nas.models.reach import grain, reach
-from nas.search.compute import device_of
+from nas.search.training.compute import device_of
 
 MEMORY = 2**28  # bytes that the states of a network may take, unless --tile says otherwise
 

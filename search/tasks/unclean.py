@@ -88,6 +88,7 @@ class NoiseToNoise(Paired, Unclean):
         return super().loss(output, target.chunk(2, dim=-3)[0])
 
     def score(self, output: Tensor, target: Tensor) -> Scores:
+        output, target = self.scored(output), self.scored(target)
         second, first = target.chunk(2, dim=-3)
         variance = (first - second).square().mean() / 2
         error = self.loss(output, target) - variance
@@ -123,6 +124,7 @@ class Recorrupted(Unclean):
     metrics = (ESTIMATE,)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Denoise(self.sigma)
         if not 0 < self.alpha < math.inf:
             raise ValueError(f"alpha must be > 0, got {self.alpha}")
@@ -153,7 +155,7 @@ class Recorrupted(Unclean):
 
     def score(self, output: Tensor, target: Tensor) -> Scores:
         variance = torch.tensor((self.sigma / 255) ** 2)
-        error = self.loss(output, target) - variance
+        error = self.loss(self.scored(output), self.scored(target)) - variance
         return {"psnr_estimate": to_db(error.clamp(min=LEAST * variance))}
 
     @property
@@ -203,8 +205,9 @@ class Neighbours(Unclean):
         return super().batches(pictures, crop=crop, batch=batch, steps=steps, seed=seed)
 
     def examples(self, picture: Picture, generator: torch.Generator) -> list[Example]:
-        check_size(picture, 2 * MIN_SSIM_SIDE, f"the {2 * MIN_SSIM_SIDE} pixels that half of its size needs")
+        least = 2 * (MIN_SSIM_SIDE + 2 * self.border)
+        check_size(picture, least, f"the {least} pixels that half of its size needs")
         return [Example(picture.name, *self.pair(picture.pixels, generator))]
 
     def score(self, output: Tensor, target: Tensor) -> Scores:
-        return {"fit": to_db(self.loss(output, target))}
+        return {"fit": to_db(self.loss(self.scored(output), self.scored(target)))}

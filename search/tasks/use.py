@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from nas.models.dag import DagNet
-from nas.search.compute import device_of
 from nas.search.data.dataset import estimate_sigma
 from nas.search.data.formats.sheet import GREY, RGB, Sheet
 from nas.search.data.formats.values import Values
@@ -23,6 +22,7 @@ from nas.search.tasks.noise import with_level
 from nas.search.tasks.restoration import Restoration, restore
 from nas.search.tasks.task import Example
 from nas.search.tasks.tiles import Tile, tiles
+from nas.search.training.compute import device_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from nas.search.config import SearchConfig
-from nas.search.path import Point
+from nas.search.runs.config import SearchConfig
+from nas.search.runs.path import Point
 
 
 def growth_is_over(points: Sequence[Point], config: SearchConfig) -> bool:

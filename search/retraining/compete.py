@@ -5,79 +5,25 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from nas.models.dag import DagNet
-from nas.models.families import HAND_MADE, describe, widest
-from nas.models.plan import OUTPUT, Plan
-from nas.models.sample import random_subnet
-from nas.search.compute import Compute, device_of
+from nas.models.plan import OUTPUT
 from nas.search.data.batches import Batches
-from nas.search.retrain import retrain
-from nas.search.tasks.task import Example, Metric, Scores, Task, evaluate, score
+from nas.search.retraining.competitors import Competitor
+from nas.search.tasks.task import Example, Scores, Task, evaluate, score
+from nas.search.training.compute import Compute, device_of
+from nas.search.training.retrain import retrain
 
 RATES = (2e-3, 5e-3, 1e-2)
-RANDOM = "random network"
 LOOKED_AT = 8  # pictures on which an output that is constant is noticed
 
 OnEpoch = Callable[[str, float], None]  # (what is trained, its mean loss), after every epoch
 Memory = dict[str, tuple[dict[str, Any], Scores] | None]  # what was trained -> its weights and scores, if it trains
-
-
-@dataclass(frozen=True)
-class Competitor:
-    """A network to compare.
-
-    Attributes:
-        title: unique among those that are compared.
-        network: the network to start from, by seed: with fresh weights, or those that were found. It is copied.
-    """
-
-    title: str
-    network: Callable[[int], DagNet]
-
-
-def fresh(plan: Plan) -> Callable[[int], DagNet]:
-    """Makes the network of a plan with weights drawn by a seed."""
-
-    def network(seed: int) -> DagNet:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return DagNet(plan)
-
-    return network
-
-
-def hand_made_networks(like: Plan, params: int, names: Sequence[str] = HAND_MADE) -> list[Competitor]:
-    """Of every family that makes sense for such inputs and outputs, the network as wide as ``params`` parameters allow.
-
-    Args:
-        like: a plan with the same input and output.
-        params: most parameters.
-        names: such as "chain3", "residual2", "separable5k7" (`nas.models.families`).
-
-    Raises:
-        ValueError: there is no such family.
-    """
-    plans = {name: widest(name, like, params) for name in names}
-    return [
-        Competitor(f"{describe(name)}, {plan.nodes[0].units} wide", fresh(plan))
-        for name, plan in plans.items()
-        if plan is not None
-    ]
-
-
-def random_networks(supernet: Plan, params: int, count: int) -> list[Competitor]:
-    """The first ``count`` random networks of a supernet with at most ``params`` parameters (`random_subnet`).
-
-    Raises:
-        ValueError: the supernet holds none of this size.
-    """
-    return [Competitor(f"random network {k}", fresh(random_subnet(supernet, params, k))) for k in range(1, count + 1)]
 
 
 @dataclass(frozen=True)
@@ -273,53 +219,3 @@ def _is_constant(net: DagNet, training: Training) -> bool:
     states = [net.states(x[None])[OUTPUT].movedim(net.unit_axis, -1).flatten(0, -2) for x in inputs]
     values = torch.cat(states)
     return bool((values == values[:1]).all())
-
-
-def random_ones(trained: Sequence[Trained]) -> list[Trained]:
-    """Those of `random_networks`."""
-    return [each for each in trained if each.title.startswith(RANDOM)]
-
-
-def summarised(trained: Sequence[Trained], key: str) -> list[Trained]:
-    """The same, but of several random networks the best and the median alone, by the mean of a test score."""
-    drawn = sorted(random_ones(trained), key=lambda each: each.mean(key), reverse=True)
-    if len(drawn) < 2:
-        return list(trained)
-    places = {"best": 0, "median": len(drawn) // 2}
-    chosen = [replace(drawn[k], title=f"{RANDOM}, {what} of {len(drawn)}") for what, k in places.items()]
-    return [*(each for each in trained if each not in drawn), *chosen]
-
-
-def rank(found: Trained, others: Sequence[Trained], key: str) -> int:
-    """1 + the number of networks that are better than ``found``, on the seeds that all were trained with."""
-    count = min((len(each.test) for each in (found, *others) if each.test), default=0)
-
-    def mean(each: Trained) -> float:
-        return replace(each, test=each.test[:count]).mean(key)
-
-    return 1 + sum(mean(each) > mean(found) for each in others)
-
-
-def table(
-    title: str, untrained: Mapping[str, Scores], trained: Sequence[Trained], metrics: Sequence[Metric]
-) -> list[str]:
-    """Lines of text: what needs no training, then the competitors: mean over the seeds; spread: best minus worst."""
-    headline, *others = metrics
-    rest = "".join(f"{metric.title:>10}" for metric in others)
-    lines = [f"{title:<46}{'parameters':>11}{'rate':>8}{headline.title:>11}{'spread':>8}{rest}"]
-    for name, scores in untrained.items():
-        cells = [f"{headline.number(scores[headline.key]):>11}", " " * 8]
-        lines.append(f"  {name:<44}{'':>19}" + "".join([*cells, *_cells(scores, others)]).rstrip())
-    for each in trained:
-        if each.rate is None:
-            lines.append(f"  {each.title:<44}{each.params:>11,}  does not train")
-            continue
-        means = {metric.key: each.mean(metric.key) for metric in metrics}
-        spread = f"{each.spread(headline.key):>8.{headline.decimals}f}" if len(each.test) > 1 else " " * 8
-        cells = [f"{each.rate:>8g}", f"{headline.number(means[headline.key]):>11}", spread]
-        lines.append(f"  {each.title:<44}{each.params:>11,}" + "".join([*cells, *_cells(means, others)]).rstrip())
-    return lines
-
-
-def _cells(scores: Scores, metrics: Sequence[Metric]) -> list[str]:
-    return [f"{metric.number(scores[metric.key]):>10}" for metric in metrics]

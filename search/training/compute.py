@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nas.search import ranks
 from nas.search.data.batches import Batches
+from nas.search.training import ranks
 
 AUTO, CPU, SINGLE, HALF = "auto", "cpu", "fp32", "fp16"
 PRECISIONS = {SINGLE: torch.float32, "bf16": torch.bfloat16, HALF: torch.float16}

@@ -7,51 +7,36 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import chain, count, islice
 from typing import Any
 
-import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR
-
-from nas import param_groups, sparse_start
-from nas.bregman import Bregman
+from nas import sparse_start
 from nas.files import alone, write_text
-from nas.models.alive_only import alive_only
-from nas.models.compact import alive_plan, compact
+from nas.models.compact import compact
 from nas.models.dag import DagNet
-from nas.models.price import prices, total
-from nas.penalised import Penalised
-from nas.penalties import scaled, strengths
-from nas.search import optimizers, ranks
+from nas.models.price import total
 from nas.search.callbacks.callback import Callback
 from nas.search.callbacks.loggers import MetricsFile
 from nas.search.callbacks.surroundings import SurroundingsFile
-from nas.search.checkpoints import EVERY, Checkpoints, State
-from nas.search.compute import Compute, device_of, on_device
-from nas.search.config import AUTO, SearchConfig
-from nas.search.data.batches import Batches
-from nas.search.front import Slimming, steps_of_slimming, without_groups
-from nas.search.loop import Snapshot, search, snapshot
-from nas.search.path import Point, points_of, save_sparse, write_points
-from nas.search.retrain import retrain
-from nas.search.run import CHECKPOINTS, CONFIG, PATH, SNAPSHOTS, Run, begun
-from nas.search.stopping import Budget, growth_is_over
-from nas.search.tasks.task import Task, evaluate
-from nas.steering import EARLIEST, LamController, calibrate
-
-TRIAL_STEPS, TRIAL_FRACTION = 200, 0.1  # of the trial that chooses lam
-HEADROOM = 1.5  # a network of the front is thinned out from one with so many times its size, if there is one
-STEERING = 16  # steps between two changes of lam
-FITS = 1000  # epochs of data between two networks of the front
-AUTO_SIZES = 1.0, 0.5, 0.25  # of the size that has grown
+from nas.search.engine.front import larger, sizes_of_front, steps_of_front
+from nas.search.engine.growing import Growing
+from nas.search.engine.slimming import FITS, Slimming
+from nas.search.engine.stopping import Budget, growth_is_over
+from nas.search.runs.config import SearchConfig
+from nas.search.runs.path import Point, front_of, points_of, save_sparse, write_points
+from nas.search.runs.run import CHECKPOINTS, CONFIG, PATH, SNAPSHOTS, Run, begun
+from nas.search.tasks.task import evaluate
+from nas.search.training import ranks
+from nas.search.training.checkpoints import EVERY, Checkpoints, State
+from nas.search.training.compute import Compute, device_of, on_device
+from nas.search.training.loop import Snapshot, snapshot
 
 
 class Search:
     """One search in its folder; iterate over it to let it run.
 
     Everything that can be wrong with the options or the data is found before the folder is touched. From then until the
-    iteration ends, or `close`, no other process may write there. Of several ranks (`nas.search.ranks`), which search
-    together, the first one writes, and tells the callbacks.
+    iteration ends, or `close`, no other process may write there. Of several ranks (`nas.search.training.ranks`), which
+    search together, the first one writes, and tells the callbacks.
 
     Args:
         run: the folder and the options; `Search.run` has those options too that the data determine.
@@ -105,8 +90,6 @@ class Search:
         device = device_of(compute.place(self.net))
         self.batches, self.compute = on_device(batches, device), replace(compute, device=str(device))
         self.computed: str | None = None
-        self.dear = {} if config.currency is None else prices(self.net.plan, config.currency)
-        self.optimizer = self._make_optimizer()
         self.points: list[Point] = []
         self.metrics: list[dict[str, Any]] = []
         self.callbacks: list[Callback] = [MetricsFile(), SurroundingsFile(), *callbacks]
@@ -115,12 +98,18 @@ class Search:
         self._slimming_state: Mapping[str, Any] | None = None
         with ExitStack() as held:
             state = self._resumed(held) if resume else None
-            self._prepare_growth(state)
-            if state is None:
-                start = self._measure(snapshot(self.found, 0), self.found)
+            self.growing = Growing(
+                self.net, config, self.task, self.batches, resumed=state is not None, on_step=self._on_step,
+                compute=self.compute,
+            )  # fmt: skip
+            if state is not None:
+                self._restore(state)
+            else:
+                found = self.growing.found
+                start = self._measure(snapshot(found, 0), found)
                 if not resume:
                     held.enter_context(ranks.by_first(begun(run, force)))
-                self._record(start, self.found)
+                self._record(start, found)
             ranks.on_first(self._start)
             held.push(self._end)
             self._held = held.pop_all()
@@ -145,82 +134,6 @@ class Search:
         for each in self.callbacks if ranks.is_first() else ():
             each.on_end(self, problem)
 
-    def _prepare_growth(self, state: State | None = None) -> None:
-        """What trains; in the given state of an earlier process, if any."""
-        config = self.run.config
-        if state is None and config.entry_time == AUTO:
-            self._calibrate()
-        self.scheduler = CosineAnnealingLR(self.optimizer, T_max=config.epochs * config.steps)
-        self._controller = None if config.target is None else self._steered_to(config.target)
-        self._growth = search(
-            self.net, self.batches, self.optimizer, self.task.loss, scheduler=self.scheduler, on_step=self._on_step,
-            compute=self.compute, coarse=config.coarse,
-        )  # fmt: skip
-        if state is not None:
-            self._restore(state)
-        else:
-            self._growth.check()
-
-    def _make_optimizer(self) -> Penalised:
-        config, scale = self.run.config, self.run.config.gate_scale
-        groups = param_groups(self.net, lam=1.0, lr=1.0, gate_lam=scale, gate_lr=scale, prices=self.dear)
-        entry_time = TRIAL_STEPS * (config.coarse + 1) if config.entry_time == AUTO else self.entry_time
-        pairs = islice(chain.from_iterable(map(self.batches, count(1))), optimizers.TRIAL_STEPS)
-        start = optimizers.Start(
-            self.net, groups, pairs, self.task.loss, config.learning_rate,
-            math.nan if entry_time is None else entry_time / (config.coarse + 1), config.second_moment,
-        )  # fmt: skip
-        return config.kind.build(start)
-
-    @property
-    def found(self) -> DagNet:
-        """The network that the search has found so far; with SplitLBI another one than it trains."""
-        return self.run.config.kind.found(self.net, self.optimizer)
-
-    @property
-    def entry_time(self) -> float | None:
-        """Steps until units of the mean price can wake; None where the optimiser knows none."""
-        config = self.run.config
-        if isinstance(config.entry_time, str):
-            return (config.coarse + 1) * self.lam / config.learning_rate
-        if config.entry_time is None and config.kind.entry_time is not None:
-            return (config.coarse + 1) * config.kind.entry_time
-        return config.entry_time
-
-    @property
-    def lam(self) -> float:
-        """Strength of the penalty on units of the mean price; on those of the first node where nodes differ."""
-        group = self.optimizer.param_groups[0]
-        return strengths(group["penalty"])[0] / self.dear.get(group["name"], 1.0)
-
-    def _steered_to(self, target: int) -> LamController:
-        """Steers lam after every few steps, so that what grows leaves room for a network of this size."""
-        currency, full = self.run.config.sizes_in, total(self.net.plan, self.run.config.sizes_in)
-        controller = LamController(
-            self.optimizer, min(HEADROOM * target, full), lambda: total(alive_plan(self.found), currency),
-            total=full, every=math.ceil(STEERING / (self.run.config.coarse + 1)), lam_max=math.inf, shrink=True,
-        )  # fmt: skip
-        self.optimizer.register_step_post_hook(lambda *_: controller.step())
-        return controller
-
-    def _calibrate(self) -> None:
-        """Choose lam by a trial (`nas.steering.calibrate`)."""
-        pairs = chain.from_iterable(map(self.batches, count(1)))
-
-        def train_step() -> None:
-            x, y = next(pairs)
-            self.optimizer.zero_grad()
-            self.task.loss(self.net(x), y).backward()
-            self.optimizer.step()
-
-        assert isinstance(self.optimizer, Bregman)
-        with alive_only(self.net):
-            calibrate(self.net, self.optimizer, train_step, steps=TRIAL_STEPS, fraction=TRIAL_FRACTION)
-        too_early = EARLIEST * self.run.config.learning_rate / self.lam
-        if too_early > 1:
-            for group in self.optimizer.param_groups:
-                group["penalty"] = scaled(group["penalty"], too_early)
-
     def __iter__(self) -> Iterator[Point]:
         """Search on to the last epoch, then make the front; each point is on disk before it is yielded.
 
@@ -230,11 +143,10 @@ class Search:
         """
         with self._held:
             while not self._is_grown():
-                found, net = next(self._growth), self.found
-                seen = found if net is self.net else snapshot(net, found.epoch, found.loss)
+                seen, net = next(self.growing)
                 yield self._record(self._measure(seen, net), net)
                 self._on_step()
-            sizes = self.sizes()
+            sizes = self._sizes()
             for k in range(len(self.front), len(sizes)):
                 budget = self._budget and self._budget.part(len(sizes) - k)
                 if budget is not None and self.front and not budget.left:
@@ -250,10 +162,7 @@ class Search:
         if self._budget is None or len(self.points) < 2:
             return False
         epoch, config = self.points[-1].seconds - self.points[-2].seconds, self.run.config
-        sizes, cost, steps = self.sizes(), max(map(self.cost, self._grown())), 0
-        for size in sizes:
-            steps += steps_of_slimming(cost, size, config)
-            cost = size
+        steps = steps_of_front(self.points, self._sizes(), config)
         front = min(steps * epoch / config.steps, self._budget.end / 2)
         return self._budget.left < epoch + front
 
@@ -273,50 +182,18 @@ class Search:
         """By the clock of the first rank."""
         return ranks.on_first(lambda: time.perf_counter() - self._began)
 
-    def sizes(self) -> list[int]:
-        """What the networks of the front may cost, the largest first; within `hours` at most what has grown.
-
-        Raises:
-            ValueError: one is larger than all that has grown.
-        """
-        chosen, largest = self.run.config.front_sizes, max(map(self.cost, self._grown()))
-        smallest = total(without_groups(self.run.blank).plan, self.run.config.sizes_in)
-        if chosen is None:
-            return [int(part * largest) for part in AUTO_SIZES if part * largest > smallest]
-        if chosen and chosen[-1] < smallest:
-            raise ValueError(
-                f"a network of {chosen[-1]:,} {self.run.config.sizes_in} was asked for, and what a search cannot "
-                f"remove has {smallest:,.0f}"
-            )
-        if self.run.config.target is not None:
-            return [min(chosen[0], int(largest))]
-        if self._budget is not None or self.front:
-            return sorted({min(size, int(largest)) for size in chosen}, reverse=True)
-        if chosen and chosen[0] > largest:
-            raise ValueError(
-                f"a network of {chosen[0]:,} {self.run.config.sizes_in} was asked for, and the largest that has grown "
-                f"has {largest:,.0f}; search longer or with a shorter entry_time, or resume it with smaller sizes"
-            )
-        return chosen
-
-    def cost(self, point: Point) -> float:
-        """Of a network, in what sizes are counted in."""
-        cost: float = getattr(point, self.run.config.sizes_in)
-        return cost
-
-    def _grown(self) -> list[Point]:
-        """The points of the search, but for its start."""
-        return [point for point in self.points[1:] if not point.snapshot.in_front]
+    def _sizes(self) -> list[int]:
+        return sizes_of_front(self.run, self.points, limited=self._budget is not None)
 
     @property
     def front(self) -> list[Point]:
         """The networks of the front, so far as they are there."""
-        return [point for point in self.points if point.snapshot.in_front]
+        return front_of(self.points)
 
     def _add_to_front(self, size: int, budget: Budget | None) -> Point:
         """Thin out a larger network, refit it, and add it to the path."""
-        epoch, larger = len(self.points), self._larger(size).snapshot.epoch
-        net = ranks.on_first(lambda: self.run.supernet(larger))
+        epoch, start = len(self.points), larger(self.points, size, self.run.config)
+        net = ranks.on_first(lambda: self.run.supernet(start.snapshot.epoch))
         self._slimming = Slimming(
             net, size, self.run.config, self.task, self.batches, FITS * epoch,
             on_fit=self._on_fit, on_step=self._on_step, compute=self.compute, budget=budget,
@@ -326,13 +203,6 @@ class Search:
         net = self._slimming.run()
         self._slimming = self._slimming_state = None
         return self._record(self._measure(snapshot(net, epoch), net), net)
-
-    def _larger(self, size: int) -> Point:
-        """The smallest network with room for one of this size: of the front, else of what has grown."""
-        grown = [point for point in self._grown() if self.cost(point) >= HEADROOM * size]
-        largest = max(self._grown(), key=self.cost)
-        best_of_equals = min(grown, key=lambda point: (self.cost(point), -point.headline), default=largest)
-        return self.front[-1] if self.front else best_of_equals
 
     def _measure(self, found: Snapshot, net: DagNet) -> Point:
         small = compact(net)
@@ -384,8 +254,7 @@ class Search:
             "seconds": self._seconds,
             "points": json.dumps([point.to_dict() for point in self.points]),
             "metrics": json.dumps(self.metrics),
-            "growth": self._growth.state_dict(),
-            "controller": None if self._controller is None else self._controller.state_dict(),
+            **self.growing.state_dict(),
             "slimming": None if self._slimming is None else self._slimming.state_dict(),
         }
 
@@ -400,8 +269,8 @@ class Search:
             "skips": len(point.snapshot.skips),
             "params": point.params,
             "flops": point.flops,
-            "lam": self.lam,
-            "lr": self.scheduler.get_last_lr()[0],
+            "lam": self.growing.lam,
+            "lr": self.growing.scheduler.get_last_lr()[0],
             "seconds": round(point.seconds, 3),
         }
 
@@ -416,32 +285,14 @@ class Search:
         if state["data"] != self.data:
             raise ValueError(f"the data of {folder} ({run.config.data}) are not those that the search began with")
         try:
-            self._growth.load_state_dict(state["growth"])
+            self.growing.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError) as problem:  # sizes or names that are not those of this network
             raise ValueError(f"the checkpoint of {folder} is of another network: {_first_line(problem)}") from None
-        if self._controller is not None:
-            self._controller.load_state_dict(state["controller"])
         self.computed = state.get("compute")
         self.points, self.metrics = points, json.loads(state["metrics"])
         self._began, self._slimming_state = time.perf_counter() - state["seconds"], state["slimming"]
         ranks.on_first(lambda: write_text(folder / CONFIG, config.to_yaml()))
         ranks.on_first(self._write_path)
-
-
-def thinned_from_dense(
-    run: Run, size: int, task: Task, batches: Batches, seed: int, compute: Compute = Compute()
-) -> DagNet:
-    """What the front does without any growth: the dense supernet, trained for as long as the search, thinned out.
-
-    Raises:
-        ValueError: the supernet is smaller than ``size``.
-        FloatingPointError: training diverged.
-    """
-    config = run.config
-    torch.manual_seed(seed)
-    net = DagNet(run.blank.plan)
-    retrain(net, batches, task.loss, epochs=config.epochs, steps=config.steps, compute=compute)
-    return compact(Slimming(net, size, config, task, batches, FITS * (config.epochs + 1), compute=compute).run())
 
 
 def _first_line(problem: Exception) -> str:

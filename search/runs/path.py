@@ -14,8 +14,9 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from nas.files import write_bytes, write_json
-from nas.search.compute import CPU, on_cpu
-from nas.search.loop import Snapshot
+from nas.models.price import Currency
+from nas.search.training.compute import CPU, on_cpu
+from nas.search.training.loop import Snapshot
 
 ROWS_SUFFIX = ".rows"
 
@@ -44,6 +45,10 @@ class Point:
     def headline(self) -> float:
         """The first of the scores."""
         return next(iter(self.scores.values()))
+
+    def cost(self, currency: Currency) -> float:
+        """Of the compact network."""
+        return self.params if currency == "params" else self.flops
 
     def to_dict(self) -> dict[str, Any]:
         snapshot = self.snapshot
@@ -150,6 +155,11 @@ def pick(points: Iterable[Point], tolerance: float) -> Point:
     points = sorted(points, key=_size)
     best = max(point.headline for point in points)
     return next(point for point in points if point.headline >= best - tolerance)
+
+
+def front_of(points: Iterable[Point]) -> list[Point]:
+    """The networks of the front on a path."""
+    return [point for point in points if point.snapshot.in_front]
 
 
 def births(points: Iterable[Point]) -> dict[str, dict[int, int]]:

@@ -33,8 +33,8 @@ from nas.penalised import Penalised
 from nas.penalties import Zero, scaled
 from nas.proximal import XRDA, ProxSGD
 from nas.registry import Registry
-from nas.search.compute import device_of
-from nas.search.loop import LossFunction
+from nas.search.training.compute import device_of
+from nas.search.training.loop import LossFunction
 from nas.split_lbi import SplitLBI
 
 TRIAL_STEPS, TRIAL_LR = 100, 2e-3  # with Adam

@@ -3,8 +3,6 @@
 import inspect
 import json
 import math
-import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,43 +12,19 @@ import yaml
 from nas.models.dag import DagNet
 from nas.models.price import CHEAPEST, Currency
 from nas.models.recipes import RECIPES
-from nas.registry import Registry
 from nas.search.data.dataset import Pictures
-from nas.search.data.sources import NOISY_PAIRS, PAIRS, SOURCES
-from nas.search.optimizers import OPTIMIZERS, Kind
-from nas.search.tasks.classification import Classify
-from nas.search.tasks.degradations import Deblur, Inpaint, SuperResolve
-from nas.search.tasks.noise import Denoise, parse_sigma
+from nas.search.data.formats.values import parse_range
+from nas.search.data.sources import SOURCES
+from nas.search.runs.learnt import TASKS, UNKNOWN, check_learnt, find_task, make_task
+from nas.search.runs.options import AUTO, NONE, ROOTS, check_options, check_seed, parse_size
+from nas.search.tasks.noise import parse_sigma
 from nas.search.tasks.task import Metric, Task
-from nas.search.tasks.unclean import Neighbours, NoiseToNoise, Paired, Recorrupted, Unclean
+from nas.search.training.optimizers import OPTIMIZERS, Kind
 from nas.steering import EARLIEST
 
-AUTO: Literal["auto"] = "auto"
-NONE = "none"
 MOST_COARSE = 99
 # options that there were not always; runs without can be read
-LATER = ("patience", "clean", "val_root", "test_root", "coarse")
-PROBLEM = ("task", "task_options", "data", "clean", "channels", "sigma")  # options that say what is to be learnt
-ROOTS = ("data_root", "val_root", "test_root")  # options that say where the pictures are
-GIVEN, UNKNOWN, DENOISE = "given", "unknown", "denoise"
-PAIRED: dict[str, type[Task]] = {PAIRS: Paired, NOISY_PAIRS: NoiseToNoise}  # what denoising is on these data
-TASKS: Registry[type[Task]] = Registry(
-    "task",
-    {"denoise": Denoise, "deblur": Deblur, "inpaint": Inpaint, "superresolve": SuperResolve, "classify": Classify},
-)
-
-
-def register_task(name: str, task: type[Task]) -> None:
-    """Let ``task`` be chosen by ``task: name``.
-
-    Args:
-        name: an identifier.
-        task: a subclass of `Task` such as `Restoration` or `Classify`, a frozen dataclass whose fields are its options.
-
-    Raises:
-        ValueError: the name is taken, or is no identifier.
-    """
-    TASKS.register(name, task)
+LATER = ("patience", "clean", "val_root", "test_root", "range", "coarse")
 
 
 @dataclass(frozen=True)
@@ -59,14 +33,16 @@ class SearchConfig:
 
     Args:
         task: what the network is to learn: denoise, deblur, inpaint, superresolve, classify.
-        task_options: options of the task, such as peak (denoise), blur and kernel (deblur), missing and mask (inpaint),
-            scale (superresolve), flip and shift (classify).
+        task_options: options of the task, such as border (all but classify), peak (denoise), blur and kernel (deblur),
+            missing and mask (inpaint), scale (superresolve), flip and shift (classify).
         data: source of pictures: pictures (ships with scikit-image), folder, pairs (folders noisy and clean),
             noisy_pairs (folders noisy and noisy2), mnist, fashion_mnist, cifar10, class_folder (pictures of one size, a
             folder for each class).
         data_root: folder of the pictures or of the data set.
         val_root: folder to validate on (folder, pairs, noisy_pairs); by default a tenth of data_root is held out.
         test_root: likewise to test on.
+        range: pixel values that are black and white in files that do not say so, such as 0:4095 (folder, pairs,
+            noisy_pairs).
         clean: given: the pictures are clean, and noise is added; none: they are noisy, and nothing else is known. Then
             sigma says how much: a number, auto (estimated), or unknown (noise is only independent between pixels).
         model: supernet: separable_autoencoder, mixed_autoencoder, conv_skip_autoencoder, skip_autoencoder, dense_mlp,
@@ -115,6 +91,7 @@ class SearchConfig:
     data_root: Path | None = None
     val_root: Path | None = None
     test_root: Path | None = None
+    range: str | None = None
     clean: Literal["given", "none"] = "given"
     model: str = "separable_autoencoder"
     model_options: dict[str, bool | int | float | list[int] | None] = field(default_factory=dict)
@@ -144,7 +121,12 @@ class SearchConfig:
     def __post_init__(self) -> None:
         TASKS.find(self.task)
         SOURCES.find(self.data)
-        self._check_learnt()
+        check_learnt(self.task, self.data, self.clean, self.sigma)
+        if isinstance(self.sigma, str) and self.sigma not in (AUTO, UNKNOWN):
+            sigma = parse_sigma(self.sigma)
+            if not isinstance(sigma, tuple):
+                object.__setattr__(self, "sigma", sigma)  # so that 25 is 25.0
+        _ = self.black_and_white
         RECIPES.find(self.model)
         for name in ("epochs", "patience", "steps", "batch", "crop", "fit", "refit"):
             value = getattr(self, name)
@@ -168,33 +150,15 @@ class SearchConfig:
             raise ValueError(f"{self.optimizer} has no exact restriction to what is alive, and takes no coarse steps")
         self._check_entry_time()
 
-    def _check_learnt(self) -> None:
-        """Task, sigma and whether there are clean pictures must go together."""
-        if self.clean not in (GIVEN, NONE):
-            raise ValueError(f"clean must be {GIVEN} or {NONE}, got {self.clean!r}")
-        if self.clean == NONE and not issubclass(self.task_class, Unclean):
-            raise ValueError(f"clean {NONE} goes with the task {DENOISE} alone, got {self.task}")
-        if self.clean == NONE and self.data in PAIRED:
-            raise ValueError(f"clean {NONE} goes with single pictures, not with the data {self.data}")
-        if self.sigma in (AUTO, UNKNOWN):
-            if self.clean != NONE:
-                raise ValueError(f"sigma {self.sigma} goes with clean {NONE}; noise is added to clean pictures")
-        elif isinstance(self.sigma, str):
-            sigma = parse_sigma(self.sigma)
-            if isinstance(sigma, tuple) and self.clean == NONE:
-                raise ValueError(f"a range of sigma needs clean pictures, got {self.sigma} with clean {NONE}")
-            if not isinstance(sigma, tuple):
-                object.__setattr__(self, "sigma", sigma)  # so that 25 is 25.0
-
     @property
     def task_class(self) -> type[Task]:
         """What is learnt: the task; of denoising that for the kind of pictures that there are."""
-        kind = TASKS.find(self.task)
-        if self.task != DENOISE or (self.clean != NONE and self.data not in PAIRED):
-            return kind
-        if self.data in PAIRED:
-            return PAIRED[self.data]
-        return Neighbours if self.sigma == UNKNOWN else Recorrupted
+        return find_task(self.task, self.data, self.clean, self.sigma)
+
+    @property
+    def black_and_white(self) -> tuple[float, float] | None:
+        """The two numbers of ``range``."""
+        return None if self.range is None else parse_range(self.range)
 
     def _check_entry_time(self) -> None:
         if self.entry_time is not None and self.kind.entry_time is None:
@@ -316,24 +280,7 @@ class SearchConfig:
         Raises:
             ValueError: unknown or missing options, options out of range, or data that do not suit the task.
         """
-        kind = self.task_class
-        parameters = inspect.signature(kind).parameters
-        given: dict[str, Any] = {} if data is None else {name: getattr(data, name) for name in kind.from_data}
-        if "sigma" in parameters:
-            given["sigma"] = self._sigma(data)
-        options = {name: parameter.default for name, parameter in parameters.items() if name not in given}
-        check_options(self.task, self.task_options, options)
-        for name, default in options.items():
-            if default is inspect.Parameter.empty and name not in self.task_options:
-                raise ValueError(f"{self.task} needs the option {name!r}")
-        return kind(**given, **self.task_options)
-
-    def _sigma(self, data: Pictures | None) -> float | tuple[float, float]:
-        """As a task takes it; estimated of the data, if it is to be."""
-        if self.sigma == AUTO:
-            assert data is not None
-            return data.sigma
-        return parse_sigma(self.sigma) if isinstance(self.sigma, str) else self.sigma
+        return make_task(self.task, self.task_class, self.task_options, self.sigma, data)
 
     def at_absolute_roots(self) -> "SearchConfig":
         """The same with `ROOTS` that hold in every working folder."""
@@ -374,28 +321,3 @@ def _as_floats(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_as_floats(each) for each in value]
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def parse_size(text: str) -> int:
-    """A number of parameters or of multiply-adds, such as 13500, 14k or 1.5M.
-
-    Raises:
-        ValueError: it is no positive number.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kM]?)\s*", text)
-    size = float(found[1]) * {"": 1, "k": 1e3, "M": 1e6}[found[2]] if found else 0.0
-    if not 1 <= size < 1e12:
-        raise ValueError(f"a size must be a positive number such as 13500, 14k or 1.5M, got {text!r}")
-    return int(size)
-
-
-def check_options(name: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ValueError if something called ``name`` is given an option that it does not know."""
-    if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"{name} has no option {unknown[0]!r}; its options are {', '.join(known) or 'none'}")
-
-
-def check_seed(seed: int) -> None:
-    """Raise ValueError unless torch's generators take the seed, and the seeds derived from it."""
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed must lie between 0 and {2**32 - 1}, got {seed}")

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nas.search.config import check_seed
-from nas.search.path import Point, pick
-from nas.search.run import Run
+from nas.search.runs.options import check_seed
+from nas.search.runs.path import Point, pick
+from nas.search.runs.run import Run
 
 
 def repetitions(run: Run, num: int, *, resume: bool = False, force: bool = False) -> list[Run]:

@@ -13,9 +13,9 @@ from torch.optim.lr_scheduler import OneCycleLR
 from nas.models.alive import active_rows, pick
 from nas.models.compact import compact
 from nas.models.dag import DagNet
-from nas.search.compute import Compute
 from nas.search.data.batches import Batches
-from nas.search.loop import Loop, LossFunction, OnStep
+from nas.search.training.compute import Compute
+from nas.search.training.loop import Loop, LossFunction, OnStep
 
 SPIKE = 5.0  # times the mean norm, to which a gradient is cut
 MEMORY = 0.98  # of that mean

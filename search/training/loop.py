@@ -16,10 +16,10 @@ from nas.models.alive_only import alive_only
 from nas.models.dag import DagNet
 from nas.penalised import Penalised
 from nas.restriction import check_restricts
-from nas.search import ranks
-from nas.search.coarse import CoarseLevel
-from nas.search.compute import Compute, device_of, on_device
 from nas.search.data.batches import Batches
+from nas.search.training import ranks
+from nas.search.training.coarse import CoarseLevel
+from nas.search.training.compute import Compute, device_of, on_device
 from nas.steering import Watchdog, check_entry_times
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -76,7 +76,7 @@ class Loop:
     """Trains a network in place and yields the epoch and its mean loss, without end.
 
     It can stop after any step and go on from its `state_dict`: bit for bit on the same CPU. It computes where the
-    network is, and within `nas.search.ranks.joined` together with other processes.
+    network is, and within `nas.search.training.ranks.joined` together with other processes.
 
     Args:
         net: any network.
@@ -86,13 +86,13 @@ class Loop:
         scheduler: stepped after every batch.
         on_step: called between two steps of an epoch; the state is complete then.
         compute: precision, and whether to compile.
-        coarse: of a `DagNet`: how many steps on what is alive follow each full step (`nas.search.coarse`), with which
-            an epoch begins.
+        coarse: of a `DagNet`: how many steps on what is alive follow each full step (`nas.search.training.coarse`),
+            with which an epoch begins.
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
         ValueError: with ``coarse`` an optimiser without exact restriction.
-        ranks.RankError: another process has ended, or has other weights or duals after an epoch.
+        RankError: another process has ended, or has other weights or duals after an epoch.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Loop:
             self._choose_level()
         self._leave_level()
         epoch, mean = self.epoch, self._mean_loss()
-        ranks.check_same(f"after epoch {epoch}", self.net.state_dict(), self.optimizer.state_dict())
+        ranks.check_same(f"after epoch {epoch}", lambda: (self.net.state_dict(), self.optimizer.state_dict()))
         self.epoch, self._losses, self._num_samples = epoch + 1, [], 0
         return epoch, mean
 
@@ -272,8 +272,8 @@ def search(
         scheduler: stepped after every batch.
         on_step: called between two steps of an epoch, where the state of what is returned is complete.
         compute: precision, and whether to compile.
-        coarse: how many steps on what is alive follow each full step (`nas.search.coarse`); an epoch begins with a full
-            one. They are never compiled.
+        coarse: how many steps on what is alive follow each full step (`nas.search.training.coarse`); an epoch begins
+            with a full one. They are never compiled.
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.

@@ -12,38 +12,26 @@ expects a gradient for each parameter in each step, whereas the parameters that 
 broadcast anew. What it gains, averaging while the backward pass goes on, is little for networks as small as these.
 """
 
-import atexit
 import hashlib
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 from torch.nn import Parameter
 
 from nas.search.data.batches import Batches
+from nas.search.training.launch import ADVICE, PATIENCE, Launch, RankError, together
 
-BEAT, LOST = 2.0, 20.0  # seconds between two signs of life, and without one until a rank counts as lost
-GRACE = 5.0  # seconds that the others wait for rank 0 to say why all end
-PATIENCE = timedelta(days=1)  # of a rank that waits for others that are alive
 LAUNCHED = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"  # what torchrun tells each process
-ADVICE = "what was written stays; go on with nas resume"
 
 A = TypeVar("A")
 B = TypeVar("B")
 Outcome = tuple[Any, Exception | None]  # what was returned, or raised
-
-
-class RankError(Exception):
-    """Another rank has ended or cannot be reached, or the ranks are no longer the same."""
 
 
 class _Ranks(NamedTuple):
@@ -53,7 +41,7 @@ class _Ranks(NamedTuple):
 
 
 _ranks = _Ranks()
-_launch: "_Launch | None" = None
+_launch: Launch | None = None
 
 
 def size() -> int:
@@ -81,19 +69,24 @@ def joined() -> Iterator[None]:
         if not all(os.environ.get(name) for name in LAUNCHED) or os.environ["WORLD_SIZE"] == "1":
             yield
             return
-        _launch = _Launch()
-    with _together():
+        _launch = Launch()
+    with together():
         cpu = dist.new_group(backend="gloo", timeout=PATIENCE)
     _ranks = _Ranks(dist.get_rank(), dist.get_world_size(), cpu)
     try:
         yield
-        with _together():
+        with together():
             dist.barrier(cpu)
         if _launch is not None:
             _launch.end()
             _launch = None
     finally:
         _ranks = _Ranks()
+
+
+def are_launched() -> bool:
+    """Whether torchrun started this process and others, within `joined`."""
+    return _launch is not None
 
 
 def speaks() -> bool:
@@ -175,10 +168,21 @@ def on_first(do: Callable[[], A]) -> A:
     if _ranks.size == 1:
         return do()
     outcome = [_outcome(do) if is_first() else (None, None)]
-    with _together():
+    with together():
         dist.broadcast_object_list(outcome, src=0, group=_ranks.cpu)
     result: A = _opened(outcome[0])
     return result
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """Within it this process works as if there were no other ranks, whatever it calls."""
+    global _ranks
+    before, _ranks = _ranks, _Ranks()
+    try:
+        yield
+    finally:
+        _ranks = before
 
 
 @contextmanager
@@ -198,16 +202,37 @@ def spread(measure: Callable[[Sequence[A]], Sequence[B]], items: Sequence[A]) ->
     return [each for outcome in outcomes for each in _opened(outcome)]
 
 
-def check_same(when: str, *states: Any) -> None:
+def spread_apart(do: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """``do`` of each item. Every rank takes as many of them, one after the other, and works by itself meanwhile (what
+    ``do`` raises is raised on that rank alone); in the end all get all results.
+
+    Args:
+        do: takes long; what it returns can be pickled.
+        items: the same on all ranks.
+    """
+    if _ranks.size == 1:
+        return [do(item) for item in items]
+    rank, size = _ranks.rank, _ranks.size
+    with by_itself():
+        own = [do(item) for item in items[rank::size]]
+    every = _gathered(own)
+    return [every[k % size][k // size] for k in range(len(items))]
+
+
+def check_same(when: str, state: Callable[[], Any]) -> None:
     """Compare all tensors in plain data between the ranks.
 
+    Args:
+        when: part of the sentence.
+        state: makes the plain data; not called where there is one process.
+
     Raises:
-        RankError: one of them differs in a bit, on any rank; ``when`` is part of the sentence.
+        RankError: one of them differs in a bit, on any rank.
     """
     if _ranks.size == 1:
         return
     digest = hashlib.sha256()
-    for part in _bytes(states):
+    for part in _bytes(state()):
         digest.update(part)
     first, *others = _gathered(digest.hexdigest())
     if different := [str(k) for k, each in enumerate(others, 1) if each != first]:
@@ -217,113 +242,26 @@ def check_same(when: str, *states: Any) -> None:
         )
 
 
-class _Launch:
-    """This process among those that torchrun started: the process group, and a thread that watches over the others.
-
-    A process that dies breaks its connections, so that on a CPU the next exchange fails at once. The thread sees the
-    rest, such as a machine that is gone, a process that no longer moves, or a GPU that waits for a dead one.
-    """
-
-    def __init__(self) -> None:
-        if torch.cuda.is_available() and (gpu := int(os.environ.get("LOCAL_RANK", 0))) < torch.cuda.device_count():
-            torch.cuda.set_device(gpu)
-        try:
-            self.store, self.rank, self.size = next(rendezvous("env://"))
-            self.store.add(self._beats(self.rank), 1)
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                store=self.store, rank=self.rank, world_size=self.size, timeout=PATIENCE,
-            )  # fmt: skip
-        except RuntimeError as problem:
-            reason = str(problem).splitlines()[0]
-            raise RankError(f"the {os.environ['WORLD_SIZE']} processes do not reach each other: {reason}") from None
-        self._ended, watch = (
-            threading.Event(),
-            threading.Thread(target=self._watch, args=[self.store.clone()], daemon=True),
-        )
-        watch.start()
-        atexit.register(self._stop, watch)
-
-    def end(self) -> None:
-        """All ranks are at their end."""
-        self._ended.set()
-        dist.destroy_process_group()
-
-    def comes_first(self) -> bool:
-        """Whether nobody else has come here; others than rank 0 wait for it a while."""
-        until = time.monotonic() + (GRACE if self.rank else 0)
-        try:
-            while time.monotonic() < until and not self.store.check(["said"]):
-                time.sleep(0.05)
-            return bool(self.store.add("said", 1) == 1)
-        except RuntimeError:  # the store has gone, with rank 0 or what started it
-            return True
-
-    def _stop(self, watch: threading.Thread) -> None:
-        """A thread that Python ends within torch would abort the process."""
-        self._ended.set()
-        watch.join(GRACE)
-
-    def _watch(self, store: Any) -> None:
-        others = [k for k in range(self.size) if k != self.rank]
-        heard = dict.fromkeys(others, (b"", time.monotonic()))
-        while not self._ended.wait(BEAT):
-            try:
-                store.add(self._beats(self.rank), 1)
-                beats = store.multi_get([self._beats(k) for k in others])
-            except RuntimeError:
-                if not self._ended.wait(BEAT):
-                    self._give_up("what started the processes")
-                return
-            now = time.monotonic()
-            for k, beat in zip(others, beats, strict=True):
-                if beat != heard[k][0]:
-                    heard[k] = beat, now
-                elif now - heard[k][1] > LOST:
-                    self._give_up(f"rank {k}")
-
-    def _give_up(self, who: str) -> None:
-        """End this process, in which the main thread may be waiting for ever."""
-        if self.comes_first():
-            os.write(2, f"\nnas: {who} has not been heard of for {LOST:.0f} s; {ADVICE}\n".encode())
-        os._exit(2)
-
-    @staticmethod
-    def _beats(rank: int) -> str:
-        return f"beats/{rank}"
-
-
-@contextmanager
-def _together() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError:  # of the backend: a connection is closed
-        raise RankError(f"another rank has ended or cannot be reached; {ADVICE}") from None
-
-
 def _all_reduce(tensor: Tensor, operation: Any) -> None:
-    with _together():
+    with together():
         dist.all_reduce(tensor, operation, group=_ranks.cpu if tensor.device.type == "cpu" else None)
 
 
 def _gathered(own: A) -> list[A]:
     """What each rank brings."""
     every = [own] * _ranks.size
-    with _together():
+    with together():
         dist.all_gather_object(every, own, group=_ranks.cpu)
     return every
 
 
 def _outcome(do: Callable[[], Any]) -> Outcome:
     """What it returns or raises; it may use all that is here, without the other ranks."""
-    global _ranks
-    before, _ranks = _ranks, _ranks._replace(size=1)
     try:
-        return do(), None
+        with by_itself():
+            return do(), None
     except Exception as problem:
         return None, problem
-    finally:
-        _ranks = before
 
 
 def _opened(outcome: Outcome) -> Any:

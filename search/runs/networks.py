@@ -10,8 +10,8 @@ from nas.files import replacing_folder, write_json
 from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.models.store import fingerprint, load
-from nas.search.path import Choice
-from nas.search.run import COMPACT, RETRAINED, SNAPSHOTS, Run
+from nas.search.runs.path import Choice
+from nas.search.runs.run import COMPACT, RETRAINED, SNAPSHOTS, Run
 
 CERTIFICATE, RESULT = "certificate.json", "result.json"  # beside the network, in the folder of each
 

@@ -10,7 +10,7 @@ checkpoints/       to go on from, bit for bit
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,14 +21,14 @@ from torch import Tensor
 
 from nas.files import LOCK, alone, is_tidy, remove, write_text
 from nas.models.dag import DagNet
-from nas.search import ranks
-from nas.search.config import SearchConfig
 from nas.search.data.batches import Batches, ahead, in_rows
 from nas.search.data.dataset import Pictures
 from nas.search.data.files import Files
 from nas.search.data.sources import load_data
-from nas.search.path import Choice, Point, load_sparse, read_points
+from nas.search.runs.config import SearchConfig
+from nas.search.runs.path import Choice, Point, front_of, load_sparse, read_points
 from nas.search.tasks.task import Example, Task, held_out
+from nas.search.training import ranks
 
 CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINTS = (
     "config.yaml", "metrics.jsonl", "path.json", "path", "checkpoints"
@@ -92,11 +92,7 @@ class Run:
 
     def front(self) -> list[Point]:
         """The networks of the front, so far as they are there."""
-        return self._front_of(self.points())
-
-    @staticmethod
-    def _front_of(points: Sequence[Point]) -> list[Point]:
-        return [point for point in points if point.snapshot.in_front]
+        return front_of(self.points())
 
     def choose(self, choice: Choice = Choice()) -> Point:
         """The point that is meant: of the front, if there is one, unless an epoch is chosen; else of the path.
@@ -105,7 +101,7 @@ class Run:
             ValueError: there is none such.
         """
         points = self.points()
-        front = self._front_of(points)
+        front = front_of(points)
         return choice.of(points if choice.epoch is not None or not front else front, self.config.tolerance)
 
     def supernet(self, epoch: int) -> DagNet:
@@ -123,7 +119,7 @@ class Run:
         config = self.config
         return load_data(
             config.data, root=config.data_root, download=download, channels=config.channels,
-            val_root=config.val_root, test_root=config.test_root,
+            val_root=config.val_root, test_root=config.test_root, given=config.black_and_white,
         )  # fmt: skip
 
     def task(self, data: Pictures) -> Task:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from nas.files import remove, write_bytes
-from nas.search import ranks
-from nas.search.compute import CPU, on_cpu
+from nas.search.training import ranks
+from nas.search.training.compute import CPU, on_cpu
 
 State = dict[str, Any]  # plain data and tensors
 EVERY = 60.0  # seconds
@@ -28,8 +28,8 @@ class Stopped(Exception):
 class Checkpoints:
     """The newest states of a run, one file each: NUMBER-DIGEST.pt, where DIGEST begins the SHA-256 of its bytes.
 
-    All tensors in them are on the CPU, wherever they were. Of several ranks (`nas.search.ranks`) the first one writes
-    and reads; all save, stop and go on together, whichever of them is asked to.
+    All tensors in them are on the CPU, wherever they were. Of several ranks (`nas.search.training.ranks`) the first
+    one writes and reads; all save, stop and go on together, whichever of them is asked to.
 
     Args:
         folder: made with the first file.

@@ -1,0 +1,1 @@
+"""Runs: what determines a search, and what its folder holds."""
