@@ -24,7 +24,7 @@ from nas.models import conv_skip_autoencoder, mixed_autoencoder, separable_autoe
 from nas.search import Run, SearchConfig
 from nas.search.runs.path import Point
 from nas.search.training.loop import Snapshot
-from tests.browser import PROGRAM, chromium
+from tests.browser import PROGRAM, chromium, visit
 
 EVIL = "<script>document.title='run'; alert(1)"
 OPTIONS = [
@@ -386,27 +386,27 @@ def test_in_a_browser(place, copied, tmp_path):
         events: document.getElementById("events").textContent,
         slider: Number(document.getElementById("epoch").value),
     }))()"""
-    with chromium(tmp_path / "profile") as page:
-        page.open(tmp_path / "page.html")
+    with chromium() as (page, complaints, requests):
+        visit(page, tmp_path / "page.html")
         assert "recommended" in page.evaluate(state)["text"]
         page.evaluate("document.getElementById('epoch').focus()")
-        page.press("Home")
+        page.keyboard.press("Home")
         first = page.evaluate(state)
         assert (first["text"], first["slider"], first["events"]) == ("epoch 0", 0, "the start")
-        page.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
         second = page.evaluate(state)
         assert second["text"] == "epoch 1" and second["marks"] != first["marks"]
-        page.press("End")
+        page.keyboard.press("End")
         last = page.evaluate(state)
         assert last["text"].startswith("front: network 6")
         assert (last["units"], last["count"]) != (first["units"], first["count"])
 
         page.evaluate("document.querySelector('#front-chart .main').focus()")
-        page.press("Enter")
+        page.keyboard.press("Enter")
         smallest = page.evaluate("data.front[0].epoch")
         assert page.evaluate(state)["text"].startswith(f"front: network {smallest}")
         page.evaluate("document.querySelector('#test-chart .main').focus()")
-        page.press("Enter")
+        page.keyboard.press("Enter")
         extracted = page.evaluate("data.extracted")
         assert page.evaluate(state)["text"] == f"front: network {extracted}, recommended"
         page.evaluate("document.querySelector('[data-show=\"whole\"]').click()")
@@ -428,14 +428,14 @@ def test_in_a_browser(place, copied, tmp_path):
         assert "scale(3)" in after and after != before
         assert "<script>" in page.evaluate("document.querySelector('h1').textContent")
         for width, dark in ((400, False), (1280, True)):
-            page.open(tmp_path / "page.html", width=width, dark=dark)
+            visit(page, tmp_path / "page.html", width=width, dark=dark)
             wide = page.evaluate("document.documentElement.scrollWidth")
             assert wide <= width
-        page.open(tmp_path / "both.html", width=400)
+        visit(page, tmp_path / "both.html", width=400)
         assert page.evaluate("document.querySelectorAll('#fronts circle').length") == 4
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         (copied / "path.json").unlink()
         write_report([Run.open(copied)], tmp_path / "empty.html")
-        page.open(tmp_path / "empty.html")
+        visit(page, tmp_path / "empty.html")
         assert "no search path" in page.evaluate("document.body.textContent")
-        assert page.complaints == [] and page.requests == []
+        assert complaints == [] and requests == []
