@@ -7,10 +7,10 @@ from itertools import combinations
 from typing import Any
 
 import yaml
+from torch import nn
 
 from nas.analysis.structure import similarity
 from nas.analysis.topology import topology
-from nas.models.dag import DagNet
 from nas.search.engine.stopping import growth_is_over
 from nas.search.runs.config import SearchConfig
 from nas.search.runs.networks import RESULT, load_retrained
@@ -54,7 +54,7 @@ class Outcome:
     seconds: float
 
     @property
-    def network(self) -> DagNet:
+    def network(self) -> nn.Module:
         """The recommended one, as it was searched."""
         return self.run.supernet(self.recommended.snapshot.epoch)
 
@@ -160,7 +160,7 @@ def mean_front(outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
     ]
 
 
-def similarities(nets: Sequence[DagNet]) -> list[list[float]]:
+def similarities(nets: Sequence[nn.Module]) -> list[list[float]]:
     """How alike networks are, each to each (`nas.analysis.similarity` of nodes); the diagonal is 1."""
     graphs = [topology(net) for net in nets]
     matrix = [[1.0] * len(graphs) for _ in graphs]

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from torch import nn
+
 from nas.models.dag import DagNet
 from nas.models.plan import DEPTHWISE, INPUT, MAX_SIZE, OUTPUT, POINTWISE, Edge, Node, Plan, Skip
 from nas.registry import Registry
@@ -367,18 +369,18 @@ RECIPES: Registry[Callable[..., DagNet]] = Registry(
 )
 
 
-def register_recipe(name: str, recipe: Callable[..., DagNet]) -> None:
+def register_recipe(name: str, recipe: Callable[..., nn.Module]) -> None:
     """Let ``recipe`` be chosen by ``model: name``.
 
     Args:
         name: an identifier.
-        recipe: makes a `DagNet` from the number of channels and keyword-only options with defaults. Where one is
+        recipe: makes a `DagNet`, or a module that can be traced, from the number of channels and options. Where one is
             named ``outputs``, a task with classes fills in their number.
 
     Raises:
         ValueError: the name is taken, or is no identifier.
     """
-    RECIPES.register(name, recipe)
+    RECIPES.register(name, recipe)  # type: ignore[arg-type]  # of a user's: any module; ours are all plans
 
 
 def _chain(

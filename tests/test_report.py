@@ -351,7 +351,7 @@ def test_filters_are_shown_over_the_pixels():
 @pytest.mark.parametrize("recipe", [conv_skip_autoencoder, mixed_autoencoder, separable_autoencoder])
 def test_the_whole_supernet_is_drawn(recipe):
     net = recipe(depth=3)
-    graph = whole_graph(net.plan)
+    graph = whole_graph(net)
     assert list(graph) == list(net.plan.units)
     assert all(data["alive"] == data["total"] for _, data in graph.nodes(data=True))
 

@@ -9,6 +9,8 @@ import yaml
 from nas.analysis.agreement import agreement
 from nas.analysis.report.front import tested
 from nas.analysis.runs import differing_options, similarities
+from nas.models.dag import DagNet
+from nas.models.network import alike, widths
 from nas.search.runs.path import Point
 from nas.search.runs.run import Run
 
@@ -65,25 +67,26 @@ def agreed(runs: Sequence[Run], chosen: Sequence[Point]) -> dict[str, Any]:
     """
     if len(runs) < 2:
         raise ValueError("Fewer than two of the runs can be read.")
-    plan = runs[0].blank.plan
-    if any(run.blank.plan != plan for run in runs):
+    first, *others = (run.blank for run in runs)
+    if not all(alike(first, other) for other in others):
         raise ValueError("The runs have different supernets, so that their topologies cannot be laid over each other.")
-    found = agreement(plan, chosen)
-    edges = {(edge.key, node.name): edge for node in plan.nodes for edge in node.edges}
+    found, sizes = agreement(first, chosen), widths(first)
+    nodes = first.plan.nodes if isinstance(first, DagNet) else ()
+    edges = {(edge.key, node.name): edge for node in nodes for edge in node.edges}
     operations = {
         f"{edges[arc].source} to {arc[1]}: {edges[arc].operation}"
         + ("" if edges[arc].kernel is None else f" {side}x{side}"): sides.count(side)
         for arc, sides in found.kernels.items()
         for side in sorted(set(sides) - {0})
     }
-    alike = similarities([run.supernet(each.snapshot.epoch) for run, each in zip(runs, chosen, strict=True)])
-    pairs = [alike[a][b] for a in range(len(runs)) for b in range(a)]
+    similar = similarities([run.supernet(each.snapshot.epoch) for run, each in zip(runs, chosen, strict=True)])
+    pairs = [similar[a][b] for a in range(len(runs)) for b in range(a)]
     return {
         "runs": len(runs),
         "skips": _most_chosen({" to ".join(arc): sum(each) for arc, each in found.skips.items()}),
         "operations": _most_chosen(operations),
         "units": [
-            {"node": name, "least": min(each), "median": median_low(each), "most": max(each), "all": plan.units[name]}
+            {"node": name, "least": min(each), "median": median_low(each), "most": max(each), "all": sizes[name]}
             for name, each in found.units.items()
         ],
         "similarity": sum(pairs) / len(pairs),

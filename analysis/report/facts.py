@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from torch import nn
+
 from nas.analysis.cost import cost
 from nas.analysis.extraction.changes import NodeChanges, describe_changes
 from nas.analysis.report.front import read_json
-from nas.models.dag import DagNet
 from nas.search.callbacks.surroundings import read_surroundings
 from nas.search.runs.config import SearchConfig
 from nas.search.runs.run import COMPACT, Run
@@ -62,7 +63,7 @@ def _timing(timed: dict[str, Any]) -> dict[str, Any]:
             "speed_up": float(timed["speed_up"])}  # fmt: skip
 
 
-def costs(net: DagNet, small: DagNet) -> list[dict[str, Any]]:
+def costs(net: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
     """Parameters, floating point operations and bytes of a supernet and of a compact network, with their ratio."""
     whole, compact = asdict(cost(net)), asdict(cost(small))
     titles = {"params": "parameters", "flops": "FLOPs (256 x 256 pixels, or a vector)", "bytes": "bytes of the weights"}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.analysis.latency import milliseconds
-from nas.models.compact import compact
+from nas.models.network import compacted
 from nas.search.runs.path import Point
 from nas.search.runs.run import RETRAINED, Run
 
@@ -31,7 +31,7 @@ def _row(run: Run, point: Point, recommended: int) -> dict[str, Any]:
         "epoch": point.snapshot.epoch,
         "params": point.params,
         "flops": point.flops,
-        "milliseconds": milliseconds(compact(run.supernet(point.snapshot.epoch)), side=SIDE, calls=5),
+        "milliseconds": milliseconds(compacted(run.supernet(point.snapshot.epoch)), side=SIDE, calls=5),
         "score": point.headline,
         "scores": point.scores,
         "recommended": point.snapshot.epoch == recommended,

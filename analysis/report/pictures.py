@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas.analysis.report.front import tested
 from nas.analysis.report.pixels import png_uri
-from nas.models.compact import compact
-from nas.models.dag import DagNet
-from nas.models.store import load
+from nas.models.network import alike, compacted, load_like
 from nas.search.data.dataset import Pictures
 from nas.search.data.images import to_array
 from nas.search.runs.run import COMPACT, RETRAINED, Run
@@ -25,7 +23,7 @@ MOST_MISTAKES, MOST_CLASSIFIED, MOST_CLASSES = 24, 2000, 50
 BATCH = 64
 
 
-def final_network(run: Run) -> tuple[str, DagNet]:
+def final_network(run: Run) -> tuple[str, nn.Module]:
     """The network that a run ends with, and what it is: retrained, if it is, else as the search left it.
 
     Raises:
@@ -33,11 +31,11 @@ def final_network(run: Run) -> tuple[str, DagNet]:
     """
     extracted, retrained = run.folder / COMPACT, run.folder / RETRAINED
     if retrained.is_dir():
-        net = load(retrained)
-        if not extracted.is_dir() or load(extracted).plan == net.plan:
+        net = load_like(run.blank, retrained)
+        if not extracted.is_dir() or alike(load_like(run.blank, extracted), net):
             return "the retrained network", net
     epoch = run.choose().snapshot.epoch
-    return f"the network of epoch {epoch}, as the search left it", compact(run.supernet(epoch))
+    return f"the network of epoch {epoch}, as the search left it", compacted(run.supernet(epoch))
 
 
 def held_out_pictures(run: Run, data: Pictures) -> dict[str, Any]:
@@ -66,7 +64,7 @@ def _strengths(run: Run) -> dict[str, float]:
 
 
 def restored(
-    net: DagNet, test: Sequence[Example], task: Restoration, strengths: Mapping[str, float] | None = None
+    net: nn.Module, test: Sequence[Example], task: Restoration, strengths: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
     """The first pictures, restored by the network and by classical methods.
 
@@ -130,7 +128,7 @@ def _detail(picture: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def classified(net: DagNet, test: Sequence[Example], task: Classify) -> dict[str, Any]:
+def classified(net: nn.Module, test: Sequence[Example], task: Classify) -> dict[str, Any]:
     """A confusion matrix and the mistakes of which the network is surest.
 
     Returns:

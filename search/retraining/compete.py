@@ -10,13 +10,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from nas.models.dag import DagNet
 from nas.models.plan import OUTPUT
 from nas.search.data.batches import Batches
 from nas.search.retraining.competitors import Competitor
 from nas.search.tasks.task import Example, Scores, Task, evaluate, score
-from nas.search.training.compute import Compute, device_of
+from nas.search.training.compute import Compute, device_of, evaluating
 from nas.search.training.retrain import retrain
 
 RATES = (2e-3, 5e-3, 1e-2)
@@ -106,7 +107,7 @@ class Trained:
     validation: tuple[Scores, ...]
     test: tuple[Scores, ...]
     seconds: float
-    network: DagNet | None = field(default=None, repr=False, compare=False)
+    network: nn.Module | None = field(default=None, repr=False, compare=False)
 
     def mean(self, key: str) -> float:
         """Of a test score over the seeds; -inf if the network does not train."""
@@ -161,7 +162,7 @@ def compete(
     params = sum(p.numel() for p in start.parameters())
     memory = {} if memory is None else memory
 
-    def trained(net: DagNet, rate: float, seed: int) -> tuple[DagNet, Scores] | None:
+    def trained(net: nn.Module, rate: float, seed: int) -> tuple[nn.Module, Scores] | None:
         what, net = f"{competitor.title}, rate {rate:g}, seed {seed}", copy.deepcopy(net)
         if what not in memory:
             result = _trained(net, rate, seed, training, lambda loss: on_epoch(what, loss))
@@ -184,8 +185,8 @@ def compete(
 
 
 def _trained(
-    net: DagNet, rate: float, seed: int, training: Training, on_epoch: Callable[[float], None]
-) -> tuple[DagNet, Scores] | None:
+    net: nn.Module, rate: float, seed: int, training: Training, on_epoch: Callable[[float], None]
+) -> tuple[nn.Module, Scores] | None:
     """The network, trained in place, and its validation scores; None if it does not train."""
 
     def validate() -> float:
@@ -213,9 +214,17 @@ def _trained(
 
 
 @torch.no_grad()
-def _is_constant(net: DagNet, training: Training) -> bool:
+def _is_constant(net: nn.Module, training: Training) -> bool:
     """Whether what the network computes is the same everywhere: all its rectifiers are dead."""
     inputs = [example.observed.to(device_of(net)) for example in training.validation[:LOOKED_AT]]
-    states = [net.states(x[None])[OUTPUT].movedim(net.unit_axis, -1).flatten(0, -2) for x in inputs]
-    values = torch.cat(states)
+    with evaluating(net):
+        values = torch.cat([_computed(net, x[None]) for x in inputs])
     return bool((values == values[:1]).all())
+
+
+def _computed(net: nn.Module, x: Tensor) -> Tensor:
+    """What a network puts out, of a `DagNet` before it is added to the input; of shape (positions, channels)."""
+    if isinstance(net, DagNet):
+        return net.states(x)[OUTPUT].movedim(net.unit_axis, -1).flatten(0, -2)
+    output: Tensor = net(x)
+    return output.movedim(1, -1).flatten(0, -2)

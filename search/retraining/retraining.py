@@ -4,15 +4,19 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from nas.files import replacing_folder
 from nas.models.dag import DagNet
+from nas.models.network import alike, num_params, renewed
 from nas.models.store import fingerprint
 from nas.search.engine.slimming import thinned_from_dense
 from nas.search.retraining.compete import Memory, OnEpoch, Trained, compete
-from nas.search.retraining.competitors import Competitor, fresh, hand_made_networks, random_networks
+from nas.search.retraining.competitors import Competitor, hand_made_networks, plan_like, random_networks
 from nas.search.retraining.config import RetrainConfig
 from nas.search.runs.networks import RESULT, load_compact, load_retrained, read_record, save
 from nas.search.runs.path import Choice
@@ -164,7 +168,7 @@ class RunRetraining:
             self.checkpoints.clear()
             raise FloatingPointError(f"{problem}; nothing was written") from None
 
-    def _alone(self, on_epoch: OnEpoch) -> DagNet:
+    def _alone(self, on_epoch: OnEpoch) -> nn.Module:
         """The network, trained; it ends with its best weights."""
         training, metric, net = self.training, self.training.task.metrics[0], self._start(self.config.seed)
         what = TITLE
@@ -199,7 +203,7 @@ class RunRetraining:
         retraining.run()
         return net
 
-    def _beside_others(self, on_epoch: OnEpoch) -> tuple[DagNet, tuple[Trained, ...]]:
+    def _beside_others(self, on_epoch: OnEpoch) -> tuple[nn.Module, tuple[Trained, ...]]:
         """The found network as trained with the first seed, and what became of it and of each of the others."""
         memory: Memory = self._state.get("memory", {})
 
@@ -215,27 +219,30 @@ class RunRetraining:
 
     def _others(self) -> list[Competitor]:
         """What is trained beside the found network."""
-        supernet, params, training = self.run.blank.plan, self.found.plan.num_params, self.training
+        supernet, params, training = self.run.blank, num_params(self.found), self.training
 
-        def thinned(seed: int) -> DagNet:
+        def thinned(seed: int) -> nn.Module:
             batches = training.batches(seed)
             return thinned_from_dense(self.run, params, training.task, batches, seed, training.compute)
 
+        like = plan_like(supernet)
         others = [
-            *hand_made_networks(supernet, params, self.config.families),
-            Competitor("the supernet, dense", fresh(supernet)),
+            *(() if like is None else hand_made_networks(like, params, self.config.families)),
+            Competitor("the supernet, dense", partial(renewed, supernet)),
             Competitor("thinned out from it", thinned),
         ]
         try:
-            others += random_networks(supernet, params, self.config.random)
+            if not isinstance(supernet, DagNet):
+                raise ValueError("there are no random networks of a supernet that is no plan; they are left out")
+            others += random_networks(supernet.plan, params, self.config.random)
         except ValueError as problem:
             warnings.warn(str(problem), stacklevel=1)
         return others
 
-    def _start(self, seed: int) -> DagNet:
+    def _start(self, seed: int) -> nn.Module:
         """The network to start from: with the weights that were found, unless the options say otherwise."""
         if self.config.from_scratch:
-            return fresh(self.found.plan)(seed)
+            return renewed(self.found, seed)
         if self.config.rewind_epoch is not None:
             found, early = read_record(self.run).epoch, self.config.rewind_epoch
             return rewound(self.run.supernet(found), self.run.supernet(early), seed=seed)
@@ -268,7 +275,7 @@ class RunRetraining:
             "by_condition": {name: scores[key] for name, scores in separate.items()},
             "pictures": task.by_picture(test, outputs) if isinstance(task, Restoration) else [],
             "compared": [each.to_dict() for each in self.compared],
-            "params": net.plan.num_params,
+            "params": num_params(net),
             "from_scratch": self.config.from_scratch,
             "sha256": fingerprint(net),
             "kept": better is not None,
@@ -299,7 +306,7 @@ class RunRetraining:
             earlier = float(result["validation"])
         except (ValueError, KeyError, TypeError, OSError):
             return None
-        same = net.plan == self.found.plan and result.get("data") == self.data.fingerprint()
+        same = alike(net, self.found) and result.get("data") == self.data.fingerprint()
         return earlier if same and earlier > validation else None
 
 
