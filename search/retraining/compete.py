@@ -18,6 +18,7 @@ from nas.search.data.batches import Batches
 from nas.search.retraining.competitors import Competitor
 from nas.search.tasks.task import Example, Scores, Task, evaluate, score
 from nas.search.training.compute import Compute, device_of, evaluating
+from nas.search.training.loop import OnStep
 from nas.search.training.retrain import retrain
 
 RATES = (2e-3, 5e-3, 1e-2)
@@ -43,6 +44,7 @@ class Training:
         every: epochs between two looks at the validation pictures; a training ends with its best weights.
         patience: stop after so many looks without a new best; never by default.
         compute: where and how every competitor is trained.
+        on_step: called between two steps of every training.
 
     Raises:
         ValueError: no seed, or a rate that is not > 0.
@@ -59,6 +61,7 @@ class Training:
     every: int = 5
     patience: int | None = None
     compute: Compute = Compute()
+    on_step: OnStep = lambda: None
 
     def __post_init__(self) -> None:
         if not self.seeds:
@@ -201,6 +204,7 @@ def _trained(
             steps=training.steps,
             lr=rate,
             on_epoch=lambda epoch, loss: on_epoch(loss),
+            on_step=training.on_step,
             on_setback=lambda problem: None,
             validate=validate,
             every=training.every,

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -206,24 +206,22 @@ class RunRetraining:
     def _beside_others(self, on_epoch: OnEpoch) -> tuple[nn.Module, tuple[Trained, ...]]:
         """The found network as trained with the first seed, and what became of it and of each of the others."""
         memory: Memory = self._state.get("memory", {})
-
-        def progress(what: str, loss: float) -> None:
-            on_epoch(what, loss)
-            self._keep(lambda: {"memory": memory})
-
+        self.training = replace(self.training, on_step=lambda: self._keep(lambda: {"memory": memory}))
         found, *others = self.competitors
-        first = compete(found, self.training, progress, memory)
+        first = compete(found, self.training, on_epoch, memory)
         if first.network is None:
             raise FloatingPointError("the found network does not train at any of the rates; use a smaller lr")
-        return first.network, (first, *(compete(each, self.training, progress, memory) for each in others))
+        return first.network, (first, *(compete(each, self.training, on_epoch, memory) for each in others))
 
     def _others(self) -> list[Competitor]:
         """What is trained beside the found network."""
-        supernet, params, training = self.run.blank, num_params(self.found), self.training
+        supernet, params = self.run.blank, num_params(self.found)
 
         def thinned(seed: int) -> nn.Module:
-            batches = training.batches(seed)
-            return thinned_from_dense(self.run, params, training.task, batches, seed, training.compute)
+            training = self.training
+            return thinned_from_dense(
+                self.run, params, training.task, training.batches(seed), seed, training.compute, training.on_step
+            )
 
         like = plan_like(supernet)
         others = [
