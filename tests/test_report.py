@@ -21,6 +21,7 @@ from nas.analysis.report.pictures import held_out_pictures
 from nas.analysis.report.pixels import tiles
 from nas.cli import main
 from nas.models import conv_skip_autoencoder, mixed_autoencoder, separable_autoencoder
+from nas.models.families import hand_made
 from nas.search import Run, SearchConfig
 from nas.search.runs.path import Point
 from nas.search.training.loop import Snapshot
@@ -374,6 +375,15 @@ def test_frames_name_what_came_and_went(place):
     assert all(frame.units["in"] == 4 for frame in found)
 
 
+def compare_with_a_chain(folder):
+    """As nas retrain --compare leaves it."""
+    file = folder / "retrained" / "result.json"
+    result, plan = json.loads(file.read_text()), hand_made("chain1", Run.open(folder).blank.plan, 3)
+    found = {"title": "retrained network", "params": 300, "mean": 21.0, "spread": 0.1}
+    chain = {"title": "chain", "params": plan.num_params, "mean": 20.5, "spread": 0.2, "plan": plan.to_dict()}
+    file.write_text(json.dumps({**result, "compared": [found, chain]}))
+
+
 @pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
 def test_in_a_browser(place, copied, tmp_path):
     write_report([Run.open(place / EVIL)], tmp_path / "page.html")
@@ -434,6 +444,14 @@ def test_in_a_browser(place, copied, tmp_path):
         visit(page, tmp_path / "both.html", width=400)
         assert page.evaluate("document.querySelectorAll('#fronts circle').length") == 4
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        compare_with_a_chain(copied)
+        write_report([Run.open(copied)], tmp_path / "compared.html")
+        visit(page, tmp_path / "compared.html")
+        drawn, dots = page.locator(".other"), page.locator("#test-chart circle[role=button]")
+        assert (drawn.count(), dots.count(), drawn.is_visible()) == (1, 2, False)
+        dots.last.focus()
+        page.keyboard.press("Enter")
+        assert drawn.is_visible() and "n1" in drawn.text_content()
         (copied / "path.json").unlink()
         write_report([Run.open(copied)], tmp_path / "empty.html")
         visit(page, tmp_path / "empty.html")

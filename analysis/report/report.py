@@ -105,7 +105,7 @@ def one_run(run: Run, *, live: bool = False) -> Section:
         "curves": _section(lambda: curves(run, searched)),
         "front": front.get("rows", []),
         "path": [[point.snapshot.epoch, point.params, point.headline] for point in searched],
-        "test": test,
+        "test": _without_drawings(test),
         "extracted": certificate.get("epoch"),
     }
     return {
@@ -121,6 +121,12 @@ def one_run(run: Run, *, live: bool = False) -> Section:
         "costs": _section(lambda: {"rows": facts.costs(run.blank, _compact(run, chosen))}),
         "data": shown,
     }
+
+
+def _without_drawings(test: Section) -> Section:
+    """`tested` for the charts; the drawings stand in the page."""
+    networks = [{**each, "svg": None, "drawn": each["svg"] is not None} for each in test.get("networks", [])]
+    return {**test, "networks": networks} if networks else test
 
 
 def several_runs(runs: Sequence[Run]) -> Section:

@@ -122,8 +122,10 @@ class Trained:
         return max(values) - min(values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a JSON file, with mean and spread of the first score; these are None without one."""
+        """Plain data for a JSON file, with mean and spread of the first score (these are None without one), and the
+        plan of a network that has one."""
         key = next(iter(self.test[0])) if self.test else None
+        plan = {"plan": self.network.plan.to_dict()} if isinstance(self.network, DagNet) else {}
         return {
             "title": self.title,
             "params": self.params,
@@ -133,6 +135,7 @@ class Trained:
             "validation": list(self.validation),
             "test": list(self.test),
             "seconds": round(self.seconds, 1),
+            **plan,
         }
 
     @classmethod
