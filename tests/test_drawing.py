@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from nas.analysis import draw, topology
-from nas.analysis.drawing.draw import to_dot
+from nas.analysis.drawing.draw import _places, _titles, to_dot
 from nas.analysis.drawing.layout import (
     BOX_FONT,
     BOX_HEIGHT,
@@ -155,6 +155,12 @@ def test_drawings_show_every_node_operation_and_gate(tmp_path, engine):
         assert Image.open(tmp_path / "graph.png").getcolors(10_000) is not None
         draw(topology(small_net(), level), tmp_path / "graph.pdf", engine=engine)
         assert (tmp_path / "graph.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_units_stand_under_the_name_of_their_node():
+    graph = topology(small_net(), "unit")
+    places = _places(graph)
+    assert [words for _, words in sorted(_titles(graph, places).items())] == ["in  1", "n1  2", "n2  2", "out  1"]
 
 
 def test_drawing_needs_no_dot(tmp_path, monkeypatch):

@@ -5,7 +5,8 @@ of the signal, blue if they add and vermilion and dashed if they subtract.
 """
 
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -201,7 +202,7 @@ def _paint_units(graph: nx.DiGraph, path: Path) -> None:
 
     places = _places(graph)
     columns = 1 + max(x for x, _ in places.values()) / STEP
-    tall = max(abs(y) for _, y in places.values()) + 0.4
+    tall = max(abs(y) for _, y in places.values()) + 0.5
     figure = Figure(figsize=(STEP * columns, 2 * tall), facecolor=PAPER)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-STEP / 2, STEP * (columns - 0.5)), ylim=(-tall, tall))
     axes.set_axis_off()
@@ -214,4 +215,15 @@ def _paint_units(graph: nx.DiGraph, path: Path) -> None:
         axes.add_collection(LineCollection(lines, colors=colour, linewidths=0.7, alpha=0.5, linestyles=dashes))
     for name in graph:
         axes.plot(*places[name], "o", ms=6, mfc=ALIVE, mec=INK, mew=0.6)
+    for x, words in _titles(graph, places).items():
+        axes.text(x, -tall + 0.1, words, fontsize=8, color=INK, ha="center", va="bottom")
     figure.savefig(path)
+
+
+def _titles(graph: nx.DiGraph, places: Mapping[str, tuple[float, float]]) -> dict[float, str]:
+    """The nodes in each column, with their numbers of units, by the place of the column."""
+    counts = Counter((places[name][0], data["node"]) for name, data in graph.nodes(data=True))
+    titles: dict[float, list[str]] = {}
+    for (x, node), count in counts.items():
+        titles.setdefault(x, []).append(f"{node}  {count}")
+    return {x: ", ".join(words) for x, words in titles.items()}
