@@ -61,6 +61,14 @@ def topology(
     Raises:
         ValueError: an unknown level; a module that is no `DagNet` comes without inputs or at unit level, or cannot be
             copied, run or traced.
+
+    Examples:
+        >>> import torch
+        >>> from nas.analysis import topology
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 1, 1))
+        >>> graph = topology(net, inputs=torch.zeros(1, 1, 8, 8))
+        >>> [(source, target, arc["operation"]) for source, target, arc in graph.edges(data=True)][:2]
+        [('in', '0', '3x3'), ('0', '2', '1x1')]
     """
     if level not in LEVELS:
         raise ValueError(f"topology(level=...) must be 'node' or 'unit', got {level!r}")

@@ -57,6 +57,15 @@ def conv_skip_autoencoder(
 
     Raises:
         ValueError: a size out of range.
+
+    Examples:
+        >>> import torch
+        >>> from nas.models import conv_skip_autoencoder
+        >>> net = conv_skip_autoencoder(depth=3, width=8)
+        >>> net(torch.zeros(1, 1, 32, 48)).shape
+        torch.Size([1, 1, 32, 48])
+        >>> net.plan.units
+        {'in': 4, 'n1': 8, 'n2': 8, 'n3': 8, 'out': 4}
     """
     name = "conv_skip_autoencoder"
     _check_positive(name, channels=channels, depth=depth, kernel=kernel, patch=patch)

@@ -56,6 +56,16 @@ def sparse_start(
 
     Raises:
         ValueError: ``density`` out of range or naming no group, or no draw that is accepted.
+
+    Examples:
+        Two of the eight filters of the first node live.
+
+        >>> from nas import sparse_start
+        >>> from nas.models import conv_skip_autoencoder
+        >>> net = conv_skip_autoencoder(depth=3, width=8)
+        >>> sparse_start(net, density=0.25)
+        >>> int(net.nodes["n1"].edges["in"].flatten(1).any(dim=1).sum())
+        2
     """
     groups = param_groups(model, lam=1.0, lr=1.0) if groups is None else groups
     densities = _densities(density, groups)

@@ -292,7 +292,7 @@ def test_mean_and_spread(runs):
     assert spread(outcomes)["psnr"] == pytest.approx(max(scores) - min(scores))
     assert set(mean(outcomes)) == {"params", "flops", "psnr", "ssim", "seconds"}
     assert all(each.finished for each in outcomes)
-    alike = similarities(outcomes)
+    alike = similarities([each.network for each in outcomes])
     assert [alike[k][k] for k in range(3)] == [1.0] * 3
     assert alike[0][1] == alike[1][0] <= 1
 

@@ -5,7 +5,8 @@ of the signal, blue if they add and vermilion and dashed if they subtract.
 """
 
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,9 +14,9 @@ import networkx as nx
 
 from nas.analysis.drawing.layout import (
     BOX_HEIGHT,
-    BOX_WIDTH,
     FONT,
     MARGIN,
+    PADDING,
     Arc,
     Box,
     Layout,
@@ -174,12 +175,12 @@ def _paint_arc(axes: Any, arc: Arc) -> None:
 def _paint_box(axes: Any, box: Box) -> None:
     from matplotlib.patches import Rectangle
 
-    axes.add_patch(Rectangle((box.x, box.y), BOX_WIDTH, BOX_HEIGHT, fc=PAPER, ec="none"))
-    axes.add_patch(Rectangle((box.x, box.y), BOX_WIDTH * box.filled, BOX_HEIGHT, fc=ALIVE, ec="none"))
-    axes.add_patch(Rectangle((box.x, box.y), BOX_WIDTH, BOX_HEIGHT, fill=False, ec=GHOST, lw=0.8))
-    words = f"{box.name}  {box.count}", box.ages
+    axes.add_patch(Rectangle((box.x, box.y), box.width, BOX_HEIGHT, fc=PAPER, ec="none"))
+    axes.add_patch(Rectangle((box.x, box.y), box.width * box.filled, BOX_HEIGHT, fc=ALIVE, ec="none"))
+    axes.add_patch(Rectangle((box.x, box.y), box.width, BOX_HEIGHT, fill=False, ec=GHOST, lw=0.8))
+    words = f"{box.shown_name}  {box.count}", box.ages
     for line, y, size in zip(words, box.lines, (10, 8), strict=False):
-        axes.text(box.x + 7, y, line, fontsize=size, color=INK, va="baseline")
+        axes.text(box.x + PADDING, y, line, fontsize=size, color=INK, va="baseline")
 
 
 def _places(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
@@ -201,7 +202,7 @@ def _paint_units(graph: nx.DiGraph, path: Path) -> None:
 
     places = _places(graph)
     columns = 1 + max(x for x, _ in places.values()) / STEP
-    tall = max(abs(y) for _, y in places.values()) + 0.4
+    tall = max(abs(y) for _, y in places.values()) + 0.5
     figure = Figure(figsize=(STEP * columns, 2 * tall), facecolor=PAPER)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-STEP / 2, STEP * (columns - 0.5)), ylim=(-tall, tall))
     axes.set_axis_off()
@@ -214,4 +215,15 @@ def _paint_units(graph: nx.DiGraph, path: Path) -> None:
         axes.add_collection(LineCollection(lines, colors=colour, linewidths=0.7, alpha=0.5, linestyles=dashes))
     for name in graph:
         axes.plot(*places[name], "o", ms=6, mfc=ALIVE, mec=INK, mew=0.6)
+    for x, words in _titles(graph, places).items():
+        axes.text(x, -tall + 0.1, words, fontsize=8, color=INK, ha="center", va="bottom")
     figure.savefig(path)
+
+
+def _titles(graph: nx.DiGraph, places: Mapping[str, tuple[float, float]]) -> dict[float, str]:
+    """The nodes in each column, with their numbers of units, by the place of the column."""
+    counts = Counter((places[name][0], data["node"]) for name, data in graph.nodes(data=True))
+    titles: dict[float, list[str]] = {}
+    for (x, node), count in counts.items():
+        titles.setdefault(x, []).append(f"{node}  {count}")
+    return {x: ", ".join(words) for x, words in titles.items()}

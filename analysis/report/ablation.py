@@ -110,13 +110,14 @@ def by_node(losses: Sequence[Loss]) -> list[dict[str, object]]:
     for loss in losses:
         if loss.kind == "unit":
             nodes.setdefault(loss.node, []).append(loss)
+    for each in nodes.values():
+        each.sort(key=lambda loss: -loss.growth)
     return [
         {
             "node": node,
             "saved": each[0].saved,
-            "growths": [round(100 * loss.growth, 4) for loss in sorted(each, key=lambda loss: -loss.growth)],
-            "most": max(each, key=lambda loss: loss.growth).name,
-            "least": min(each, key=lambda loss: loss.growth).name,
+            "units": [loss.name for loss in each],
+            "growths": [round(100 * loss.growth, 4) for loss in each],
         }
         for node, each in nodes.items()
     ]

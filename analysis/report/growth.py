@@ -1,7 +1,6 @@
 """How the network came to be: a frame for every epoch of the path and every network of the front."""
 
 import copy
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from nas.analysis.drawing.layout import has_weights
 from nas.analysis.share import skip_shares
 from nas.analysis.topology import topology
+from nas.files import read_lines
 from nas.models.alive import find_alive
 from nas.models.dag import DagNet
 from nas.models.network import num_skips
@@ -137,17 +137,7 @@ def curves(run: Run, points: Sequence[Point]) -> dict[str, list[float | None]]:
 
 
 def _metrics(run: Run) -> list[dict[str, Any]]:
-    file = run.folder / METRICS
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("epoch"), int):
-            rows.append(row)
-    return rows
+    return [row for row in read_lines(run.folder / METRICS) if isinstance(row.get("epoch"), int)]
 
 
 def trunks(net: nn.Module, whole: nx.DiGraph) -> set[tuple[str, str]]:

@@ -20,6 +20,7 @@ from nas.analysis.report.pictures import held_out_pictures
 from nas.analysis.topology import topology
 from nas.files import write_text
 from nas.models.network import compacted, num_params, num_skips, widths
+from nas.search.callbacks.surroundings import surroundings
 from nas.search.data.dataset import Pictures
 from nas.search.engine.stopping import growth_is_over
 from nas.search.runs.path import Point, births
@@ -80,7 +81,8 @@ def one_run(run: Run, *, live: bool = False) -> Section:
         "made": {
             "command": facts.command(run.config),
             "config": run.config.to_yaml(),
-            **{"with": facts.surroundings()},
+            "searched": facts.searched_with(run),
+            "report": facts.in_words(surroundings()),
         },
     }
     try:
@@ -93,6 +95,7 @@ def one_run(run: Run, *, live: bool = False) -> Section:
     growth = _section(lambda: _growth(run, points, validation))
     front = _section(lambda: {"rows": front_rows(run)})
     test = _section(lambda: tested(run))
+    certificate = _section(lambda: facts.certificate(run))
     searched = [point for point in points if not point.snapshot.in_front]
     shown = {
         "metric": vars(run.config.headline),
@@ -102,7 +105,8 @@ def one_run(run: Run, *, live: bool = False) -> Section:
         "curves": _section(lambda: curves(run, searched)),
         "front": front.get("rows", []),
         "path": [[point.snapshot.epoch, point.params, point.headline] for point in searched],
-        "test": test,
+        "test": _without_drawings(test),
+        "extracted": certificate.get("epoch"),
     }
     return {
         **page,
@@ -113,10 +117,16 @@ def one_run(run: Run, *, live: bool = False) -> Section:
         "pictures": _section(lambda: held_out_pictures(run, _needed(data)), later=live),
         "filters": _section(lambda: {"pictures": filter_pictures(_compact(run, chosen))}),
         "ablation": _section(lambda: _ablation(run, chosen, _needed(data)), later=live),
-        "certificate": _section(lambda: facts.certificate(run)),
+        "certificate": certificate,
         "costs": _section(lambda: {"rows": facts.costs(run.blank, _compact(run, chosen))}),
         "data": shown,
     }
+
+
+def _without_drawings(test: Section) -> Section:
+    """`tested` for the charts; the drawings stand in the page."""
+    networks = [{**each, "svg": None, "drawn": each["svg"] is not None} for each in test.get("networks", [])]
+    return {**test, "networks": networks} if networks else test
 
 
 def several_runs(runs: Sequence[Run]) -> Section:
@@ -135,15 +145,18 @@ def several_runs(runs: Sequence[Run]) -> Section:
         "kind": "comparison",
         "names": list(named),
         "unreadable": missing,
-        "options": comparison.differing_options(named),
+        "options": comparison.options(runs),
         "rows": [comparison.summary(name, run, points[name], chosen[name]) for name, run in readable.items()],
         "one_metric": len(metrics) <= 1,
-        "agreement": _section(lambda: comparison.agreement(readable, chosen)),
+        "agreement": _section(lambda: comparison.agreed([*readable.values()], [*chosen.values()])),
         "drawings": [
             {"name": name, **_section(partial(_drawing, run, points[name], chosen[name]))}
             for name, run in list(readable.items())[:MOST_DRAWN]
         ],
-        "made": {"with": facts.surroundings()},
+        "made": {
+            "commands": {name: facts.command(run.config) for name, run in named.items()},
+            "report": facts.in_words(surroundings()),
+        },
         "data": {"fronts": _section(lambda: comparison.fronts(readable))},
     }
 

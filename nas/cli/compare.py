@@ -45,7 +45,7 @@ def perform(options: Namespace) -> Result:
     _print_options(names, differing)
     _print_results(outcomes, groups)
     _print_fronts(outcomes, groups)
-    alike = similarities(outcomes)
+    alike = similarities([each.network for each in outcomes])
     _print_similarities(names, alike)
     if notes:
         print("\n" + "\n".join(notes))

@@ -16,6 +16,7 @@ from nas.files import alone, write_text
 from nas.models.network import compacted, cost, num_params
 from nas.search.callbacks.callback import Callback
 from nas.search.callbacks.loggers import MetricsFile
+from nas.search.callbacks.surroundings import SurroundingsFile
 from nas.search.engine.front import larger, sizes_of_front, steps_of_front
 from nas.search.engine.growing import Growing
 from nas.search.engine.slimming import FITS, Slimming
@@ -50,7 +51,7 @@ class Search:
             out for which no time is left. By default it takes what it takes, and is the same every time.
 
     Attributes:
-        callbacks: these, after the one that keeps metrics.jsonl; more may be added.
+        callbacks: these, after those that keep metrics.jsonl and surroundings.jsonl; more may be added.
         compute: the same, with the name of the device.
         computed: how the process before this one computed, in words; None if there was none.
 
@@ -91,7 +92,7 @@ class Search:
         self.computed: str | None = None
         self.points: list[Point] = []
         self.metrics: list[dict[str, Any]] = []
-        self.callbacks: list[Callback] = [MetricsFile(), *callbacks]
+        self.callbacks: list[Callback] = [MetricsFile(), SurroundingsFile(), *callbacks]
         self._began = time.perf_counter()
         self._slimming: Slimming | None = None
         self._slimming_state: Mapping[str, Any] | None = None

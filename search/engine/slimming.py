@@ -149,7 +149,13 @@ class Slimming:
 
 
 def thinned_from_dense(
-    run: Run, size: int, task: Task, batches: Batches, seed: int, compute: Compute = Compute()
+    run: Run,
+    size: int,
+    task: Task,
+    batches: Batches,
+    seed: int,
+    compute: Compute = Compute(),
+    on_step: OnStep = lambda: None,
 ) -> nn.Module:
     """What the front does without any growth: the dense supernet, trained for as long as the search, thinned out.
 
@@ -160,5 +166,6 @@ def thinned_from_dense(
     config = run.config
     torch.manual_seed(seed)
     net = renewed(run.blank, seed)
-    retrain(net, batches, task.loss, epochs=config.epochs, steps=config.steps, compute=compute)
-    return compacted(Slimming(net, size, config, task, batches, FITS * (config.epochs + 1), compute=compute).run())
+    retrain(net, batches, task.loss, epochs=config.epochs, steps=config.steps, compute=compute, on_step=on_step)
+    first = FITS * (config.epochs + 1)
+    return compacted(Slimming(net, size, config, task, batches, first, compute=compute, on_step=on_step).run())

@@ -18,6 +18,7 @@ from nas.search.data.batches import Batches
 from nas.search.retraining.competitors import Competitor
 from nas.search.tasks.task import Example, Scores, Task, evaluate, score
 from nas.search.training.compute import Compute, device_of, evaluating
+from nas.search.training.loop import OnStep
 from nas.search.training.retrain import retrain
 
 RATES = (2e-3, 5e-3, 1e-2)
@@ -43,6 +44,7 @@ class Training:
         every: epochs between two looks at the validation pictures; a training ends with its best weights.
         patience: stop after so many looks without a new best; never by default.
         compute: where and how every competitor is trained.
+        on_step: called between two steps of every training.
 
     Raises:
         ValueError: no seed, or a rate that is not > 0.
@@ -59,6 +61,7 @@ class Training:
     every: int = 5
     patience: int | None = None
     compute: Compute = Compute()
+    on_step: OnStep = lambda: None
 
     def __post_init__(self) -> None:
         if not self.seeds:
@@ -119,8 +122,10 @@ class Trained:
         return max(values) - min(values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a JSON file, with mean and spread of the first score; these are None without one."""
+        """Plain data for a JSON file, with mean and spread of the first score (these are None without one), and the
+        plan of a network that has one."""
         key = next(iter(self.test[0])) if self.test else None
+        plan = {"plan": self.network.plan.to_dict()} if isinstance(self.network, DagNet) else {}
         return {
             "title": self.title,
             "params": self.params,
@@ -130,6 +135,7 @@ class Trained:
             "validation": list(self.validation),
             "test": list(self.test),
             "seconds": round(self.seconds, 1),
+            **plan,
         }
 
     @classmethod
@@ -201,6 +207,7 @@ def _trained(
             steps=training.steps,
             lr=rate,
             on_epoch=lambda epoch, loss: on_epoch(loss),
+            on_step=training.on_step,
             on_setback=lambda problem: None,
             validate=validate,
             every=training.every,

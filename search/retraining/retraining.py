@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from nas.search.retraining.config import RetrainConfig
 from nas.search.runs.networks import RESULT, load_compact, load_retrained, read_record, save
 from nas.search.runs.path import Choice
 from nas.search.runs.run import COMPACT, PICTURES, RETRAINED, RETRAINING, Run
-from nas.search.tasks.restoration import Restoration
+from nas.search.tasks.restoration import STRENGTH, Restoration
 from nas.search.tasks.task import Scores, by_condition, evaluate, predict, score, score_trivial
 from nas.search.tasks.use import write_restored
 from nas.search.training import ranks
@@ -206,24 +206,22 @@ class RunRetraining:
     def _beside_others(self, on_epoch: OnEpoch) -> tuple[nn.Module, tuple[Trained, ...]]:
         """The found network as trained with the first seed, and what became of it and of each of the others."""
         memory: Memory = self._state.get("memory", {})
-
-        def progress(what: str, loss: float) -> None:
-            on_epoch(what, loss)
-            self._keep(lambda: {"memory": memory})
-
+        self.training = replace(self.training, on_step=lambda: self._keep(lambda: {"memory": memory}))
         found, *others = self.competitors
-        first = compete(found, self.training, progress, memory)
+        first = compete(found, self.training, on_epoch, memory)
         if first.network is None:
             raise FloatingPointError("the found network does not train at any of the rates; use a smaller lr")
-        return first.network, (first, *(compete(each, self.training, progress, memory) for each in others))
+        return first.network, (first, *(compete(each, self.training, on_epoch, memory) for each in others))
 
     def _others(self) -> list[Competitor]:
         """What is trained beside the found network."""
-        supernet, params, training = self.run.blank, num_params(self.found), self.training
+        supernet, params = self.run.blank, num_params(self.found)
 
         def thinned(seed: int) -> nn.Module:
-            batches = training.batches(seed)
-            return thinned_from_dense(self.run, params, training.task, batches, seed, training.compute)
+            training = self.training
+            return thinned_from_dense(
+                self.run, params, training.task, training.batches(seed), seed, training.compute, training.on_step
+            )
 
         like = plan_like(supernet)
         others = [
@@ -271,6 +269,7 @@ class RunRetraining:
             f"{key}_before": before[key],
             "validation": validation,
             "baselines": {title: scores[key] for title, scores in classical.items()},
+            "strengths": {title: each[STRENGTH] for title, each in classical.items() if STRENGTH in each},
             "by_condition": {name: scores[key] for name, scores in separate.items()},
             "pictures": task.by_picture(test, outputs) if isinstance(task, Restoration) else [],
             "compared": [each.to_dict() for each in self.compared],

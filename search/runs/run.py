@@ -2,6 +2,7 @@
 
 config.yaml        everything that determines the run
 metrics.jsonl      one line per epoch
+surroundings.jsonl versions and the machine, with which it was computed
 path.json, path/   what was alive after each epoch, then the networks of the front; and the weights
 checkpoints/       to go on from, bit for bit
 .lock              held by the process that writes here
@@ -34,6 +35,7 @@ CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINTS = (
 )  # fmt: skip
 NEXT_CONFIG = ".config.yaml.next"  # of a run that takes the place of another
 COMPACT, RETRAINED, PICTURES, EXPORT = "compact", "retrained", "pictures", "export"  # folders that later steps add
+SURROUNDINGS = "surroundings.jsonl"
 RETRAINING = "retraining"  # checkpoints
 DRAWINGS = "topology.svg", "topology.json", "topology.graphml", "growth.svg"
 FILM, REPORT = "growth.gif", "report.html"
@@ -189,6 +191,7 @@ def _replace_run(folder: Path) -> None:
     if (folder / NEXT_CONFIG).exists():
         for name in (
             METRICS,
+            SURROUNDINGS,
             PATH,
             SNAPSHOTS,
             CHECKPOINTS,
