@@ -340,7 +340,7 @@ def test_units_sleep_exactly_wake_and_are_removed_after_training(make):
         optimizer.zero_grad()
         F.cross_entropy(model(x), x.mean((2, 3)).argmax(dim=1)).backward()
         optimizer.step()
-        alive = {layer: join_rows(members).any(dim=1) for layer, members in units.items()}
+        alive = {layer: join_rows(members, unit_axes(members)).any(dim=1) for layer, members in units.items()}
         assert_dead_are_zero(model, units, alive, x)
         counts.append(sum(int(mask.sum()) for mask in alive.values()))
     assert counts[0] + 3 <= counts[-1] < sum(map(len, alive.values()))
