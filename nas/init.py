@@ -166,7 +166,7 @@ class _Draw:
         together = sum(p[0].numel() for p in members if p.ndim > 1)
         for p, axis in zip(members, axes, strict=True):
             rows = torch.zeros(p.movedim(axis, 0).shape, dtype=p.dtype)
-            fan_in = p.numel() // p.shape[axis] if p.ndim > 1 and not self.sums_edges else together
+            fan_in = p[0].numel() if p.ndim > 1 and not self.sums_edges else together
             if p.ndim > 1:
                 scale = self._std(fan_in, p.numel() // p.shape[1]) * math.sqrt(num_units / max(1, len(live)))
                 rows[live] = torch.randn(len(live), *rows.shape[1:], generator=generator, dtype=p.dtype) * scale
