@@ -4,7 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nas.models.plan import Plan
+from torch import nn
+
+from nas.models.dag import DagNet
+from nas.models.network import widths
 from nas.search.runs.path import Point
 
 Arc = tuple[str, str]
@@ -72,27 +75,27 @@ class Stable:
     units: dict[str, int]
 
 
-def agreement(plan: Plan, points: Sequence[Point]) -> Agreement:
+def agreement(net: nn.Module, points: Sequence[Point]) -> Agreement:
     """What several searches chose.
 
     Args:
-        plan: of the supernet that all of them searched.
+        net: the supernet that all of them searched.
         points: the network that each of them recommends, at least one.
     """
     found = [point.snapshot for point in points]
+    nodes = net.plan.nodes if isinstance(net, DagNet) else ()
     skips = [
         (source, node.name)
-        for node in plan.nodes
+        for node in nodes
         for source in node.skip_sources
         if source not in {skip.source for skip in node.skips if skip.trunk}
     ]
-    edges = [((edge.key, node.name), edge) for node in plan.nodes for edge in node.edges]
-    searched = [node.name for node in plan.nodes if node.searched]
+    edges = [((edge.key, node.name), edge) for node in nodes for edge in node.edges]
     return Agreement(
         len(found),
         {arc: tuple(int(arc in each.skips) for each in found) for arc in skips},
         {arc: tuple(each.kernels.get(arc, 0) for each in found) for arc, _ in edges},
-        {name: tuple(len(each.units.get(name, ())) for each in found) for name in searched},
+        {name: tuple(len(each.units.get(name, ())) for each in found) for name in widths(net)},
         frozenset(arc for arc, edge in edges if edge.block),
     )
 

@@ -7,7 +7,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas.models.dag import DagNet
+from nas.models.network import input_shape
 from nas.models.traced.graph import Example, Inputs, call
+from nas.models.traced.network import TracedNet
 
 SIDE = 256
 
@@ -40,9 +42,8 @@ def cost(net: nn.Module, *, inputs: Inputs | None = None) -> Cost:
         ValueError: a module that is no `DagNet` comes without inputs, or cannot be run.
     """
     parameters = list(net.parameters())
-    if isinstance(net, DagNet):
-        size = (SIDE, SIDE) if net.plan.patch is not None else ()
-        inputs = torch.zeros(1, net.plan.inputs, *size, dtype=parameters[0].dtype, device=parameters[0].device)
+    if inputs is None and isinstance(net, DagNet | TracedNet):
+        inputs = torch.zeros(input_shape(net, 1, SIDE), dtype=parameters[0].dtype, device=parameters[0].device)
     if inputs is None:
         raise ValueError(f"cost: {type(net).__name__} is no DagNet; give inputs=..., one batch")
     counter = FlopCounterMode(display=False)

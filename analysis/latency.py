@@ -1,5 +1,6 @@
 """Measured time of a searched network and of the compact one, in turn, so that a drifting machine treats both alike."""
 
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from nas.models.dag import DagNet
+from nas.models.network import input_shape
+from nas.models.traced.network import TracedNet
 
 BATCHES = (1, 8, 64)
 SIDE = 64  # pixels of a picture
@@ -69,12 +72,11 @@ def latency(
     Raises:
         ValueError: modules that are no `DagNet` come without inputs.
     """
-    if not isinstance(net, DagNet):
-        if inputs is None:
-            raise ValueError(f"latency: {type(net).__name__} is no DagNet; give inputs=..., one batch")
-        return (_time(net, small, inputs, seconds),)
-    size = (side, side) if net.plan.patch is not None else ()
-    return tuple(_time(net, small, torch.rand(batch, net.plan.inputs, *size), seconds) for batch in batches)
+    if isinstance(net, DagNet | TracedNet):
+        return tuple(_time(net, small, torch.rand(input_shape(net, batch, side)), seconds) for batch in batches)
+    if inputs is None:
+        raise ValueError(f"latency: {type(net).__name__} is no DagNet; give inputs=..., one batch")
+    return (_time(net, small, inputs, seconds),)
 
 
 @torch.no_grad()
@@ -88,11 +90,11 @@ def seconds_per_call(net: nn.Module, x: Tensor, *, calls: int = 7) -> float:
     return statistics.median(times[2:])
 
 
-def milliseconds(net: DagNet, *, side: int = LARGE_SIDE, calls: int = 7) -> float:
+def milliseconds(net: nn.Module, *, side: int = LARGE_SIDE, calls: int = 7) -> float:
     """The time of a call on the CPU: per megapixel of a picture of ``side`` x ``side`` pixels, or per vector."""
-    size = (side, side) if net.plan.patch is not None else ()
-    seconds = seconds_per_call(net, torch.rand(1, net.plan.inputs, *size), calls=calls)
-    return 1e3 * seconds * (MEGAPIXEL / side**2 if size else 1.0)
+    shape = input_shape(net, 1, side)
+    seconds = seconds_per_call(net, torch.rand(shape), calls=calls)
+    return 1e3 * seconds * (MEGAPIXEL / math.prod(shape[2:]) if len(shape) == 4 else 1.0)
 
 
 def _time(net: nn.Module, small: nn.Module, x: Tensor, seconds: float) -> Latency:

@@ -1,7 +1,8 @@
 """What is alive of any module, as a graph: its layers, and which of them read which."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 
 import networkx as nx
 import torch
@@ -16,7 +17,13 @@ LAYERS = (Kind.MIX, Kind.GROUPED)
 
 
 @torch.no_grad()
-def module_topology(model: nn.Module, inputs: Inputs) -> nx.DiGraph:
+def module_topology(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    births: Mapping[str, Mapping[int, int]] = MappingProxyType({}),
+    deaths: Mapping[str, Mapping[int, int]] = MappingProxyType({}),
+) -> nx.DiGraph:
     """The alive part of any module at node level: a vertex per layer, with the attributes of `nas.analysis.topology`.
 
     A layer reads another one if there is a way between them on which no other layer lies; "in" and "out" are what the
@@ -26,6 +33,7 @@ def module_topology(model: nn.Module, inputs: Inputs) -> nx.DiGraph:
     Args:
         model: as for `nas.analysis.extract`.
         inputs: one batch for it.
+        births, deaths: as of `nas.analysis.topology`, by layer.
 
     Raises:
         ValueError: the module cannot be copied, run or traced.
@@ -33,7 +41,16 @@ def module_topology(model: nn.Module, inputs: Inputs) -> nx.DiGraph:
     model = copied(unwrap(model)).eval()
     graph = trace(model, Example.of(inputs))
     removal = Removal(Channels(graph), model)
-    return _Drawn(removal).graph
+    drawn = _Drawn(removal).graph
+    for name, data in drawn.nodes(data=True):
+        data |= ages(births.get(name, {}).values(), deaths.get(name, {}).values())
+    return drawn
+
+
+def ages(born: Collection[int], died: Collection[int]) -> dict[str, int]:
+    """The attributes of a vertex that say when its units were born, those that are alive, and died."""
+    alive = {"born": min(born), "born_last": max(born)} if born else {}
+    return {**alive, **({"num_died": len(died), "died": max(died)} if died else {})}
 
 
 class _Drawn:

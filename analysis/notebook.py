@@ -1,4 +1,4 @@
-"""Runs, networks, topologies and certificates show themselves in a notebook: ``%load_ext nas.analysis.notebook``."""
+"""Runs, networks, topologies and certificates show themselves in a notebook that imports ``nas``."""
 
 from collections.abc import Callable, Sequence
 from html import escape
@@ -17,7 +17,7 @@ from nas.search.runs.run import Run
 
 
 def load_ipython_extension(ipython: Any) -> None:
-    """What IPython calls for ``%load_ext nas.analysis.notebook``."""
+    """What IPython calls when ``nas`` is imported in it, or for ``%load_ext nas.analysis.notebook``."""
     html = ipython.display_formatter.formatters["text/html"]
     for kind, show in SHOWN.items():
         html.for_type(kind, show)

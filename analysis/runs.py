@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any
 
 import yaml
+from torch import nn
 
 from nas.analysis.structure import similarity
 from nas.analysis.topology import topology
@@ -51,6 +52,11 @@ class Outcome:
     retrained: Retrained | None
     epochs: int
     seconds: float
+
+    @property
+    def network(self) -> nn.Module:
+        """The recommended one, as it was searched."""
+        return self.run.supernet(self.recommended.snapshot.epoch)
 
     @property
     def finished(self) -> bool:
@@ -154,9 +160,9 @@ def mean_front(outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
     ]
 
 
-def similarities(outcomes: Sequence[Outcome]) -> list[list[float]]:
-    """How alike the recommended networks are, each to each (`nas.analysis.similarity` of nodes); the diagonal is 1."""
-    graphs = [topology(each.run.supernet(each.recommended.snapshot.epoch)) for each in outcomes]
+def similarities(nets: Sequence[nn.Module]) -> list[list[float]]:
+    """How alike networks are, each to each (`nas.analysis.similarity` of nodes); the diagonal is 1."""
+    graphs = [topology(net) for net in nets]
     matrix = [[1.0] * len(graphs) for _ in graphs]
     for a, b in combinations(range(len(graphs)), 2):
         matrix[a][b] = matrix[b][a] = similarity(graphs[a], graphs[b])

@@ -3,25 +3,27 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas.models.dag import DagNet
 
 
 @torch.no_grad()
-def skip_shares(net: DagNet, inputs: Sequence[Tensor]) -> dict[tuple[str, str], float]:
+def skip_shares(net: nn.Module, inputs: Sequence[Tensor]) -> dict[tuple[str, str], float]:
     """For every gate and projection the part of its node's signal that it brings, in [0, 1].
 
     A node is a sum of terms: what its rows compute, and what each skip brings. The share of a term is its norm, over
     all inputs, divided by the sum of the norms of all terms.
 
     Args:
-        net: any network.
+        net: any network; one that is no `DagNet` has no gates.
         inputs: each without the batch axis.
 
     Returns:
         The shares by (source, target).
     """
+    if not isinstance(net, DagNet):
+        return {}
     squares: dict[str, dict[str, float]] = {name: {} for name in net.named_nodes()}
     for x in inputs:
         states = net.states(x[None])

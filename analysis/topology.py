@@ -7,12 +7,13 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from nas.analysis.module_topology import module_topology
+from nas.analysis.module_topology import ages, module_topology
 from nas.models.alive import dense_weight, find_alive, reads, side
 from nas.models.bypass import bypass
 from nas.models.dag import DagNet, DagNode
 from nas.models.plan import DEPTHWISE, INPUT, OUTPUT, Edge
 from nas.models.traced.graph import Inputs
+from nas.models.traced.network import TracedNet
 
 Epochs = Mapping[str, Mapping[int, int]]
 LEVELS = ("node", "unit")
@@ -60,9 +61,21 @@ def topology(
     Raises:
         ValueError: an unknown level; a module that is no `DagNet` comes without inputs or at unit level, or cannot be
             copied, run or traced.
+
+    Examples:
+        >>> import torch
+        >>> from nas.analysis import topology
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 1, 1))
+        >>> graph = topology(net, inputs=torch.zeros(1, 1, 8, 8))
+        >>> [(source, target, arc["operation"]) for source, target, arc in graph.edges(data=True)][:2]
+        [('in', '0', '3x3'), ('0', '2', '1x1')]
     """
     if level not in LEVELS:
         raise ValueError(f"topology(level=...) must be 'node' or 'unit', got {level!r}")
+    if isinstance(net, TracedNet):
+        if level != "node":
+            raise ValueError(f"the units of {type(net.module).__name__}, which is no plan, are drawn by layer only")
+        return module_topology(net.module, net.origin.example, births=births or {}, deaths=deaths or {})
     if not isinstance(net, DagNet):
         if inputs is None or level != "node":
             raise ValueError(f"topology: {type(net).__name__} is no DagNet; give inputs=..., one batch, at node level")
@@ -79,11 +92,9 @@ def _node_graph(net: DagNet, births: Epochs, deaths: Epochs) -> nx.DiGraph:
     for layer, (name, mask) in enumerate(alive.units.items()):
         if mask.any() or name in (INPUT, OUTPUT):
             born = [births[name][unit] for unit in _indices(mask) if unit in births.get(name, {})]
-            died = deaths.get(name, {}).values()
-            ages = {"born": min(born), "born_last": max(born)} if born else {}
-            losses = {"num_died": len(died), "died": max(died)} if died else {}
+            lived = ages(born, deaths.get(name, {}).values())
             size = {"alive": int(mask.sum()), "total": len(mask), "norm": float(norms[name][mask].norm())}
-            graph.add_node(name, kind=_kind(name), layer=layer, **size, **ages, **losses)
+            graph.add_node(name, kind=_kind(name), layer=layer, **size, **lived)
     for name, node in net.named_nodes().items():
         rows = _rows_of(node, alive.units[name])
         for edge, weight in node.weighted_edges():

@@ -45,11 +45,14 @@ class Found:
         """The compact network of a run, or any stored network.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is none, or it is a module of somebody else.
         """
         if (folder / CONFIG).is_file():
             run = Run.open(folder)
-            return cls(str(folder), load_compact(run), run.blank.plan)
+            net, supernet = load_compact(run), run.blank
+            if not isinstance(net, DagNet) or not isinstance(supernet, DagNet):
+                raise ValueError(f"the network of {folder} is no plan, and cannot be compared here")
+            return cls(str(folder), net, supernet.plan)
         return cls(str(folder), load(folder), None)
 
     @property
@@ -79,6 +82,7 @@ class Results:
     def train(self, competitor: Competitor, training: Training, settings: dict[str, Any]) -> Trained:
         """The result of a competitor, trained now if it has not been."""
         net = competitor.network(training.seeds[0])
+        assert isinstance(net, DagNet)
         facts = json.dumps([competitor.title, settings, training.rates, training.seeds, net.plan.to_dict()]).encode()
         weights = b"".join(p.detach().numpy().tobytes() for p in net.parameters())
         key = hashlib.sha256(facts + weights).hexdigest()

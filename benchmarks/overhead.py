@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 import torch
 
+from nas.models.network import num_params
 from nas.process import tune_process
 from nas.search import Run, Search, SearchConfig
 from nas.search.training.loop import Loop
@@ -30,7 +31,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "8 times its parameters": {"width": 112, "hidden": 160},
 }
 PARTS = {
-    "compact networks": "nas.search.engine.search.compact",
+    "compact networks": "nas.search.engine.search.compacted",
     "validation": "nas.search.engine.search.evaluate",
     "snapshots": "nas.search.engine.search.save_sparse",
     "what is alive": "nas.search.training.loop.snapshot",
@@ -85,7 +86,7 @@ def _measure(name: str, config: SearchConfig, epochs: int, clock: Callable[[], f
             patched.enter_context(patch(PARTS[part], stopwatch.timing(pkgutil.resolve_name(PARTS[part]))))
         whole.timing(lambda: list(islice(points, epochs)))()
     pure = training.spent
-    print(f"{name}: {config.build().plan.num_params:,} parameters, {epochs} epochs of {config.steps} steps")
+    print(f"{name}: {num_params(config.build()):,} parameters, {epochs} epochs of {config.steps} steps")
     print(f"  {'training steps':<28}{pure:>8.2f} s")
     for part, spent in {"data": drawing.spent, **{part: each.spent for part, each in parts.items()}}.items():
         print(f"  {part:<28}{spent:>8.2f} s{spent / pure:>8.1%}")

@@ -36,7 +36,7 @@ EVERY = 10  # epochs
 def main(arguments: Sequence[str] | None = None) -> None:
     tune_process()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("network", type=Path, help="folder of a grey network that is not told the level")
+    parser.add_argument("network", type=Path, help="folder of a network for one level, grey or of colours")
     parser.add_argument("name", help="such as grey-15k")
     parser.add_argument("--train", type=Path, required=True, help="folder of pictures")
     parser.add_argument("--test", type=Path, required=True, help="folder of pictures for the card")
@@ -69,7 +69,8 @@ def _corner(tensor: Tensor) -> tuple[slice, ...]:
 
 def train(net: DagNet, root: Path, epochs: int, lr: float) -> None:
     """In place, on all levels; it ends with its best weights."""
-    config = SearchConfig(data="folder", data_root=root, sigma=f"{SIGMA[0]:g}:{SIGMA[1]:g}", steps=STEPS, crop=CROP)
+    sigma, channels = f"{SIGMA[0]:g}:{SIGMA[1]:g}", net.plan.channels
+    config = SearchConfig(data="folder", data_root=root, channels=channels, sigma=sigma, steps=STEPS, crop=CROP)
     run = Run(Path(), config)
     data = run.data()
     task, validation = run.task(data), run.validation(data)[:VALIDATED]
@@ -97,7 +98,7 @@ def write(net: DagNet, folder: Path, terms: str, test: Path) -> Shipped:
 def measured(net: DagNet, root: Path, sigma: float) -> float:
     """PSNR in dB at one level; picture k with the noise of seed k."""
     task = Denoise(sigma)
-    pictures = [file.open() for file in find_pictures(root, root, 1, [])]
+    pictures = [file.open() for file in find_pictures(root, root, net.plan.channels, [])]
     examples = held_out(pictures, task)
     outputs = predict(net, [seen(net, each.observed, sigma / 255) for each in examples])
     return score(examples, [task.finish(output) for output in outputs], task)["psnr"]

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from nas.models.alive import side
@@ -17,7 +17,7 @@ DENSE_ABOVE = 0.6  # share of rows or units that are alive, above which picking 
 
 
 @contextmanager
-def alive_only(net: DagNet) -> Iterator[None]:
+def alive_only(net: nn.Module) -> Iterator[None]:
     """Compute ``net`` where it is not zero, for a while: outputs and gradients are those of the dense computation.
 
     For each edge y = A x that is the output on alive rows and alive units of the source, the gradient at A on all rows
@@ -26,8 +26,11 @@ def alive_only(net: DagNet) -> Iterator[None]:
 
     A network whose edges join some of the units of two nodes, as those of compact ones do, is computed densely, since
     little in it is zero; so is any on another device than a CPU, which would wait for the indices, and within
-    `torch.compile` and `torch.autocast`. Gradients of gradients are not available.
+    `torch.compile` and `torch.autocast`; and so is what is no `DagNet`. Gradients of gradients are not available.
     """
+    if not isinstance(net, DagNet):
+        yield
+        return
     on_cpu = all(p.device.type == "cpu" for p in net.parameters())
     before, net.liveness = net.liveness, Liveness(net) if on_cpu and _joins_all(net) else None
     try:

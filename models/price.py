@@ -59,7 +59,12 @@ def prices(plan: Plan, currency: Currency) -> dict[str, float]:
                 found |= {name: weights / shape[0], f"{name}.whole": weights}
             elif edge.core is not None:
                 found[name] = weights * (1 - (edge.core / shape[-1]) ** 2) / ((shape[-1] - edge.core) // 2)
-    return {name: min(max(math.sqrt(each / mean), CHEAPEST), DEAREST) for name, each in found.items()}
+    return {name: factor(each / mean) for name, each in found.items()}
+
+
+def factor(price: float) -> float:
+    """Of lam, for groups with so many times the mean price."""
+    return min(max(math.sqrt(price), CHEAPEST), DEAREST)
 
 
 def _each(plan: Plan, level: int, currency: Currency) -> float:

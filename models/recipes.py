@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from torch import nn
+
 from nas.models.dag import DagNet
 from nas.models.plan import DEPTHWISE, INPUT, MAX_SIZE, OUTPUT, POINTWISE, Edge, Node, Plan, Skip
 from nas.registry import Registry
@@ -55,6 +57,15 @@ def conv_skip_autoencoder(
 
     Raises:
         ValueError: a size out of range.
+
+    Examples:
+        >>> import torch
+        >>> from nas.models import conv_skip_autoencoder
+        >>> net = conv_skip_autoencoder(depth=3, width=8)
+        >>> net(torch.zeros(1, 1, 32, 48)).shape
+        torch.Size([1, 1, 32, 48])
+        >>> net.plan.units
+        {'in': 4, 'n1': 8, 'n2': 8, 'n3': 8, 'out': 4}
     """
     name = "conv_skip_autoencoder"
     _check_positive(name, channels=channels, depth=depth, kernel=kernel, patch=patch)
@@ -358,18 +369,18 @@ RECIPES: Registry[Callable[..., DagNet]] = Registry(
 )
 
 
-def register_recipe(name: str, recipe: Callable[..., DagNet]) -> None:
+def register_recipe(name: str, recipe: Callable[..., nn.Module]) -> None:
     """Let ``recipe`` be chosen by ``model: name``.
 
     Args:
         name: an identifier.
-        recipe: makes a `DagNet` from the number of channels and keyword-only options with defaults. Where one is
+        recipe: makes a `DagNet`, or a module that can be traced, from the number of channels and options. Where one is
             named ``outputs``, a task with classes fills in their number.
 
     Raises:
         ValueError: the name is taken, or is no identifier.
     """
-    RECIPES.register(name, recipe)
+    RECIPES.register(name, recipe)  # type: ignore[arg-type]  # of a user's: any module; ours are all plans
 
 
 def _chain(

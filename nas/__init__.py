@@ -1,5 +1,6 @@
 """Neural architecture search by Bregman iterations: tensors, groups, penalties and optimisers."""
 
+import sys
 from pathlib import Path
 
 import lazy_loader
@@ -11,3 +12,6 @@ if __name__ == "nas" and not (Path(__file__).parent / "models").is_dir():
 
 __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # torch takes two seconds to import
+
+if "IPython" in sys.modules and (_shell := sys.modules["IPython"].get_ipython()) is not None:
+    _shell.extension_manager.load_extension("nas.analysis.notebook")  # in a notebook objects show themselves

@@ -360,6 +360,20 @@ class LinBreg(Bregman):
     With ``Zero()`` and without momentum it is SGD with learning rate ``delta * lr``. The mean starts at 0, unlike the
     buffer of `torch.optim.SGD`, which starts at the first gradient; and it is a mean, so that the step is not
     1 / (1 - momentum) times as large as without momentum.
+
+    Examples:
+        What matters more wakes earlier, and is not shrunk once it is awake; the last target is too small to wake yet.
+
+        >>> import torch
+        >>> from nas import L1, LinBreg
+        >>> weight, target = torch.nn.Parameter(torch.zeros(3)), torch.tensor([4.0, 1.0, 0.01])
+        >>> optimizer = LinBreg([weight], lr=0.1, penalty=L1(1.0))
+        >>> for _ in range(100):
+        ...     optimizer.zero_grad()
+        ...     (0.5 * (weight - target).square().sum()).backward()
+        ...     optimizer.step()
+        >>> weight.detach().round(decimals=2)
+        tensor([4., 1., 0.])
     """
 
     def __init__(

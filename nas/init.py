@@ -56,6 +56,16 @@ def sparse_start(
 
     Raises:
         ValueError: ``density`` out of range or naming no group, or no draw that is accepted.
+
+    Examples:
+        Two of the eight filters of the first node live.
+
+        >>> from nas import sparse_start
+        >>> from nas.models import conv_skip_autoencoder
+        >>> net = conv_skip_autoencoder(depth=3, width=8)
+        >>> sparse_start(net, density=0.25)
+        >>> int(net.nodes["n1"].edges["in"].flatten(1).any(dim=1).sum())
+        2
     """
     groups = param_groups(model, lam=1.0, lr=1.0) if groups is None else groups
     densities = _densities(density, groups)
@@ -180,7 +190,7 @@ def _choose(count: int, density: float, generator: torch.Generator) -> Tensor:
 
 
 @contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
+def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Running statistics are as before afterwards: those of a start that is only tried are no data."""
     kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
@@ -211,7 +221,7 @@ def _scales(model: nn.Module, x: Tensor, groups: ParamGroups) -> dict[str, float
         if any(id(p) in penalised for p in module.parameters())
     ]
     try:
-        with _buffers_kept(model):
+        with buffers_kept(model):
             model(x)
     finally:
         for handle in handles:
@@ -246,7 +256,7 @@ def check_start(model: nn.Module, x: Tensor, *, groups: ParamGroups | None = Non
     """
     groups = param_groups(model, lam=1.0, lr=1.0) if groups is None else groups
     advice = "start with a larger density or another seed"
-    with _buffers_kept(model):
+    with buffers_kept(model):
         y = model(x)
         if not isinstance(y, Tensor):
             raise ValueError(f"check_start: {type(model).__name__} must return one tensor, got {type(y).__name__}")

@@ -104,6 +104,15 @@ class GroupLasso(_Strength):
 
     Raises:
         ValueError: ``lam`` is negative or not finite, or the groups don't fit a tensor.
+
+    Examples:
+        The first row is shorter than lam * sqrt(n) = 1.41 and becomes zero; the second loses so much of its length.
+
+        >>> import torch
+        >>> from nas import GroupLasso, Groups
+        >>> GroupLasso(1.0, Groups(over=(1,))).prox(torch.tensor([[0.6, 0.8], [3.0, 4.0]]), 1.0)
+        tensor([[0.0000, 0.0000],
+                [2.1515, 2.8686]])
     """
 
     groups: Groups

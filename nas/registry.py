@@ -3,10 +3,17 @@
 import importlib
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
-from typing import TypeVar
+from types import ModuleType
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+IMPORTED: list[ModuleType] = []  # the modules of the user's, in order
+
+
+class Unknown(ValueError):
+    """Nothing of this name is registered."""
 
 
 class Registry(dict[str, T]):
@@ -37,17 +44,18 @@ class Registry(dict[str, T]):
         """The thing of this name.
 
         Raises:
-            ValueError: there is none.
+            Unknown: there is none.
         """
         if name not in self:
-            raise ValueError(
-                f"unknown {self.kind} {name!r}; there are: {', '.join(sorted(self))}, and those that you register"
+            raise Unknown(
+                f"unknown {self.kind} {name!r}; there are: {', '.join(sorted(self))}, and those that you register "
+                "(--import FILE.py)"
             )
         return self[name]
 
 
 def import_registrations(source: str) -> None:
-    """Run a module of the user's, which registers what is in it; a second time nothing happens.
+    """Run a module of the user's, which registers what is in it, or defines models; a second time nothing happens.
 
     Args:
         source: a file whose name ends in .py, or a module that Python finds.
@@ -56,18 +64,29 @@ def import_registrations(source: str) -> None:
         ValueError: it does not exist, or running it fails.
     """
     try:
-        if source.endswith(".py"):
-            _import_file(Path(source).resolve())
-        else:
-            importlib.import_module(source)
+        module = _import_file(Path(source).resolve()) if source.endswith(".py") else importlib.import_module(source)
     except Exception as problem:  # whatever the user's module raises
-        raise ValueError(f"cannot import {source}: {type(problem).__name__}: {problem}") from problem
+        file = str(Path(source).resolve())
+        raise ValueError(f"cannot import {source}: {described(problem, file)}") from problem
+    if module not in IMPORTED:
+        IMPORTED.append(module)
 
 
-def _import_file(file: Path) -> None:
+def imported(name: str) -> Any | None:
+    """What the user's modules define under this name, the last one first; None if none does."""
+    return next((vars(module)[name] for module in reversed(IMPORTED) if name in vars(module)), None)
+
+
+def described(problem: Exception, file: str) -> str:
+    """A problem with its kind, and the line of the file that it came through, if it did."""
+    lines = [frame.lineno for frame in traceback.extract_tb(problem.__traceback__) if frame.filename == file]
+    return f"{type(problem).__name__}: {problem}" + (f" (line {lines[-1]})" if lines else "")
+
+
+def _import_file(file: Path) -> ModuleType:
     name = str(file)  # of the module: files of equal names in two folders are two modules
     if name in sys.modules:
-        return
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None  # both are found by the suffix .py
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -76,3 +95,4 @@ def _import_file(file: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+    return module

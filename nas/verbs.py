@@ -5,7 +5,7 @@ import argparse
 from nas import __version__
 
 DESCRIPTION = "Networks found by Bregman iterations: search, look, extract, retrain, use."
-IMPORT_HELP = "run this Python file or module first; it registers tasks, data or models of your own (with any verb)"
+IMPORT_HELP = "run this Python file or module first: tasks, data or models of your own (with any verb)"
 SUMMARIES = {
     "search": "find a network",
     "resume": "go on with an interrupted search",

@@ -10,6 +10,7 @@ from hypothesis import settings
 from PIL import Image
 
 from nas.models import RECIPES
+from nas.registry import IMPORTED
 from nas.search.data.sources import SOURCES
 from nas.search.runs.learnt import TASKS
 
@@ -35,8 +36,9 @@ def denormal_numbers():
 @pytest.fixture(autouse=True)
 def registered():
     """What a test registers is forgotten after it."""
-    before = [(registry, dict(registry)) for registry in (RECIPES, SOURCES, TASKS)]
+    before, modules = [(registry, dict(registry)) for registry in (RECIPES, SOURCES, TASKS)], list(IMPORTED)
     yield
+    IMPORTED[:] = modules
     for registry, things in before:
         registry.clear()
         registry.update(things)

@@ -7,8 +7,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from nas import __version__
 from nas.cli import main
 from nas.search import Callback, Run, Search, births, deaths
+from nas.search.callbacks.surroundings import read_surroundings
 from nas.search.training.checkpoints import Stopped
 from tests.searches import quick
 
@@ -169,3 +171,22 @@ def test_a_service_that_refuses_is_one_sentence(tmp_path, config, service, capsy
     service.runs = None
     assert main(words(config, tmp_path / "a", f"--logger={service.__name__}")) == 2
     assert "no key" in capsys.readouterr().err
+
+
+def test_surroundings_are_recorded_and_a_change_of_them(config, tmp_path, monkeypatch):
+    run = Run(tmp_path / "run", config)
+    for resume in (False, True):
+        with monkeypatch.context() as patch:
+            if resume:
+                patch.setattr("nas.search.callbacks.surroundings.__version__", "99.0")
+            engine = Search(run, resume=resume, checkpoint_every=1e-9)
+            next(iter(engine))
+            engine.close()
+    engine = Search(run, resume=True)
+    engine.close()
+    lines = read_surroundings(run)
+    assert [(line["epoch"], line["nas"]) for line in lines] == [(0, __version__), (1, "99.0"), (2, __version__)]
+    again = Search(run, resume=True)
+    again.close()
+    assert read_surroundings(run) == lines
+    assert all(line["computed on"] == "cpu" and "threads" in line["machine"] for line in lines)

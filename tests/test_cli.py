@@ -145,7 +145,7 @@ def test_the_main_job(place, search_result):
     progress = [line for line in search_result.stderr.splitlines() if "epoch [" in line]
     assert [line.split("/")[0] for line in progress] == ["1", "2", "3"] and "units" in progress[0]
     assert {path.name for path in (place / "run").iterdir()} == {
-        ".lock", "checkpoints", "compact", "config.yaml", "metrics.jsonl", "path", "path.json",
+        ".lock", "checkpoints", "compact", "config.yaml", "metrics.jsonl", "path", "path.json", "surroundings.jsonl",
     }  # fmt: skip
 
     shown = nas("show", "run", "--json", cwd=place)

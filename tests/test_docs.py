@@ -1,5 +1,7 @@
 """The documentation is true: its examples run, and what they print is what stands there."""
 
+import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -34,6 +36,24 @@ def test_examples_run(page, index, capsys):
     indented = [line.strip() for line in (DOCS / page).read_text(encoding="utf-8").splitlines()]
     for line in printed.splitlines():
         assert line.strip() in indented
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["nas.penalties", "nas.bregman", "nas.init", "nas.models.recipes", "nas.analysis.topology",
+     "nas.analysis.extraction.extract"],
+)  # fmt: skip
+def test_examples_of_docstrings_run(module):
+    results = doctest.testmod(importlib.import_module(module))
+    assert results.attempted > 0 and results.failed == 0
+
+
+def test_every_module_with_examples_is_tested():
+    root = DOCS.parent
+    files = [file for name in ("nas", "models", "search", "analysis") for file in (root / name).rglob("*.py")]
+    with_examples = {file.stem for file in files if ">>> " in file.read_text(encoding="utf-8")}
+    marks = test_examples_of_docstrings_run.pytestmark
+    assert with_examples == {name.rpartition(".")[2] for mark in marks for name in mark.args[1]}
 
 
 @pytest.mark.usefixtures("float64")

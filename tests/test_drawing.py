@@ -13,7 +13,16 @@ from PIL import Image
 
 from nas.analysis import draw, topology
 from nas.analysis.drawing.draw import to_dot
-from nas.analysis.drawing.layout import BOX_HEIGHT, BOX_WIDTH, branches, layout, overlap
+from nas.analysis.drawing.layout import (
+    BOX_FONT,
+    BOX_HEIGHT,
+    CHARACTER,
+    PADDING,
+    WIDEST_BOX,
+    branches,
+    layout,
+    overlap,
+)
 from nas.models import (
     conv_skip_autoencoder,
     dense_conv,
@@ -57,7 +66,8 @@ def drawn_text(file):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_nothing_lies_over_anything_else(recipe, depth):
     drawing = layout(topology(awake(RECIPES[recipe](depth))))
-    boxes = [(box.x, box.y, box.x + BOX_WIDTH, box.y + BOX_HEIGHT) for box in drawing.boxes]
+    boxes = [(box.x, box.y, box.x + box.width, box.y + BOX_HEIGHT) for box in drawing.boxes]
+    assert all(words_fit(box) for box in drawing.boxes)
     labels = [arc.label.extent for arc in drawing.arcs if arc.label]
     assert labels
     for k, first in enumerate([*boxes, *labels]):
@@ -69,6 +79,10 @@ def test_nothing_lies_over_anything_else(recipe, depth):
         assert inside((x.min(), y.min()), drawing) and inside((x.max(), y.max()), drawing)
         x, y = x[:, None], y[:, None]
         assert not ((left + 0.1 < x) & (x < right - 0.1) & (top + 0.1 < y) & (y < bottom - 0.1)).any(), arc
+
+
+def words_fit(box):
+    return 2 * PADDING + BOX_FONT * CHARACTER * len(f"{box.shown_name}  {box.count}") <= box.width + 0.1
 
 
 def inside(point, drawing):
@@ -83,6 +97,22 @@ def points_on(arc):
         a, b, c, d = corners
         return ((1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d).T
     return np.concatenate([start + t * (end - start) for start, end in pairwise(corners)]).T
+
+
+def test_the_names_of_any_module_stay_in_their_boxes(tmp_path):
+    """Boxes are as wide as the longest name; a very long one loses its middle, and a tooltip has all of it."""
+    widest = "first_of_all_layers.which_has_a_name.that_goes_on_and_on.conv1"
+    net = torch.nn.Sequential(*(torch.nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)))
+    graph = topology(net, inputs=torch.randn(1, 3, 8, 8))
+    graph = nx.relabel_nodes(graph, dict(zip("012", ("stem", "layer1.0.downsample", widest), strict=True)))
+    drawing = layout(graph)
+    assert all(words_fit(box) for box in drawing.boxes)
+    shown = {box.name: box.shown_name for box in drawing.boxes}
+    assert shown["layer1.0.downsample"] == "layer1.0.downsample"
+    assert shown[widest].startswith("first_") and shown[widest].endswith("conv1") and "…" in shown[widest]
+    assert {box.width for box in drawing.boxes} == {WIDEST_BOX}
+    draw(graph, tmp_path / "graph.svg")
+    assert f"<title>{widest}</title>" in (tmp_path / "graph.svg").read_text(encoding="utf-8")
 
 
 def test_blocks_are_folded():

@@ -10,9 +10,10 @@ from nas import param_groups, sparse_start
 from nas.analysis.cost import SIDE, cost
 from nas.models import compact, conv_skip_autoencoder, dense_conv, mixed_autoencoder, mlp, separable_autoencoder
 from nas.models.compact import alive_plan
+from nas.models.network import inner, within
 from nas.models.price import prices, total
 from nas.parts import active_parts
-from nas.search.engine.thinning import Inner, fitted, thin_out
+from nas.search.engine.thinning import fitted, thin_out
 
 RECIPES = {
     "separable": lambda: separable_autoencoder(depth=3, width=6, hidden=8, kernel=5),
@@ -93,12 +94,12 @@ def test_prices_are_relative_to_the_mean_unit():
 def test_what_is_inside_is_a_smaller_supernet(recipe, probe):
     net, (x, _) = alive(recipe), probe
     sparse_start(net, 0.5, batch=x)
-    inner = Inner.of(net)
-    assert torch.allclose(inner.net(x), net(x), atol=1e-6)
-    assert torch.equal(inner.within(net)(x), net(x)) or torch.allclose(inner.within(net)(x), net(x), atol=1e-6)
-    names = {group["name"] for group in param_groups(inner.net, lam=1.0, lr=1.0)}
+    small, units = inner(net)
+    assert torch.allclose(small(x), net(x), atol=1e-6)
+    assert torch.allclose(within(small, units, net)(x), net(x), atol=1e-6)
+    names = {group["name"] for group in param_groups(small, lam=1.0, lr=1.0)}
     assert names <= {group["name"] for group in param_groups(net, lam=1.0, lr=1.0)}
-    assert inner.net.plan.num_params >= compact(net).plan.num_params
+    assert small.plan.num_params >= compact(net).plan.num_params
 
 
 @pytest.mark.parametrize(("recipe", "currency"), list(zip(RECIPES, ["params", "flops"] * 3, strict=True)))

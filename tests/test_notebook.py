@@ -1,5 +1,8 @@
 """In a notebook runs, networks, topologies and certificates show themselves; the tutorial runs."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,3 +75,17 @@ def test_the_tutorial_runs_and_shows_the_same_kinds_of_things(tmp_path, monkeypa
 
 def kinds(cell):
     return [sorted(output.get("data", [output.output_type])) for output in cell.get("outputs", [])]
+
+
+def test_importing_the_package_in_a_notebook_is_enough(tmp_path):
+    code = """
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+shell.run_cell("import nas; from nas.models import mlp; net = mlp(4, widths=(3,), patch=None)")
+data, _ = shell.display_formatter.format(shell.user_ns["net"])
+print("parameters are alive" in data["text/html"])
+"""
+    pytest.importorskip("IPython")
+    environment = os.environ | {"IPYTHONDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.stdout.strip(), done.stderr, done.returncode) == ("True", "", 0)

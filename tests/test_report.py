@@ -17,13 +17,15 @@ from nas.analysis.report.ablation import ablate
 from nas.analysis.report.facts import command
 from nas.analysis.report.filters import as_pictures
 from nas.analysis.report.growth import MOST_FRAMES, frames, shown_points, whole_graph
+from nas.analysis.report.pictures import held_out_pictures
 from nas.analysis.report.pixels import tiles
 from nas.cli import main
 from nas.models import conv_skip_autoencoder, mixed_autoencoder, separable_autoencoder
+from nas.models.families import hand_made
 from nas.search import Run, SearchConfig
 from nas.search.runs.path import Point
 from nas.search.training.loop import Snapshot
-from tests.browser import PROGRAM, chromium
+from tests.browser import PROGRAM, chromium, visit
 
 EVIL = "<script>document.title='run'; alert(1)"
 OPTIONS = [
@@ -100,9 +102,9 @@ def test_a_page_has_everything(place, tmp_path):
     assert [row["recommended"] for row in data["front"]].count(True) == 1
     assert data["picked"] == run.choose().snapshot.epoch
     for words in (
-        "The certificate holds", "parameters", "FLOPs", "ms for an input of", "tv", "nl_means", "retrained network",
-        "Of the network of epoch", "What is missed without a part", "filters, 6 x 6",
-        "nas search --data=folder", "torch 2",
+        "The certificate holds", "parameters", "FLOPs", "ms for an input of", "tv: PSNR", "nl means: PSNR",
+        "retrained network", "Of the network of epoch", "What is missed without a part", "filters, 6 x 6",
+        "nas search --data=folder", "Searched with nas", "computed on cpu", "This report was made with nas", "torch 2",
     ):  # fmt: skip
         assert words in page.words, words
     assert [attributes.get("class") for _, attributes in page.tags].count("missing") == 1  # where there is no script
@@ -120,6 +122,23 @@ def test_the_page_is_complete_in_itself_and_runs_no_names(place, tmp_path):
     assert page.words.count(EVIL) >= 2
 
 
+def test_classical_methods_stand_beside_the_network(place):
+    """The pictures are those of the network and of the methods with the strengths that were measured."""
+    run = Run.open(place / EVIL)
+    data = run.data()
+    measured = json.loads((run.folder / "retrained" / "result.json").read_text())
+    assert set(measured["strengths"]) == set(measured["baselines"]) == {"tv", "nl_means", "wavelet"}
+    shown = held_out_pictures(run, data)["restored"]
+    best = max(measured["baselines"], key=measured["baselines"].get).replace("_", " ")
+    for picture, example in zip(shown, run.test(data), strict=True):
+        assert [view["title"] for view in picture["views"]] == ["noisy", best, "restored", "clean"]
+        assert picture["pairs"] == [(0, 2), (1, 2), (2, 3), (1, 3), (0, 3)]
+        method, strength = run.task(data).methods["tv"][0], measured["strengths"]["tv"]
+        psnr = run.task(data).score(method(example.observed, strength), example.target)["psnr"]
+        assert picture["scores"]["tv"].startswith(f"PSNR {psnr:.2f} dB, SSIM")
+        assert list(picture["scores"])[::4] == ["noisy", "restored"]
+
+
 def test_what_is_not_there_is_said(copied, tmp_path):
     for folder, words in (
         ("retrained", "There is no retrained/result.json in the run yet. It is measured by nas retrain"),
@@ -133,6 +152,17 @@ def test_what_is_not_there_is_said(copied, tmp_path):
     page = made(copied, tmp_path=tmp_path)
     assert "The data of this run cannot be read here" in page.words
     assert json.loads(page.data)["frames"]
+
+
+def test_with_what_it_was_searched(copied, tmp_path):
+    file = copied / "surroundings.jsonl"
+    (line,) = file.read_text().splitlines()
+    later = {**json.loads(line), "epoch": 2, "torch": "99.0"}
+    file.write_text(f"{line}\n{json.dumps(later)}\n{{damaged")
+    words = made(copied, tmp_path=tmp_path).words
+    assert "Searched with nas" in words and "From epoch 3 on with nas" in words and "torch 99.0" in words
+    file.unlink()
+    assert "The run does not record with what it was searched." in made(copied, tmp_path=tmp_path).words
 
 
 def test_damaged_files_are_said(copied, tmp_path):
@@ -166,7 +196,7 @@ def test_a_comparison(place, copied, tmp_path):
     other = [f"--data-root={place / 'data'}", "--tolerance=0.3", f"--out={tmp_path / 'other'}"]
     assert main(["search", *OPTIONS, *other]) == 0
     page = made(place / EVIL, tmp_path / "other", tmp_path=tmp_path)
-    for words in ("tolerance", "0.3", "2 of 2", "on average", "The fronts, over one another"):
+    for words in ("tolerance", "0.3", "2 of 2", "on average", "units of node", "--tolerance=0.3", "The fronts"):
         assert words in page.words, words
     (title,) = json.loads(page.data)["fronts"]
     assert title == "PSNR in dB"
@@ -322,7 +352,7 @@ def test_filters_are_shown_over_the_pixels():
 @pytest.mark.parametrize("recipe", [conv_skip_autoencoder, mixed_autoencoder, separable_autoencoder])
 def test_the_whole_supernet_is_drawn(recipe):
     net = recipe(depth=3)
-    graph = whole_graph(net.plan)
+    graph = whole_graph(net)
     assert list(graph) == list(net.plan.units)
     assert all(data["alive"] == data["total"] for _, data in graph.nodes(data=True))
 
@@ -345,6 +375,15 @@ def test_frames_name_what_came_and_went(place):
     assert all(frame.units["in"] == 4 for frame in found)
 
 
+def compare_with_a_chain(folder):
+    """As nas retrain --compare leaves it."""
+    file = folder / "retrained" / "result.json"
+    result, plan = json.loads(file.read_text()), hand_made("chain1", Run.open(folder).blank.plan, 3)
+    found = {"title": "retrained network", "params": 300, "mean": 21.0, "spread": 0.1}
+    chain = {"title": "chain", "params": plan.num_params, "mean": 20.5, "spread": 0.2, "plan": plan.to_dict()}
+    file.write_text(json.dumps({**result, "compared": [found, chain]}))
+
+
 @pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
 def test_in_a_browser(place, copied, tmp_path):
     write_report([Run.open(place / EVIL)], tmp_path / "page.html")
@@ -357,25 +396,29 @@ def test_in_a_browser(place, copied, tmp_path):
         events: document.getElementById("events").textContent,
         slider: Number(document.getElementById("epoch").value),
     }))()"""
-    with chromium(tmp_path / "profile") as page:
-        page.open(tmp_path / "page.html")
+    with chromium() as (page, complaints, requests):
+        visit(page, tmp_path / "page.html")
         assert "recommended" in page.evaluate(state)["text"]
         page.evaluate("document.getElementById('epoch').focus()")
-        page.press("Home")
+        page.keyboard.press("Home")
         first = page.evaluate(state)
         assert (first["text"], first["slider"], first["events"]) == ("epoch 0", 0, "the start")
-        page.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
         second = page.evaluate(state)
         assert second["text"] == "epoch 1" and second["marks"] != first["marks"]
-        page.press("End")
+        page.keyboard.press("End")
         last = page.evaluate(state)
         assert last["text"].startswith("front: network 6")
         assert (last["units"], last["count"]) != (first["units"], first["count"])
 
         page.evaluate("document.querySelector('#front-chart .main').focus()")
-        page.press("Enter")
+        page.keyboard.press("Enter")
         smallest = page.evaluate("data.front[0].epoch")
         assert page.evaluate(state)["text"].startswith(f"front: network {smallest}")
+        page.evaluate("document.querySelector('#test-chart .main').focus()")
+        page.keyboard.press("Enter")
+        extracted = page.evaluate("data.extracted")
+        assert page.evaluate(state)["text"] == f"front: network {extracted}, recommended"
         page.evaluate("document.querySelector('[data-show=\"whole\"]').click()")
         assert page.evaluate(state)["count"] == "6 of 6"
         page.evaluate("document.getElementById('play').click()")
@@ -384,6 +427,10 @@ def test_in_a_browser(place, copied, tmp_path):
         assert page.evaluate(played) > 0
 
         before = page.evaluate("document.querySelector('.sheet').style.cssText")
+        page.evaluate("""(() => { const views = document.querySelector('.wipe select');
+            views.value = "0 3"; views.dispatchEvent(new Event('change')); })()""")
+        last = "document.querySelector('.wipe img.b').src === document.querySelector('.wipe [data-view=\"3\"]').src"
+        assert page.evaluate(last)
         page.evaluate("""for (const [kind, value] of [['.cut', 20], ['.zoom', 3]]) {
             const slider = document.querySelector(kind); slider.value = value; slider.dispatchEvent(new Event('input'));
         }""")
@@ -391,14 +438,22 @@ def test_in_a_browser(place, copied, tmp_path):
         assert "scale(3)" in after and after != before
         assert "<script>" in page.evaluate("document.querySelector('h1').textContent")
         for width, dark in ((400, False), (1280, True)):
-            page.open(tmp_path / "page.html", width=width, dark=dark)
+            visit(page, tmp_path / "page.html", width=width, dark=dark)
             wide = page.evaluate("document.documentElement.scrollWidth")
             assert wide <= width
-        page.open(tmp_path / "both.html", width=400)
+        visit(page, tmp_path / "both.html", width=400)
         assert page.evaluate("document.querySelectorAll('#fronts circle').length") == 4
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        compare_with_a_chain(copied)
+        write_report([Run.open(copied)], tmp_path / "compared.html")
+        visit(page, tmp_path / "compared.html")
+        drawn, dots = page.locator(".other"), page.locator("#test-chart circle[role=button]")
+        assert (drawn.count(), dots.count(), drawn.is_visible()) == (1, 2, False)
+        dots.last.focus()
+        page.keyboard.press("Enter")
+        assert drawn.is_visible() and "n1" in drawn.text_content()
         (copied / "path.json").unlink()
         write_report([Run.open(copied)], tmp_path / "empty.html")
-        page.open(tmp_path / "empty.html")
+        visit(page, tmp_path / "empty.html")
         assert "no search path" in page.evaluate("document.body.textContent")
-        assert page.complaints == [] and page.requests == []
+        assert complaints == [] and requests == []

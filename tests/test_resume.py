@@ -340,7 +340,7 @@ def test_a_killed_retraining_goes_on_bit_for_bit(extracted, tmp_path, words, aga
         (tmp_path / name).mkdir()
     whole, broken = (copy_of(extracted, tmp_path / name) for name in "ab")
     assert main(["retrain", whole, *RETRAIN, *words]) == 0
-    for call in (5, 9):
+    for call in (60, 130) if words else (5, 9):  # a training of the comparison takes 48 steps
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
             patch.setattr(Checkpoints, "keep", killed_at(call, 2))
             main(["retrain", broken, *RETRAIN, *words])
@@ -422,6 +422,26 @@ def test_signals_write_a_checkpoint(config, tmp_path, name, capsys):
     state = Checkpoints(tmp_path / "run" / "checkpoints").newest()
     assert (state["growth"]["loop"]["epoch"], len(state["growth"]["loop"]["losses"])) == (2, 1)
     assert main(words) == 0
+
+
+@pytest.mark.parametrize("last", [3, 6 * 48 + 3, 9 * 48 + 3])
+def test_a_comparison_stops_at_its_next_step(extracted, tmp_path, last, capsys):
+    """Of the found network, of the dense supernet, and of the one that is thinned out."""
+    step, steps = Loop._step, 0
+
+    def send(self, x, y):
+        nonlocal steps
+        steps += 1
+        if steps == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, x, y)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "_step", send)
+        words = ["--compare", "--families", "chain1", "--random=0", "--seeds=1"]
+        assert main(["retrain", copy_of(extracted, tmp_path), *RETRAIN, *words]) == 143
+    assert steps == last
+    assert "stopped after writing a checkpoint" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_sentence(config, tmp_path, capsys, monkeypatch):

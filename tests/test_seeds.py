@@ -91,9 +91,8 @@ def point(units, skips=(), kernels=()):
 
 
 def test_every_part_that_can_be_chosen_is_counted():
-    plan = RECIPES.find("mixed_autoencoder")(1, depth=3, width=4).plan
     found = agreement(
-        plan,
+        RECIPES.find("mixed_autoencoder")(1, depth=3, width=4),
         [
             point({"n1": 4, "n2": 2}, [("n1", "n2")], {("n1", "n2"): 3, ("n1_depthwise", "n2"): 7}),
             point({"n1": 3, "n2": 2}, [("n1", "n3")], {("n1_depthwise", "n2"): 5}),
@@ -116,9 +115,9 @@ def test_every_part_that_can_be_chosen_is_counted():
 
 
 def test_trunks_are_not_searched():
-    plan = RECIPES.find("separable_autoencoder")(1, depth=2, width=4, hidden=4, kernel=3).plan
-    assert any(skip.trunk for node in plan.nodes for skip in node.skips)
-    assert agreement(plan, [point({})]).skips == {}
+    net = RECIPES.find("separable_autoencoder")(1, depth=2, width=4, hidden=4, kernel=3)
+    assert any(skip.trunk for node in net.plan.nodes for skip in node.skips)
+    assert agreement(net, [point({})]).skips == {}
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(1, 100))
@@ -293,7 +292,7 @@ def test_mean_and_spread(runs):
     assert spread(outcomes)["psnr"] == pytest.approx(max(scores) - min(scores))
     assert set(mean(outcomes)) == {"params", "flops", "psnr", "ssim", "seconds"}
     assert all(each.finished for each in outcomes)
-    alike = similarities(outcomes)
+    alike = similarities([each.network for each in outcomes])
     assert [alike[k][k] for k in range(3)] == [1.0] * 3
     assert alike[0][1] == alike[1][0] <= 1
 

@@ -129,7 +129,8 @@ def test_the_strength_of_a_baseline_is_the_best_in_validation():
     method, strengths = task.methods["tv"]
     results = {s: score(validation, [method(validation[0].observed, s)], task)["psnr"] for s in strengths}
     best = max(results, key=results.get)
-    assert task.baselines([], validation, test)["tv"] == score(test, [method(test[0].observed, best)], task)
+    expected = {**score(test, [method(test[0].observed, best)], task), "strength": best}
+    assert task.baselines([], validation, test)["tv"] == expected
 
 
 def test_blur_is_the_convolution_it_is_said_to_be():

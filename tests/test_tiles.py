@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas.models import Edge, Node, Plan, conv_skip_autoencoder, mlp, separable_autoencoder, skip_autoencoder
+from nas.models.network import sight
 from nas.models.reach import grain, reach
-from nas.search.tasks.tiles import bytes_per_pixel, restore_in_tiles, tiles
+from nas.search.tasks.tiles import restore_in_tiles, tiles
 from tests.nets import RANDOM_RECIPES, full, random_weights
 
 
@@ -74,7 +75,7 @@ def test_levels_align_what_is_seen():
     net = conv_skip_autoencoder(depth=3, width=2, levels=1, patch=2)
     assert grain(net.plan) == 4
     assert reach(net.plan) == 10  # out and n3 2 each, in cells of n2 these are 4; n2 4 more, n1 2
-    for tile in tiles(50, 41, net.plan, 9):
+    for tile in tiles(50, 41, sight(net), 9):
         assert all(part.start % 4 == 0 for part in (*tile.place, *tile.seen))
 
 
@@ -82,25 +83,25 @@ def test_tiles_fill_a_picture_once():
     net = conv_skip_autoencoder(depth=2, width=2, patch=2)
     for side in (None, 1, 5, 16, 1000):
         filled = torch.zeros(37, 23)
-        for tile in tiles(37, 23, net.plan, side):
+        for tile in tiles(37, 23, sight(net), side):
             filled[tile.place] += 1
             assert filled[tile.seen][tile.inside].shape == filled[tile.place].shape
         assert (filled == 1).all()
 
 
 def test_a_small_picture_is_one_tile_and_a_large_one_fits_the_memory():
-    plan = separable_autoencoder().plan
-    assert len(list(tiles(481, 321, plan))) == 1
-    seen = [tile.seen for tile in tiles(4000, 3000, plan)]
+    seen_by = sight(separable_autoencoder())
+    assert len(list(tiles(481, 321, seen_by))) == 1
+    seen = [tile.seen for tile in tiles(4000, 3000, seen_by)]
     assert len(seen) > 10
     largest = max((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in seen)
-    assert largest * bytes_per_pixel(plan) < 2**28
+    assert largest * seen_by.bytes_per_pixel < 2**28
 
 
 @pytest.mark.parametrize("side", [0, -3, 2.5])
 def test_a_bad_tile_is_refused(side):
     with pytest.raises(ValueError, match="the side of a tile must be an integer of at least 1 pixel, got"):
-        list(tiles(10, 10, conv_skip_autoencoder(depth=1, width=1).plan, side))
+        list(tiles(10, 10, sight(conv_skip_autoencoder(depth=1, width=1)), side))
 
 
 @pytest.mark.parametrize(

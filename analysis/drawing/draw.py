@@ -13,9 +13,9 @@ import networkx as nx
 
 from nas.analysis.drawing.layout import (
     BOX_HEIGHT,
-    BOX_WIDTH,
     FONT,
     MARGIN,
+    PADDING,
     Arc,
     Box,
     Layout,
@@ -174,12 +174,12 @@ def _paint_arc(axes: Any, arc: Arc) -> None:
 def _paint_box(axes: Any, box: Box) -> None:
     from matplotlib.patches import Rectangle
 
-    axes.add_patch(Rectangle((box.x, box.y), BOX_WIDTH, BOX_HEIGHT, fc=PAPER, ec="none"))
-    axes.add_patch(Rectangle((box.x, box.y), BOX_WIDTH * box.filled, BOX_HEIGHT, fc=ALIVE, ec="none"))
-    axes.add_patch(Rectangle((box.x, box.y), BOX_WIDTH, BOX_HEIGHT, fill=False, ec=GHOST, lw=0.8))
-    words = f"{box.name}  {box.count}", box.ages
+    axes.add_patch(Rectangle((box.x, box.y), box.width, BOX_HEIGHT, fc=PAPER, ec="none"))
+    axes.add_patch(Rectangle((box.x, box.y), box.width * box.filled, BOX_HEIGHT, fc=ALIVE, ec="none"))
+    axes.add_patch(Rectangle((box.x, box.y), box.width, BOX_HEIGHT, fill=False, ec=GHOST, lw=0.8))
+    words = f"{box.shown_name}  {box.count}", box.ages
     for line, y, size in zip(words, box.lines, (10, 8), strict=False):
-        axes.text(box.x + 7, y, line, fontsize=size, color=INK, va="baseline")
+        axes.text(box.x + PADDING, y, line, fontsize=size, color=INK, va="baseline")
 
 
 def _places(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:

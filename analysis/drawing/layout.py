@@ -17,11 +17,12 @@ from typing import Any
 
 import networkx as nx
 
-BOX_WIDTH, BOX_HEIGHT = 112.0, 32.0
+BOX_WIDTH, WIDEST_BOX, BOX_HEIGHT = 112.0, 240.0, 32.0  # boxes are as wide as the longest words in one, within limits
+BOX_FONT, PADDING = 11.0, 7.0  # of the words in a box
 GAP = 32.0  # between a box and the next one below it
 HALF_BLOCK = 46.0  # from the middle of a branch to that of the boxes above and below it
 SPINE = 22.0  # of the line through the boxes, from their left
-COLUMN = 160.0  # from one box of a branch to the next
+AISLE = 48.0  # between the boxes of a branch
 INDENT = 40.0  # by which branches begin further left
 MARGIN = 14.0
 WIDEST_ARC = 260.0
@@ -43,6 +44,7 @@ class Box:
         kind: "input", "hidden" or "output".
         x: left edge.
         y: upper edge; y grows downwards.
+        width: of all boxes of a drawing.
         filled: its share of alive units, in [0, 1].
         count: such as "9 of 32".
         ages: such as "born 0-31"; "" where it is not known.
@@ -52,9 +54,18 @@ class Box:
     kind: str
     x: float
     y: float
+    width: float
     filled: float
     count: str
     ages: str
+
+    @property
+    def shown_name(self) -> str:
+        """The name, without its middle where there is no room for it beside the count."""
+        room = int((self.width - 2 * PADDING) / (BOX_FONT * CHARACTER)) - len(f"  {self.count}")
+        if len(self.name) <= room:
+            return self.name
+        return f"{self.name[: (room - 1) // 2]}…{self.name[-(room // 2) :]}"
 
     @property
     def lines(self) -> tuple[float, ...]:
@@ -123,11 +134,12 @@ def layout(graph: nx.DiGraph) -> Layout:
     is given, else as the size of its gate; edges are as thick as their norm.
     """
     folded = branches(graph)
-    places = _rows(graph, folded)
-    arcs = _without_crowded_labels([*_arcs(graph, folded, places)])
-    boxes = [_box(name, graph.nodes[name], *place) for name, place in places.items()]
+    width = _box_width(graph)
+    places = _rows(graph, folded, width + AISLE)
+    arcs = _without_crowded_labels([*_arcs(graph, folded, places, width)])
+    boxes = [_box(name, graph.nodes[name], *place, width) for name, place in places.items()]
     left = min([0.0, *(x for arc in arcs for x in _reach(arc))]) - MARGIN
-    right = max([box.x + BOX_WIDTH for box in boxes] + [arc.label.extent[2] for arc in arcs if arc.label]) + MARGIN
+    right = max([box.x + width for box in boxes] + [arc.label.extent[2] for arc in arcs if arc.label]) + MARGIN
     height = max(box.y for box in boxes) + BOX_HEIGHT + MARGIN
     return Layout(
         right - left, height,
@@ -159,7 +171,7 @@ def branches(graph: nx.DiGraph) -> Branches:
 
 def _fit(arcs: list[dict[str, Any]]) -> bool:
     """Whether there is room for the operations along a branch."""
-    room = [COLUMN - INDENT - SPINE, *(COLUMN - BOX_WIDTH for _ in arcs[1:-1])]
+    room = [BOX_WIDTH + AISLE - INDENT - SPINE, *(AISLE for _ in arcs[1:-1])]
     return all(FONT * CHARACTER * len(arc["operation"]) <= width for arc, width in zip(arcs, room, strict=False))
 
 
@@ -167,8 +179,13 @@ def _ordered(graph: nx.DiGraph) -> list[str]:
     return sorted(graph, key=lambda name: int(graph.nodes[name]["layer"]))
 
 
-def _rows(graph: nx.DiGraph, folded: Branches) -> dict[str, Point]:
-    """Left upper corner of every box."""
+def _box_width(graph: nx.DiGraph) -> float:
+    longest = max(len(f"{name}  {_count(vertex)}") for name, vertex in graph.nodes(data=True))
+    return min(WIDEST_BOX, max(BOX_WIDTH, 2 * PADDING + BOX_FONT * CHARACTER * longest))
+
+
+def _rows(graph: nx.DiGraph, folded: Branches, column: float) -> dict[str, Point]:
+    """Left upper corner of every box; ``column`` is from one box of a branch to the next."""
     inside = {name for chain in folded.values() for name in chain}
     starts = {target: chain for (_, target), chain in folded.items()}
     places: dict[str, Point] = {}
@@ -178,20 +195,23 @@ def _rows(graph: nx.DiGraph, folded: Branches) -> dict[str, Point]:
             continue
         if chain := starts.get(name):
             y += HALF_BLOCK - BOX_HEIGHT - GAP
-            places |= {each: (COLUMN * (k + 1) - INDENT, y) for k, each in enumerate(chain)}
+            places |= {each: (column * (k + 1) - INDENT, y) for k, each in enumerate(chain)}
             y += HALF_BLOCK
         places[name] = (0.0, y)
         y += BOX_HEIGHT + GAP
     return places
 
 
-def _box(name: str, vertex: dict[str, Any], x: float, y: float) -> Box:
+def _count(vertex: dict[str, Any]) -> str:
+    return f"{vertex['alive']} of {vertex['total']}"
+
+
+def _box(name: str, vertex: dict[str, Any], x: float, y: float, width: float) -> Box:
     ages = f"born {vertex['born']}-{vertex['born_last']}" if "born" in vertex else ""
-    alive, total = vertex["alive"], vertex["total"]
-    return Box(name, vertex["kind"], x, y, alive / total, f"{alive} of {total}", ages)
+    return Box(name, vertex["kind"], x, y, width, vertex["alive"] / vertex["total"], _count(vertex), ages)
 
 
-def _arcs(graph: nx.DiGraph, folded: Branches, places: dict[str, Point]) -> Iterator[Arc]:
+def _arcs(graph: nx.DiGraph, folded: Branches, places: dict[str, Point], width: float) -> Iterator[Arc]:
     inside = {name for chain in folded.values() for name in chain}
     spine = [name for name in _ordered(graph) if name not in inside]
     neighbours = set(pairwise(spine))
@@ -202,7 +222,7 @@ def _arcs(graph: nx.DiGraph, folded: Branches, places: dict[str, Point]) -> Iter
             thickness = 0.8 + 1.6 * data["norm"] / strongest
             words = data["operation"]
             title = f"{source} to {target}: {words}, weights {data['shape']} of norm {data['norm']:.3g}"
-            curve, bent, label = _weights_path(source, target, words, places, inside, neighbours)
+            curve, bent, label = _weights_path(source, target, words, places, width, inside, neighbours)
             yield Arc(source, target, "weights", curve, bent, thickness, 0.0, label, title)
         if data["gate"] != 0:
             part = data.get("share")
@@ -226,19 +246,19 @@ Drawn = tuple[tuple[Point, ...], bool, Label | None]
 
 
 def _weights_path(
-    source: str, target: str, words: str, places: dict[str, Point], inside: set[str],
+    source: str, target: str, words: str, places: dict[str, Point], width: float, inside: set[str],
     neighbours: set[tuple[str, str]],
 ) -> Drawn:  # fmt: skip
     (x0, y0), (x1, y1) = places[source], places[target]
     low, high = y0 + BOX_HEIGHT / 2, y1 + BOX_HEIGHT / 2
     if source in inside and target in inside:  # along a branch
-        return ((x0 + BOX_WIDTH, low), (x1, high)), False, _above(words, x0 + BOX_WIDTH, x1, high)
+        return ((x0 + width, low), (x1, high)), False, _above(words, x0 + width, x1, high)
     if target in inside:  # off the line
         return ((SPINE, high), (x1, high)), False, _above(words, SPINE, x1, high)
     if source in inside:  # back to the line
-        corner = x0 + BOX_WIDTH / 2
-        points = (corner, y0 + BOX_HEIGHT), (corner, high), (BOX_WIDTH, high)
-        return points, False, _above(words, BOX_WIDTH, BOX_WIDTH + COLUMN, high)
+        corner = x0 + width / 2
+        points = (corner, y0 + BOX_HEIGHT), (corner, high), (width, high)
+        return points, False, _above(words, width, 2 * width + AISLE, high)
     if (source, target) in neighbours:
         label = Label(words, (SPINE + 8, (y0 + BOX_HEIGHT + y1) / 2 + 0.3 * FONT))
         return ((SPINE, y0 + BOX_HEIGHT), (SPINE, y1)), False, label if words else None

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from nas.analysis.drawing.layout import BOX_HEIGHT, BOX_WIDTH, FONT, Arc, Box, Layout
+from nas.analysis.drawing.layout import BOX_FONT, BOX_HEIGHT, FONT, PADDING, Arc, Box, Layout
 
 INK, PAPER, GHOST, WEIGHT, ALIVE = "#1f2328", "#ffffff", "#c9cfd6", "#7a838d", "#bcd9ee"
 POSITIVE, NEGATIVE = "#0072b2", "#d55e00"  # of Okabe and Ito; negative ones are dashed, too
@@ -19,7 +19,7 @@ STYLE = f"""
 .net .edge {{ fill: none; stroke: var(--weight); }}
 .net .skip .edge {{ stroke: var(--positive); stroke-opacity: .75; }}
 .net .skip.negative .edge {{ stroke: var(--negative); stroke-dasharray: 5 3; }}
-.net text {{ fill: var(--ink); font-size: 11px; }}
+.net text {{ fill: var(--ink); font-size: {BOX_FONT:g}px; }}
 .net text.small {{ font-size: 8.5px; opacity: .75; }}
 .net text.words {{ font-size: {FONT:g}px; stroke: var(--paper); stroke-width: 3px; paint-order: stroke;
   stroke-linejoin: round; }}
@@ -79,16 +79,17 @@ def _looks(arc: Arc) -> str:
 
 
 def _box(box: Box) -> str:
-    x, first = box.x + 7, box.lines[0]
-    name = f'<text x="{x:.1f}" y="{first:.1f}"><tspan font-weight="bold">{escape(box.name)}</tspan>'
+    x, first = box.x + PADDING, box.lines[0]
+    name = f'<text x="{x:.1f}" y="{first:.1f}"><tspan font-weight="bold">{escape(box.shown_name)}</tspan>'
     texts = f'{name} <tspan class="count">{box.count}</tspan></text>'
     if box.ages:
         texts += _text(box.ages, x, box.lines[1], "small", "start")
     place = f'x="{box.x:.1f}" y="{box.y:.1f}" height="{BOX_HEIGHT:g}" rx="3"'
     return (
-        f'<g class="node {box.kind}" data-node="{escape(box.name)}"><rect class="paper" {place} width="{BOX_WIDTH:g}"/>'
-        f'<rect class="fill" {place} width="{BOX_WIDTH * box.filled:.1f}"/>'
-        f'<rect class="frame" {place} width="{BOX_WIDTH:g}"/>{texts}</g>'
+        f'<g class="node {box.kind}" data-node="{escape(box.name)}"><title>{escape(box.name)}</title>'
+        f'<rect class="paper" {place} width="{box.width:g}"/>'
+        f'<rect class="fill" {place} width="{box.width * box.filled:.1f}"/>'
+        f'<rect class="frame" {place} width="{box.width:g}"/>{texts}</g>'
     )
 
 

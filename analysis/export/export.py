@@ -24,6 +24,7 @@ from nas.analysis.export.module_source import write_module_source
 from nas.analysis.export.source import named_tensors, source_code
 from nas.models.dag import DagNet
 from nas.models.traced.graph import Example, Inputs, call, copied, unwrap
+from nas.models.traced.network import TracedNet
 
 Network = Callable[..., Any]
 TOLERANCE = 1e-5  # largest difference of an output; relative to the largest output where that is above 1
@@ -84,7 +85,9 @@ def export(net: nn.Module, path: Path, format: str, *, inputs: Inputs | None = N
         raise ValueError(f"{path.parent} is no folder in which files can be written")
     if folders := [file for file in files if file.is_dir()]:
         raise ValueError(f"{folders[0]} is a folder; choose another file")
-    subject = _dag(net) if isinstance(net, DagNet) else _module(net, inputs)
+    subject = (
+        _dag(net) if isinstance(net, DagNet) else _traced(net) if isinstance(net, TracedNet) else _module(net, inputs)
+    )
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as place:
         written = [Path(place) / file.name for file in files]
         difference = _compare(subject, WRITERS[format](subject, *written))
@@ -185,6 +188,28 @@ def _dag(net: DagNet) -> Subject:
         save_file(named_tensors(net), weights)
         plain = runpy.run_path(str(source))["load"](weights)
     return Subject(net, plain, (axes,), cases)
+
+
+def _traced(net: TracedNet) -> Subject:
+    """The module itself, for pictures whose sides are multiples of its grain: of any size, unless its operations are
+    tied to one."""
+    module, (batch, channels, *sides) = copied(net.module).float().eval(), net.origin.example.shape
+    shapes, grain = [(batch, channels, *sides)], net.anatomy.grain
+    if net.restores:
+        shapes.append((1, channels, sides[0] + grain, sides[1] + 3 * grain))
+    generator = torch.Generator().manual_seed(0)
+    cases = [(torch.rand(shape, generator=generator),) for shape in shapes]
+    any_size = Subject(module, module, ({0: "batch", 2: "height", 3: "width"},), cases)
+    return any_size if net.restores and _takes_all(any_size) else Subject(module, module, ({0: "batch"},), cases[:1])
+
+
+def _takes_all(subject: Subject) -> bool:
+    """Whether one graph computes all cases."""
+    try:
+        program = subject.program().module()
+        return all(len(program(*case)) for case in subject.cases)
+    except Exception:  # of many kinds: sizes that the graph is tied to
+        return False
 
 
 def _module(net: nn.Module, inputs: Inputs | None) -> Subject:

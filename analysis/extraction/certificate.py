@@ -5,17 +5,21 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import singledispatch
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nas.analysis.extraction.changes import NodeChanges, changes
+from nas.analysis.extraction.changes import FOLDED, NodeChanges, changes
+from nas.analysis.extraction.shrink import changes_of
 from nas.models.alive import find_alive
 from nas.models.compact import simplified
 from nas.models.dag import DagNet
+from nas.models.network import alike, input_shape
 from nas.models.plan import INPUT, OUTPUT
 from nas.models.store import fingerprint
+from nas.models.traced.network import TracedNet
 
 WHOLE = "the whole network"  # beside the names of nodes, which hold no blanks in any plan of ours
 
@@ -93,44 +97,83 @@ class Certificate(Difference):
         return {**asdict(self), **self.numbers(), "holds": self.holds, "nodes": nodes}
 
 
-def certify(net: DagNet, small: DagNet, inputs: Sequence[Tensor] = (), *, seed: int = 0) -> Certificate:
+def certify(net: nn.Module, small: nn.Module, inputs: Sequence[Tensor] = (), *, seed: int = 0) -> Certificate:
     """Compare a network and the compact one taken from it, end to end and node by node; both are left as they are.
 
     Args:
         net: the searched network.
-        small: what `nas.models.compact` made of it.
+        small: what `nas.models.network.compacted` made of it.
         inputs: real inputs to compare on besides random ones, each without the batch axis.
         seed: of the random inputs.
 
     Raises:
         ValueError: ``small`` has other nodes or fewer units than what is alive in ``net``.
     """
-    cut = simplified(net)
-    alive = find_alive(cut).units
-    kept = {**alive, OUTPUT: torch.ones_like(alive[OUTPUT])}
-    _check_layout(net, small, kept)
+    known = _known(net, small)
     batches = [*_random_inputs(net, seed), *(each[None] for each in inputs)]
-    single, double = (_compare(net, small, kept, batches, dtype) for dtype in (torch.float32, torch.float64))
+    single, double = (_compare(net, small, known.kept, batches, dtype) for dtype in (torch.float32, torch.float64))
     found = {name: Difference(single[name][0], *double[name]) for name in double}
     whole = found.pop(WHOLE)
     return Certificate(
         **asdict(whole),
         num_random=sum(map(len, batches)) - len(inputs),
         num_given=len(inputs),
-        **({"tolerance_float64": Certificate.tolerance_float32} if _rounded(net, cut) else {}),
+        **({"tolerance_float64": Certificate.tolerance_float32} if known.rounded else {}),
         nodes=found,
-        changes=changes(net),
-        constant=not bool(alive[INPUT].any()),
+        changes=known.changes,
+        constant=known.constant,
         hashes={"supernet": fingerprint(net), "compact": fingerprint(small)},
     )
 
 
-def _check_layout(net: DagNet, small: DagNet, kept: Mapping[str, Tensor]) -> None:
+@dataclass(frozen=True)
+class _Known:
+    """What is known of two networks before they are compared.
+
+    Attributes:
+        changes: from one to the other.
+        rounded: whether biases and weights that took up constants had to be rounded to the precision of the network.
+        kept: by node whose states can be compared which of its units are.
+        constant: whether no path leads from the input to the output.
+    """
+
+    changes: tuple[NodeChanges, ...]
+    rounded: bool
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    constant: bool = False
+
+
+@singledispatch
+def _known(net: nn.Module, small: nn.Module) -> _Known:
+    """What is known of a `DagNet`, and of a `TracedNet`, and of what is to be the compact network in it."""
+    raise TypeError(f"a certificate is of a DagNet or a TracedNet, not of {type(net).__name__}")
+
+
+@_known.register
+def _(net: DagNet, small: nn.Module) -> _Known:
+    cut = simplified(net)
+    alive = find_alive(cut).units
+    kept = {**alive, OUTPUT: torch.ones_like(alive[OUTPUT])}
+    if not isinstance(small, DagNet) or not _fits(net, small, kept):
+        raise ValueError("the compact network has not the nodes and units that are alive in the searched one")
+    return _Known(changes(net), _rounded(net, cut), kept, not bool(alive[INPUT].any()))
+
+
+@_known.register
+def _(net: TracedNet, small: nn.Module) -> _Known:
+    cut, removal = net.cut()
+    if not alike(TracedNet(cut, net.origin), small):
+        raise ValueError("the compact network has not the channels that are alive in the searched one")
+    changed = changes_of(removal)
+    return _Known(changed, any(FOLDED in each.removed for each in changed))
+
+
+def _fits(net: DagNet, small: DagNet, kept: Mapping[str, Tensor]) -> bool:
+    """Whether the compact network has the nodes that are ``kept``, with as many units at least."""
     units = small.plan.units
     nodes = [name for name, mask in kept.items() if name in (INPUT, OUTPUT) or mask.any()]
     outside = [dataclasses.replace(plan, nodes=()) for plan in (net.plan, small.plan)]
-    if list(units) != nodes or outside[0] != outside[1] or any(units[name] < kept[name].sum() for name in nodes):
-        raise ValueError("the compact network has not the nodes and units that are alive in the searched one")
+    return list(units) == nodes and outside[0] == outside[1] and all(units[name] >= kept[name].sum() for name in nodes)
 
 
 def _rounded(net: DagNet, cut: DagNet) -> bool:
@@ -142,21 +185,24 @@ def _rounded(net: DagNet, cut: DagNet) -> bool:
     )
 
 
-def _random_inputs(net: DagNet, seed: int) -> list[Tensor]:
+def _random_inputs(net: nn.Module, seed: int) -> list[Tensor]:
     """Noise and uniform pictures of odd and even sizes (or vectors), around the values that the network sees."""
     generator = torch.Generator().manual_seed(seed)
-    sizes: list[tuple[int, ...]] = [(32, 32), (41, 23), (1, 7)] if net.plan.patch is not None else [(), ()]
-    shapes = [(4, net.plan.inputs, *size) for size in sizes]
-    noise = [net.plan.offset + torch.randn(shape, generator=generator) for shape in shapes]
+    if isinstance(net, DagNet):
+        sizes: list[tuple[int, ...]] = [(32, 32), (41, 23), (1, 7)] if net.plan.patch is not None else [(), ()]
+        shapes, middle = [(4, net.plan.inputs, *size) for size in sizes], net.plan.offset
+    else:
+        shapes, middle = [input_shape(net, 4, side) for side in (48, 59)], 0.5
+    noise = [middle + torch.randn(shape, generator=generator) for shape in shapes]
     return noise + [torch.rand(shape, generator=generator) for shape in shapes]
 
 
 @torch.no_grad()
 def _compare(
-    net: DagNet, small: DagNet, kept: Mapping[str, Tensor], batches: Sequence[Tensor], dtype: torch.dtype
+    net: nn.Module, small: nn.Module, kept: Mapping[str, Tensor], batches: Sequence[Tensor], dtype: torch.dtype
 ) -> dict[str, tuple[float, float]]:
     """For the whole network and every node of the compact one: largest absolute difference, largest absolute value."""
-    full, short = (copy.deepcopy(each).cpu().to(dtype) for each in (net, small))
+    full, short = (copy.deepcopy(each).cpu().to(dtype).eval() for each in (net, small))
     measured: dict[str, list[Tensor]] = {}
     for x in batches:
         for name, y, z in _pairs(full, short, kept, x.cpu().to(dtype)):
@@ -165,9 +211,13 @@ def _compare(
     return {name: (float(difference), float(value)) for name, (difference, value) in largest.items()}
 
 
-def _pairs(net: DagNet, small: DagNet, kept: Mapping[str, Tensor], x: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """What is to be equal: the outputs, and the states of every node on the units that survive."""
+def _pairs(
+    net: nn.Module, small: nn.Module, kept: Mapping[str, Tensor], x: Tensor
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """What is to be equal: the outputs, and of a `DagNet` the states of every node on the units that survive."""
     yield WHOLE, net(x), small(x)
+    if not (isinstance(net, DagNet) and isinstance(small, DagNet)):
+        return
     full, short = net.states(x), small.states(x)
     for name in list(short)[1:]:
         whole, part = full[name].movedim(net.unit_axis, -1), short[name].movedim(small.unit_axis, -1)

@@ -97,11 +97,12 @@ def changes(net: DagNet) -> tuple[NodeChanges, ...]:
 
 def describe_changes(found: Sequence[NodeChanges]) -> str:
     """A line per node, such as "n2      2 of 32 units; removed: 30 zero; without skip from in (zero gate)"."""
-    return "\n".join(map(_line, found))
+    wide = max([6, *(len(change.node) for change in found)]) + 2
+    return "\n".join(_line(change, wide) for change in found)
 
 
-def _line(change: NodeChanges) -> str:
-    parts = [f"{change.node:<8}" + (f"{change.kept} of {change.total} units" if change.kept else "vanished")]
+def _line(change: NodeChanges, wide: int) -> str:
+    parts = [f"{change.node:<{wide}}" + (f"{change.kept} of {change.total} units" if change.kept else "vanished")]
     for title, units in (("removed", change.removed), ("kept", change.kept_because)):
         if units:
             parts.append(f"{title}: " + ", ".join(f"{len(which)} {reason}" for reason, which in units.items()))

@@ -10,8 +10,10 @@ from nas.analysis.extraction.certificate import Certificate, certify
 from nas.analysis.extraction.shrink import changes_of
 from nas.models.compact import compact
 from nas.models.dag import DagNet
+from nas.models.network import compacted
 from nas.models.store import fingerprint
 from nas.models.traced.graph import Example, Inputs, call, copied, unwrap
+from nas.models.traced.network import TracedNet
 from nas.models.traced.shrink import Removal, shrunk
 from nas.search.runs.run import Run
 
@@ -21,7 +23,7 @@ Model = TypeVar("Model", bound=nn.Module)
 @overload
 def extract(
     net: Run, inputs: Sequence[Tensor] = (), *, seed: int = 0, round_to: int = 1
-) -> tuple[DagNet, Certificate]: ...
+) -> tuple[nn.Module, Certificate]: ...
 @overload
 def extract(
     net: Model, inputs: Sequence[Inputs] = (), *, seed: int = 0, round_to: int = 1
@@ -47,6 +49,18 @@ def extract(
     Raises:
         ValueError: ``round_to`` is no size; a module that is no `DagNet` comes without inputs or with ``round_to``,
             cannot be copied, run or traced, or returns no tensor.
+
+    Examples:
+        Two of four hidden units are zero, bias included; the network without them computes the same.
+
+        >>> import torch
+        >>> from nas.analysis import extract
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+        >>> for p in net[0].parameters():
+        ...     _ = p.data[:2].zero_()
+        >>> compact, certificate = extract(net, [torch.ones(3)])
+        >>> compact[0].out_features, certificate.holds
+        (2, True)
     """
     if isinstance(net, Run):
         inputs = [*inputs, *net.inputs(net.data())]
@@ -56,6 +70,9 @@ def extract(
         return small, certify(net, small, inputs, seed=seed)
     if round_to != 1:
         raise ValueError(f"extract(round_to=...) is for a DagNet, {type(net).__name__} is none")
+    if isinstance(net, TracedNet):
+        cut = compacted(net)
+        return cut, certify(net, cut, inputs, seed=seed)
     if not inputs:
         raise ValueError(f"extract: {type(net).__name__} is no DagNet; give one input at least, to know its shape")
     return _extract_module(unwrap(net), inputs, seed)

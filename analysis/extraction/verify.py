@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas.analysis.extraction.certificate import Certificate, certify
-from nas.models.dag import DagNet
 from nas.models.store import fingerprint
 
 
@@ -23,7 +22,7 @@ class Verification:
 
 
 def verify(
-    net: DagNet, small: DagNet, hashes: Mapping[str, str], inputs: Sequence[Tensor] = (), *, seed: int = 0
+    net: nn.Module, small: nn.Module, hashes: Mapping[str, str], inputs: Sequence[Tensor] = (), *, seed: int = 0
 ) -> Verification:
     """Compare both networks with the recorded hashes and, as `certify` does, with each other.
 

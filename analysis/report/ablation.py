@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nas.models.compact import alive_plan, compact, kept_units
 from nas.models.dag import DagNet
-from nas.models.price import total
+from nas.models.network import alive_cost, inner
+from nas.parameters import unit_parameters
 from nas.parts import Part
+from nas.search.engine.thinning import removed
 from nas.search.training.loop import LossFunction
 
 MOST = 200  # parts of a network that are measured
@@ -38,7 +39,7 @@ class Loss:
 
 @torch.no_grad()
 def ablate(
-    net: DagNet, loss_fn: LossFunction, probe: tuple[Tensor, Tensor], most: int = MOST
+    net: nn.Module, loss_fn: LossFunction, probe: tuple[Tensor, Tensor], most: int = MOST
 ) -> tuple[list[Loss], int]:
     """Set each part to zero for a while and measure.
 
@@ -51,27 +52,27 @@ def ablate(
     Returns:
         The losses and how many parts there are.
     """
-    units = {name: mask.nonzero()[:, 0].tolist() for name, mask in kept_units(net, tight=False).items()}
-    net = compact(net, tight=False)
+    net, units = inner(net)
+    net.eval()
     x, y = probe
-    before, params = float(loss_fn(net(x), y)), total(alive_plan(net), "params")
+    before, params = float(loss_fn(net(x), y)), alive_cost(net, "params")
     parts = [*_units(net, units), *_arcs(net)]
     saved: dict[tuple[str, str], int] = {}  # by kind and node: the units of one node save about the same
     losses = []
     for kind, node, part in parts[:: max(1, math.ceil(len(parts) / most))]:
-        with part.removed():
+        with removed(net, part):
             growth = (float(loss_fn(net(x), y)) - before) / before if before > 0 else 0.0
             key = (kind, node if kind == "unit" else part.name)
             if key not in saved:
-                saved[key] = int(params - total(alive_plan(net), "params"))
+                saved[key] = int(params - alive_cost(net, "params"))
         losses.append(Loss(kind, node, part.name, growth if growth < LARGEST else LARGEST, saved[key]))
     return losses, len(parts)
 
 
-def _units(net: DagNet, names: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, str, Part]]:
-    for name, members in net.unit_parameters().items():
-        tensors = [p for p in members if len(p) == net.plan.units[name]]
-        for index, number in enumerate(names[name]):
+def _units(net: nn.Module, indices: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Part]]:
+    for name, members in unit_parameters(net).items():
+        tensors = [p for p in members if len(p) == len(indices[name])]
+        for index, number in enumerate(indices[name].tolist()):
             masks = [(p, _slice(p, index)) for p in tensors]
             if any(p[mask].any() for p, mask in masks):
                 yield "unit", name, Part(f"{name}.{number}", tuple(masks))
@@ -83,7 +84,9 @@ def _slice(p: Tensor, index: int) -> Tensor:
     return mask
 
 
-def _arcs(net: DagNet) -> Iterator[tuple[str, str, Part]]:
+def _arcs(net: nn.Module) -> Iterator[tuple[str, str, Part]]:
+    if not isinstance(net, DagNet):
+        return
     for name, node in net.named_nodes().items():
         for k, skip in enumerate(node.plan.skips):
             if node.gates[k] != 0:
@@ -102,13 +105,14 @@ def by_node(losses: Sequence[Loss]) -> list[dict[str, object]]:
     for loss in losses:
         if loss.kind == "unit":
             nodes.setdefault(loss.node, []).append(loss)
+    for each in nodes.values():
+        each.sort(key=lambda loss: -loss.growth)
     return [
         {
             "node": node,
             "saved": each[0].saved,
-            "growths": [round(100 * loss.growth, 4) for loss in sorted(each, key=lambda loss: -loss.growth)],
-            "most": max(each, key=lambda loss: loss.growth).name,
-            "least": min(each, key=lambda loss: loss.growth).name,
+            "units": [loss.name for loss in each],
+            "growths": [round(100 * loss.growth, 4) for loss in each],
         }
         for node, each in nodes.items()
     ]

@@ -1,28 +1,24 @@
 """Several runs beside each other."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from statistics import median_low
 from typing import Any
 
-import networkx as nx
 import yaml
 
+from nas.analysis.agreement import agreement
 from nas.analysis.report.front import tested
-from nas.analysis.structure import similarity
-from nas.analysis.topology import topology
+from nas.analysis.runs import differing_options, similarities
+from nas.models.dag import DagNet
+from nas.models.network import alike, widths
 from nas.search.runs.path import Point
 from nas.search.runs.run import Run
 
 
-def differing_options(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
+def options(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The options in which runs differ, with the value of each."""
-    configs = [yaml.safe_load(run.config.to_yaml()) for run in runs.values()]
-    return [
-        {"name": name, "values": [_text(config[name]) for config in configs]}
-        for name in configs[0]
-        if any(config[name] != configs[0][name] for config in configs)
-    ]
+    found = differing_options([run.config for run in runs])
+    return [{"name": name, "values": [_text(value) for value in values]} for name, values in found.items()]
 
 
 def _text(value: Any) -> str:
@@ -63,32 +59,40 @@ def fronts(runs: Mapping[str, Run]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def agreement(runs: Mapping[str, Run], chosen: Mapping[str, Point]) -> dict[str, Any]:
-    """How often each skip and operation was chosen, and how alike the networks are.
+def agreed(runs: Sequence[Run], chosen: Sequence[Point]) -> dict[str, Any]:
+    """How often each skip and operation was chosen, how many units, and how alike the networks are.
 
     Raises:
         ValueError: the runs have different supernets, or there are not two of them.
     """
     if len(runs) < 2:
         raise ValueError("Fewer than two of the runs can be read.")
-    if len({run.blank.plan for run in runs.values()}) > 1:
+    first, *others = (run.blank for run in runs)
+    if not all(alike(first, other) for other in others):
         raise ValueError("The runs have different supernets, so that their topologies cannot be laid over each other.")
-    skips: Counter[str] = Counter()
-    operations: Counter[str] = Counter()
-    graphs: list[nx.DiGraph] = []
-    for name, run in runs.items():
-        found = chosen[name].snapshot
-        skips.update(f"{source} to {target}" for source, target in found.skips)
-        edges = {(edge.key, node.name): edge for node in run.blank.plan.nodes for edge in node.edges}
-        for arc, side in found.kernels.items():
-            size = "" if edges[arc].kernel is None else f" {side}x{side}"
-            operations[f"{edges[arc].source} to {arc[1]}: {edges[arc].operation}{size}"] += 1
-        graphs.append(topology(run.supernet(found.epoch)))
-    alike = [similarity(a, b) for a, b in combinations(graphs, 2)]
+    found, sizes = agreement(first, chosen), widths(first)
+    nodes = first.plan.nodes if isinstance(first, DagNet) else ()
+    edges = {(edge.key, node.name): edge for node in nodes for edge in node.edges}
+    operations = {
+        f"{edges[arc].source} to {arc[1]}: {edges[arc].operation}"
+        + ("" if edges[arc].kernel is None else f" {side}x{side}"): sides.count(side)
+        for arc, sides in found.kernels.items()
+        for side in sorted(set(sides) - {0})
+    }
+    similar = similarities([run.supernet(each.snapshot.epoch) for run, each in zip(runs, chosen, strict=True)])
+    pairs = [similar[a][b] for a in range(len(runs)) for b in range(a)]
     return {
         "runs": len(runs),
-        "skips": [list(each) for each in sorted(skips.items(), key=lambda each: -each[1])],
-        "operations": [list(each) for each in sorted(operations.items(), key=lambda each: -each[1])],
-        "similarity": sum(alike) / len(alike) if alike else 1.0,
-        "least": min(alike, default=1.0),
+        "skips": _most_chosen({" to ".join(arc): sum(each) for arc, each in found.skips.items()}),
+        "operations": _most_chosen(operations),
+        "units": [
+            {"node": name, "least": min(each), "median": median_low(each), "most": max(each), "all": sizes[name]}
+            for name, each in found.units.items()
+        ],
+        "similarity": sum(pairs) / len(pairs),
+        "least": min(pairs),
     }
+
+
+def _most_chosen(counts: Mapping[str, int]) -> list[list[Any]]:
+    return [[name, count] for name, count in sorted(counts.items(), key=lambda each: -each[1]) if count]

@@ -1,23 +1,18 @@
 """The certificate, the costs, and how it was made."""
 
-import os
-import platform
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
+from torch import nn
 
-from nas import __version__
 from nas.analysis.cost import cost
 from nas.analysis.extraction.changes import NodeChanges, describe_changes
 from nas.analysis.report.front import read_json
-from nas.models.dag import DagNet
+from nas.search.callbacks.surroundings import read_surroundings
 from nas.search.runs.config import SearchConfig
 from nas.search.runs.run import COMPACT, Run
-
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-image", "networkx", "safetensors")
 
 
 def certificate(run: Run) -> dict[str, Any]:
@@ -68,7 +63,7 @@ def _timing(timed: dict[str, Any]) -> dict[str, Any]:
             "speed_up": float(timed["speed_up"])}  # fmt: skip
 
 
-def costs(net: DagNet, small: DagNet) -> list[dict[str, Any]]:
+def costs(net: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
     """Parameters, floating point operations and bytes of a supernet and of a compact network, with their ratio."""
     whole, compact = asdict(cost(net)), asdict(cost(small))
     titles = {"params": "parameters", "flops": "FLOPs (256 x 256 pixels, or a vector)", "bytes": "bytes of the weights"}
@@ -91,13 +86,15 @@ def command(config: SearchConfig) -> str:
     return shlex.join(words)
 
 
-def surroundings() -> dict[str, str]:
-    """Versions and the machine, of the report: a run does not record them."""
-    found = {"nas": __version__, "Python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    machine = f"{platform.system()} {platform.machine()}, cores: {os.cpu_count()}, threads: {torch.get_num_threads()}"
-    return {**found, "machine": machine}
+def searched_with(run: Run) -> list[dict[str, Any]]:
+    """With what it was searched: "epoch", since which, and "words". None of a run that did not record it."""
+    lines = read_surroundings(run)
+    return [
+        {"epoch": line["epoch"], "words": in_words({name: what for name, what in line.items() if name != "epoch"})}
+        for line in lines
+    ]
+
+
+def in_words(surroundings: Mapping[str, object]) -> str:
+    """Such as "nas 0.1.0, Python 3.12.1, torch 2.7.0"."""
+    return ", ".join(f"{name} {what}" for name, what in surroundings.items())

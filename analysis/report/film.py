@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nas.analysis.drawing.draw import paint
 from nas.analysis.drawing.layout import Layout, layout, skip_words
-from nas.analysis.report.growth import Frame, crops, frames, whole_graph
+from nas.analysis.report.growth import Frame, crops, frames, totals, whole_graph
 from nas.files import replacing
 from nas.search.runs.path import Point
 from nas.search.runs.run import Run
@@ -31,9 +31,9 @@ def draw_film(run: Run, path: Path) -> None:
     points = grown[:: math.ceil(len(grown) / MOST)]
     shown = [*points, *(point for point in (grown[-1], chosen) if point not in points)]
     inputs = crops([example.observed for example in run.validation(run.data())[:1]])
-    drawing, totals = layout(whole_graph(run.blank.plan)), run.blank.plan.units
+    drawing, total = layout(whole_graph(run.blank)), totals(run.blank)
     pictures = [
-        _picture(at_frame(drawing, frame, totals), _caption(run, frame.point)) for frame in frames(run, shown, inputs)
+        _picture(at_frame(drawing, frame, total), _caption(run, frame.point)) for frame in frames(run, shown, inputs)
     ]
     replacing(path, lambda temporary: _write(pictures, temporary))
 

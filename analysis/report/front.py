@@ -2,11 +2,17 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nas.analysis.drawing.layout import layout
+from nas.analysis.drawing.svg import to_svg
 from nas.analysis.latency import milliseconds
-from nas.models.compact import compact
+from nas.analysis.topology import topology
+from nas.models.dag import DagNet
+from nas.models.network import compacted
+from nas.models.plan import Plan
 from nas.search.runs.path import Point
 from nas.search.runs.run import RETRAINED, Run
 
@@ -31,7 +37,7 @@ def _row(run: Run, point: Point, recommended: int) -> dict[str, Any]:
         "epoch": point.snapshot.epoch,
         "params": point.params,
         "flops": point.flops,
-        "milliseconds": milliseconds(compact(run.supernet(point.snapshot.epoch)), side=SIDE, calls=5),
+        "milliseconds": milliseconds(compacted(run.supernet(point.snapshot.epoch)), side=SIDE, calls=5),
         "score": point.headline,
         "scores": point.scores,
         "recommended": point.snapshot.epoch == recommended,
@@ -42,8 +48,10 @@ def tested(run: Run) -> dict[str, Any]:
     """What nas retrain measured on the held-out pictures: the network, others of its size, classical methods.
 
     Returns:
-        "networks" with title, params, score and spread (None without seeds); scores by title of what is there without
-        a network, "trivial", and of classical methods, "lines"; and the score of the network now and "before".
+        "networks" with title, params, score, spread (None without seeds) and, of others that are plans, a drawing as
+        "svg"; scores by title of what is there without
+        a network, "trivial", and of classical methods, "lines", with the "strengths" of those that have one; and the
+        score of the network now and "before".
 
     Raises:
         ValueError: there is no result yet, or it is damaged.
@@ -52,10 +60,24 @@ def tested(run: Run) -> dict[str, Any]:
     key = run.config.headline.key
     try:
         networks = [
-            {"title": each["title"], "params": each["params"], "score": each["mean"], "spread": each["spread"]}
-            for each in result["compared"]
+            {
+                "title": each["title"],
+                "params": each["params"],
+                "score": each["mean"],
+                "spread": each["spread"],
+                "svg": _drawn(each["plan"]) if k and "plan" in each else None,
+            }
+            for k, each in enumerate(result["compared"])
             if each["mean"] is not None
-        ] or [{"title": "retrained network", "params": result["params"], "score": result[key], "spread": None}]
+        ] or [
+            {
+                "title": "retrained network",
+                "params": result["params"],
+                "score": result[key],
+                "spread": None,
+                "svg": None,
+            }
+        ]
         before = f"{key}_before"
         trivial = {
             name.removeprefix(f"{key}_"): float(score)
@@ -70,11 +92,17 @@ def tested(run: Run) -> dict[str, Any]:
             "networks": networks,
             "trivial": trivial,
             "lines": lines,
+            "strengths": {name: float(each) for name, each in result.get("strengths", {}).items() if name in lines},
             "before": float(result[before]),
             "score": float(result[key]),
         }
-    except (KeyError, TypeError, ValueError) as problem:
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise ValueError(f"{run.folder / RETRAINED}/result.json is damaged: {problem}") from None
+
+
+def _drawn(plan: Mapping[str, Any]) -> str:
+    """The drawing of a network with this plan; raises ValueError where it is none."""
+    return to_svg(layout(topology(DagNet(Plan.from_dict(plan)))), standalone=False)
 
 
 def read_json(file: Path, hint: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """How the network came to be: a frame for every epoch of the path and every network of the front."""
 
-import json
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,14 +8,17 @@ from typing import Any
 
 import networkx as nx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas.analysis.drawing.layout import has_weights
 from nas.analysis.share import skip_shares
 from nas.analysis.topology import topology
+from nas.files import read_lines
 from nas.models.alive import find_alive
 from nas.models.dag import DagNet
-from nas.models.plan import DEPTHWISE, Edge, Node, Plan
+from nas.models.network import num_skips
+from nas.models.plan import DEPTHWISE, Edge, Plan
+from nas.models.traced.network import TracedNet
 from nas.search.runs.path import Point
 from nas.search.runs.run import METRICS, Run
 from nas.search.training.loop import Snapshot
@@ -65,9 +68,9 @@ class Frame:
         }
 
 
-def whole_graph(plan: Plan) -> nx.DiGraph:
-    """The graph of the supernet with everything alive; with room for the label of every skip."""
-    net = DagNet(plan)
+def whole_graph(net: nn.Module) -> nx.DiGraph:
+    """The graph of a supernet with everything alive; with room for the label of every skip."""
+    net = copy.deepcopy(net)
     for p in net.parameters():
         p.detach().fill_(1.0)
     graph = topology(net)
@@ -92,14 +95,16 @@ def frames(run: Run, points: Sequence[Point], inputs: Sequence[Tensor]) -> list[
         points: some of them, in order.
         inputs: what the shares of skips are measured on, without the batch axis; none are measured without.
     """
-    plan, gates = run.blank.plan, Gates()
-    every = max(1, math.ceil(len(points) / MOST_MEASURED))
+    whole, gates = run.blank, Gates()
+    graph = whole_graph(whole)
+    fixed, every = trunks(whole, graph), max(1, math.ceil(len(points) / MOST_MEASURED))
+    has_gates = bool(fixed) or num_skips(whole) > 0
     found: list[Frame] = []
     for k, point in enumerate(points):
-        if _has_skips(plan) and (k % every == 0 or point.snapshot.in_front):
+        if has_gates and (k % every == 0 or point.snapshot.in_front):
             gates = _measured(run.supernet(point.snapshot.epoch), inputs)
-        units, operations = _units(plan, point.snapshot), _operations(plan, point.snapshot)
-        shown = {arc: each for arc, each in gates.items() if arc in _trunks(plan) and units[arc[0]]}
+        units, operations = alive_at(whole, graph, point.snapshot)
+        shown = {arc: each for arc, each in gates.items() if arc in fixed and units[arc[0]]}
         shown |= {arc: (gate, gates.get(arc, (0.0, None))[1]) for arc, gate in point.snapshot.skips.items()}
         frame = Frame(point, units, operations, shown, ())
         found.append(replace(frame, events=_events(found[-1], frame)) if found else frame)
@@ -132,30 +137,40 @@ def curves(run: Run, points: Sequence[Point]) -> dict[str, list[float | None]]:
 
 
 def _metrics(run: Run) -> list[dict[str, Any]]:
-    file = run.folder / METRICS
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("epoch"), int):
-            rows.append(row)
-    return rows
+    return [row for row in read_lines(run.folder / METRICS) if isinstance(row.get("epoch"), int)]
 
 
-def _trunks(plan: Plan) -> set[tuple[str, str]]:
-    return {(skip.source, node.name) for node in plan.nodes for skip in node.skips if skip.trunk}
+def trunks(net: nn.Module, whole: nx.DiGraph) -> set[tuple[str, str]]:
+    """The skips that are not searched, by (source, target)."""
+    if isinstance(net, DagNet):
+        return {(skip.source, node.name) for node in net.plan.nodes for skip in node.skips if skip.trunk}
+    return {(source, target) for source, target, data in whole.edges(data=True) if data["gate"] != 0}
 
 
-def _has_skips(plan: Plan) -> bool:
-    return any(node.skip_sources for node in plan.nodes)
+def totals(net: nn.Module) -> dict[str, int]:
+    """How many units every node of `whole_graph` has."""
+    return net.plan.units if isinstance(net, DagNet) else dict(whole_graph(net).nodes(data="total"))
+
+
+def alive_at(net: nn.Module, whole: nx.DiGraph, found: Snapshot) -> tuple[dict[str, int], dict[tuple[str, str], str]]:
+    """How many units of every node are alive at a point, and what the operations between two nodes are."""
+    if isinstance(net, DagNet):
+        return _units(net.plan, found), _operations(net.plan, found)
+    assert isinstance(net, TracedNet)
+    units = dict(whole.nodes(data="total")) | net.layers_at(found.units)
+    arcs = whole.edges(data=True)
+    return units, {
+        (source, target): data["operation"]
+        for source, target, data in arcs
+        if data["norm"] and units[source] and units[target]
+    }
 
 
 @torch.no_grad()
-def _measured(net: DagNet, inputs: Sequence[Tensor]) -> Gates:
+def _measured(net: nn.Module, inputs: Sequence[Tensor]) -> Gates:
     shares = skip_shares(net, inputs) if inputs else {}
+    if not isinstance(net, DagNet):
+        return dict.fromkeys(trunks(net, topology(net)), (1.0, None))
     return {arc: (gate, shares.get(arc)) for arc, gate in find_alive(net).skips.items()}
 
 
@@ -205,8 +220,3 @@ def _events(before: Frame, after: Frame) -> tuple[str, ...]:
 
 def _difference(old: Mapping[str, Sequence[int]], new: Mapping[str, Sequence[int]]) -> int:
     return sum(len(set(units) - set(old.get(name, ()))) for name, units in new.items())
-
-
-def searched_units(nodes: Sequence[Node]) -> int:
-    """How many units a search may leave out."""
-    return sum(node.units for node in nodes if node.searched)

@@ -1,15 +1,14 @@
 """What the network does to held-out pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from nas.analysis.report.front import tested
 from nas.analysis.report.pixels import png_uri
-from nas.models.compact import compact
-from nas.models.dag import DagNet
-from nas.models.store import load
+from nas.models.network import alike, compacted, load_like
 from nas.search.data.dataset import Pictures
 from nas.search.data.images import to_array
 from nas.search.runs.run import COMPACT, RETRAINED, Run
@@ -24,7 +23,7 @@ MOST_MISTAKES, MOST_CLASSIFIED, MOST_CLASSES = 24, 2000, 50
 BATCH = 64
 
 
-def final_network(run: Run) -> tuple[str, DagNet]:
+def final_network(run: Run) -> tuple[str, nn.Module]:
     """The network that a run ends with, and what it is: retrained, if it is, else as the search left it.
 
     Raises:
@@ -32,11 +31,11 @@ def final_network(run: Run) -> tuple[str, DagNet]:
     """
     extracted, retrained = run.folder / COMPACT, run.folder / RETRAINED
     if retrained.is_dir():
-        net = load(retrained)
-        if not extracted.is_dir() or load(extracted).plan == net.plan:
+        net = load_like(run.blank, retrained)
+        if not extracted.is_dir() or alike(load_like(run.blank, extracted), net):
             return "the retrained network", net
     epoch = run.choose().snapshot.epoch
-    return f"the network of epoch {epoch}, as the search left it", compact(run.supernet(epoch))
+    return f"the network of epoch {epoch}, as the search left it", compacted(run.supernet(epoch))
 
 
 def held_out_pictures(run: Run, data: Pictures) -> dict[str, Any]:
@@ -48,30 +47,78 @@ def held_out_pictures(run: Run, data: Pictures) -> dict[str, Any]:
     task, test = run.task(data), run.test(data)
     title, net = final_network(run)
     if isinstance(task, Restoration):
-        return {"title": title, "observed": task.observed_name, "restored": restored(net, test, task)}
+        return {"title": title, "restored": restored(net, test, task, _strengths(run))}
     if isinstance(task, Classify):
         return {"title": title, "classified": classified(net, test, task)}
     raise ValueError(f"The task {run.config.task} has no pictures that this report knows how to show.")
 
 
-def restored(net: DagNet, test: Sequence[Example], task: Restoration) -> list[dict[str, Any]]:
-    """The first pictures with the scores of the whole and the middle of each view as data URIs."""
+def _strengths(run: Run) -> dict[str, float]:
+    """Of the classical methods that nas retrain measured, the best first."""
+    try:
+        measured = tested(run)
+    except ValueError:
+        return {}
+    lines, strengths = measured["lines"], measured["strengths"]
+    return {name: strengths[name] for name in sorted(strengths, key=lambda name: -lines[name])}
+
+
+def restored(
+    net: nn.Module, test: Sequence[Example], task: Restoration, strengths: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """The first pictures, restored by the network and by classical methods.
+
+    Args:
+        net: the network.
+        test: the pictures.
+        task: how they are scored.
+        strengths: of the classical methods; the pictures of the first one are shown, of the others the scores.
+
+    Returns:
+        Of each picture its name; "scores" of the whole by title; "views", each with a title and the middle as a data
+        URI; "pairs" of views to compare, by index; and the "side" of the middle (height, width).
+    """
     found: list[dict[str, Any]] = []
     size = 0
     for example in test[:MOST]:
         (output,) = restore(net, [example.observed])
-        views = task.views(example, output)
-        uris = {name: png_uri(to_array(_detail(view))) for name, view in views.items()}
-        size += sum(map(len, uris.values()))
+        pictures = task.views(example, output)
+        observed, mine, clean = pictures["observed"], pictures["restored"], pictures.get("clean")
+        classical = {
+            name.replace("_", " "): task.methods[name][0](example.observed, strength)
+            for name, strength in (strengths or {}).items()
+            if name in task.methods
+        }
+        scored = {task.observed_name: observed, **classical, "restored": mine}
+        views = {task.observed_name: observed, **dict(list(classical.items())[:1]), "restored": mine}
+        views |= {} if clean is None else {"clean": clean}
+        uris = [png_uri(to_array(_detail(view))) for view in views.values()]
+        size += sum(map(len, uris))
         if found and size > MOST_BYTES:
             break
-        scores = {name: task.score(views[name], example.target) for name in ("observed", "restored")}
-        texts = {
-            name: ", ".join(metric.text(each[metric.key]) for metric in task.metrics) for name, each in scores.items()
-        }
-        name = f"{example.name} {example.condition}".strip()
-        found.append({"name": name, "uris": uris, "scores": texts, "side": list(_detail(output).shape[-2:])})
+        titles = list(views)
+        found.append(
+            {
+                "name": f"{example.name} {example.condition}".strip(),
+                "views": [{"title": title, "uri": uri} for title, uri in zip(titles, uris, strict=True)],
+                "pairs": _pairs(len(titles), titles.index("restored")),
+                "scores": {title: _score(task, view, example) for title, view in scored.items()},
+                "side": list(_detail(output).shape[-2:]),
+            }
+        )
     return found
+
+
+def _pairs(count: int, restored: int) -> list[tuple[int, int]]:
+    """Each view before the restored one with it, then all with the clean one, if there is one behind it."""
+    pairs = [(k, restored) for k in range(restored)]
+    return pairs + [(k, last) for last in range(restored + 1, count) for k in range(restored, -1, -1)]
+
+
+def _score(task: Restoration, picture: Tensor, example: Example) -> str:
+    """Such as "PSNR 30.12 dB, SSIM 0.812"."""
+    scores = task.score(picture, example.target)
+    return ", ".join(metric.text(scores[metric.key]) for metric in task.metrics)
 
 
 def _detail(picture: Tensor) -> Tensor:
@@ -81,7 +128,7 @@ def _detail(picture: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def classified(net: DagNet, test: Sequence[Example], task: Classify) -> dict[str, Any]:
+def classified(net: nn.Module, test: Sequence[Example], task: Classify) -> dict[str, Any]:
     """A confusion matrix and the mistakes of which the network is surest.
 
     Returns:

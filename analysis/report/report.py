@@ -15,11 +15,12 @@ from nas.analysis.report import comparison, facts
 from nas.analysis.report.ablation import ablate, by_node
 from nas.analysis.report.filters import filter_pictures
 from nas.analysis.report.front import front_rows, tested
-from nas.analysis.report.growth import CROP, crops, curves, frames, searched_units, shown_points, whole_graph
+from nas.analysis.report.growth import CROP, crops, curves, frames, shown_points, totals, trunks, whole_graph
 from nas.analysis.report.pictures import held_out_pictures
 from nas.analysis.topology import topology
 from nas.files import write_text
-from nas.models.compact import compact
+from nas.models.network import compacted, num_params, num_skips, widths
+from nas.search.callbacks.surroundings import surroundings
 from nas.search.data.dataset import Pictures
 from nas.search.engine.stopping import growth_is_over
 from nas.search.runs.path import Point, births
@@ -80,7 +81,8 @@ def one_run(run: Run, *, live: bool = False) -> Section:
         "made": {
             "command": facts.command(run.config),
             "config": run.config.to_yaml(),
-            **{"with": facts.surroundings()},
+            "searched": facts.searched_with(run),
+            "report": facts.in_words(surroundings()),
         },
     }
     try:
@@ -93,16 +95,18 @@ def one_run(run: Run, *, live: bool = False) -> Section:
     growth = _section(lambda: _growth(run, points, validation))
     front = _section(lambda: {"rows": front_rows(run)})
     test = _section(lambda: tested(run))
+    certificate = _section(lambda: facts.certificate(run))
     searched = [point for point in points if not point.snapshot.in_front]
     shown = {
         "metric": vars(run.config.headline),
-        "totals": run.blank.plan.units,
+        "totals": totals(run.blank),
         "picked": points[-1].snapshot.epoch if live else chosen.snapshot.epoch,
         "frames": growth.pop("frames", []),
         "curves": _section(lambda: curves(run, searched)),
         "front": front.get("rows", []),
         "path": [[point.snapshot.epoch, point.params, point.headline] for point in searched],
-        "test": test,
+        "test": _without_drawings(test),
+        "extracted": certificate.get("epoch"),
     }
     return {
         **page,
@@ -113,10 +117,16 @@ def one_run(run: Run, *, live: bool = False) -> Section:
         "pictures": _section(lambda: held_out_pictures(run, _needed(data)), later=live),
         "filters": _section(lambda: {"pictures": filter_pictures(_compact(run, chosen))}),
         "ablation": _section(lambda: _ablation(run, chosen, _needed(data)), later=live),
-        "certificate": _section(lambda: facts.certificate(run)),
+        "certificate": certificate,
         "costs": _section(lambda: {"rows": facts.costs(run.blank, _compact(run, chosen))}),
         "data": shown,
     }
+
+
+def _without_drawings(test: Section) -> Section:
+    """`tested` for the charts; the drawings stand in the page."""
+    networks = [{**each, "svg": None, "drawn": each["svg"] is not None} for each in test.get("networks", [])]
+    return {**test, "networks": networks} if networks else test
 
 
 def several_runs(runs: Sequence[Run]) -> Section:
@@ -135,15 +145,18 @@ def several_runs(runs: Sequence[Run]) -> Section:
         "kind": "comparison",
         "names": list(named),
         "unreadable": missing,
-        "options": comparison.differing_options(named),
+        "options": comparison.options(runs),
         "rows": [comparison.summary(name, run, points[name], chosen[name]) for name, run in readable.items()],
         "one_metric": len(metrics) <= 1,
-        "agreement": _section(lambda: comparison.agreement(readable, chosen)),
+        "agreement": _section(lambda: comparison.agreed([*readable.values()], [*chosen.values()])),
         "drawings": [
             {"name": name, **_section(partial(_drawing, run, points[name], chosen[name]))}
             for name, run in list(readable.items())[:MOST_DRAWN]
         ],
-        "made": {"with": facts.surroundings()},
+        "made": {
+            "commands": {name: facts.command(run.config) for name, run in named.items()},
+            "report": facts.in_words(surroundings()),
+        },
         "data": {"fronts": _section(lambda: comparison.fronts(readable))},
     }
 
@@ -176,7 +189,7 @@ def _named(runs: Sequence[Run]) -> dict[str, Run]:
 
 def _overview(run: Run, points: Sequence[Point], chosen: Point, test: Section, data: Pictures | str) -> Section:
     config, last = run.config, points[-1].snapshot.epoch
-    plan = run.blank.plan
+    whole = run.blank
     state = []
     if not growth_is_over(points, config):
         state.append(f"The search goes on, or was interrupted: epoch {last} of {config.epochs} is the last so far.")
@@ -189,11 +202,11 @@ def _overview(run: Run, points: Sequence[Point], chosen: Point, test: Section, d
         "model": config.model,
         "epoch": chosen.snapshot.epoch,
         "params": chosen.params,
-        "total": plan.num_params,
+        "total": num_params(whole),
         "units": chosen.snapshot.num_units,
-        "all_units": searched_units(plan.nodes),
+        "all_units": sum(widths(whole).values()),
         "skips": len(chosen.snapshot.skips),
-        "all_skips": sum(node.num_skips for node in plan.nodes),
+        "all_skips": num_skips(whole),
         "score": metric.text(chosen.headline),
         "tested": metric.text(test["score"]) if "score" in test else None,
         "minutes": points[-1].seconds / 60,
@@ -201,17 +214,16 @@ def _overview(run: Run, points: Sequence[Point], chosen: Point, test: Section, d
 
 
 def _growth(run: Run, points: Sequence[Point], validation: Sequence[Example]) -> Section:
-    graph = whole_graph(run.blank.plan)
+    graph = whole_graph(run.blank)
     shown = shown_points(points)
     inputs = crops([example.observed for example in validation[:1]])
     found = frames(run, shown, inputs)
-    trunks = {(skip.source, node.name) for node in run.blank.plan.nodes for skip in node.skips if skip.trunk}
     return {
         "svg": to_svg(layout(graph), standalone=False),
         "all_shown": len(shown) == len(points),
         "negative": any(gate < 0 for frame in found for gate, _ in frame.skips.values()),
-        "skips": any(node.num_skips for node in run.blank.plan.nodes),
-        "trunks": bool(trunks),
+        "skips": num_skips(run.blank) > 0,
+        "trunks": bool(trunks(run.blank, graph)),
         "frames": [frame.to_dict() for frame in found],
     }
 
@@ -224,7 +236,7 @@ def _drawing(run: Run, points: Sequence[Point], chosen: Point) -> Section:
 
 
 def _compact(run: Run, chosen: Point) -> Any:
-    return compact(run.supernet(chosen.snapshot.epoch))
+    return compacted(run.supernet(chosen.snapshot.epoch))
 
 
 def _data(run: Run) -> Pictures | str:

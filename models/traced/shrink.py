@@ -45,7 +45,7 @@ class Removal:
         """Find the smallest set that holds what is ``fixed``, a mask over the numbers of channels."""
         self.kept = fixed.clone()
         self._settle()
-        self._keep_one()
+        keep_one(self.channels, self.kept)
 
     def _settle(self) -> None:
         """Keep what somebody reads who is kept, until nothing is added."""
@@ -62,13 +62,6 @@ class Removal:
         """Of the output and of the input channels of a layer."""
         axes = self.channels.stored[step.weight]  # type: ignore[index]
         return axes[step.axes[0]], axes[step.axes[1]]
-
-    def _keep_one(self) -> None:
-        """A tensor without channels is more than most operations can bear: one stays, with all that goes with it."""
-        stored = [numbers for axes in self.channels.stored.values() for numbers in axes]
-        for numbers in [*self.channels.roots.values(), *stored]:
-            if len(numbers) and not self.kept[numbers].any():
-                self.kept[numbers[0]] = True
 
     def reads(self, step: Step) -> Tensor:
         """Which input channels a kept output channel of a layer reads."""
@@ -159,6 +152,15 @@ class Removal:
                     getattr(module, attribute).data = bias
 
 
+def keep_one(channels: Channels, kept: Tensor) -> None:
+    """A tensor without channels is more than most operations can bear: one stays, with all that goes with it; ``kept``
+    is a mask over the numbers of channels, changed in place."""
+    stored = [numbers for axes in channels.stored.values() for numbers in axes]
+    for numbers in [*channels.roots.values(), *stored]:
+        if len(numbers) and not kept[numbers].any():
+            kept[numbers[0]] = True
+
+
 def held_by(model: nn.Module) -> dict[str, Tensor]:
     """The parameters and buffers of a module, by all their names."""
     return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
@@ -190,7 +192,7 @@ def fit(model: nn.Module, removal: Removal, example: Example) -> tuple[nn.Module
     expected = call(model, example)
     small, noticed = removal.applied_to(model), []
     if not _agree(expected, small, example):
-        fixed = removal.channels.fixed
+        fixed = removal.channels.fixed.clone()
         for numbers in removal.spaces():
             alone = torch.ones_like(fixed)
             alone[numbers] = fixed[numbers]

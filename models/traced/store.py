@@ -3,6 +3,7 @@
 import importlib
 import json
 import runpy
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,19 @@ def save_module(model: nn.Module, folder: Path | str, factory: str, options: Map
         ValueError: the factory does not exist or fails, or makes a module of other parts; options are no plain data.
         OSError: the folder cannot be written.
     """
-    model, folder = unwrap(model), Path(folder)
+    model = unwrap(model)
+    filled(_make(factory, dict(options or {})), _tensors(model), factory)
+    write_module(model, Path(folder), factory, options or {})
+
+
+def write_module(model: nn.Module, folder: Path, factory: str, options: Mapping[str, Any]) -> None:
+    """`save_module`, without a look at what the factory makes."""
     try:
-        text = json.dumps({"factory": factory, "options": dict(options or {})}, indent=2)
+        text = json.dumps({"factory": factory, "options": dict(options)}, indent=2)
     except TypeError as problem:
         raise ValueError(f"save_module(options=...) must be plain data: {problem}") from None
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _held_once(model).items()}
-    _fill(_make(factory, dict(options or {})), tensors, factory)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS)
+    save_file(_tensors(model), folder / WEIGHTS)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
@@ -51,20 +56,38 @@ def load_module(folder: Path | str) -> nn.Module:
         OSError: a file is missing or cannot be read.
     """
     folder = Path(folder)
-    text, weights = (folder / CONFIG).read_text(encoding="utf-8"), folder / WEIGHTS
+    text, tensors = (folder / CONFIG).read_text(encoding="utf-8"), read_tensors(folder)
     try:
-        config, tensors = json.loads(text), load_file(weights)
+        config = json.loads(text)
         factory, options = str(config["factory"]), dict(config["options"])
-    except (ValueError, KeyError, TypeError, SafetensorError) as problem:
-        raise ValueError(f"the module in {folder} is damaged: {' '.join(str(problem).split())}") from None
-    return _fill(_make(factory, options), tensors, factory).eval()
+    except (ValueError, KeyError, TypeError) as problem:
+        raise _damaged(folder, problem) from None
+    return filled(_make(factory, options), tensors, factory).eval()
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """What `write_module` wrote of the weights.
+
+    Raises:
+        ValueError: they are damaged.
+        OSError: the file is missing or cannot be read.
+    """
+    try:
+        return load_file(folder / WEIGHTS)
+    except (ValueError, SafetensorError) as problem:
+        raise _damaged(folder, problem) from None
+
+
+def _damaged(folder: Path, problem: Exception) -> ValueError:
+    return ValueError(f"the module in {folder} is damaged: {' '.join(str(problem).split())}")
 
 
 def _make(factory: str, options: dict[str, Any]) -> nn.Module:
     place, _, name = factory.rpartition(":")
     try:
         if place.endswith(".py"):
-            made = runpy.run_path(place)[name](**options)
+            known = sys.modules.get(str(Path(place).resolve()))  # as `nas.registry` imports files
+            made = (runpy.run_path(place) if known is None else vars(known))[name](**options)
         else:
             made = getattr(importlib.import_module(place), name)(**options)
     except Exception as problem:  # whatever the code of somebody else raises
@@ -72,6 +95,10 @@ def _make(factory: str, options: dict[str, Any]) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise ValueError(f"{factory} makes no module, but {type(made).__name__}")
     return made
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in _held_once(model).items()}
 
 
 def _held_once(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -82,8 +109,12 @@ def _held_once(model: nn.Module) -> dict[str, torch.Tensor]:
     return dict(found.values())
 
 
-def _fill(model: nn.Module, tensors: Mapping[str, torch.Tensor], factory: str) -> nn.Module:
-    """Put tensors of other sizes into a module, in place."""
+def filled(model: nn.Module, tensors: Mapping[str, torch.Tensor], factory: str) -> nn.Module:
+    """The module with tensors of other sizes put into it, in place.
+
+    Raises:
+        ValueError: it has other parts; ``factory`` is said to have made it.
+    """
     held = held_by(model)
     expected = _held_once(model)
     extra = {name for name in tensors.keys() - expected.keys() if not name.endswith("bias")}  # constants make biases

@@ -47,19 +47,33 @@ def coupled_units(model: nn.Module, inputs: Inputs, *, strict: bool = True) -> d
             operation: an operation that is not known, channels tied to channels at other places, a channel that is
             not zero or not constant when its weights are, a forward that notices when channels go.
     """
-    model, example = unwrap(model), Example.of(inputs)
-    channels = Channels(trace(model, example, training=True))
-    search = _Search(channels, model)
-    units = search.units
-    if not strict or not search.problems:
-        for layer in _missed(model, example, channels, units):
-            search.problems.append(f"{type(model).__name__} computes something else when channels of {layer} go")
-            del units[layer]
-    if strict and search.problems:
-        raise ValueError(f"coupled_units: {search.problems[0]}; strict=False leaves such layers out")
+    model = unwrap(model)
+    units, problems = find_units(model, Example.of(inputs), all_or_none=strict)
+    if strict and problems:
+        raise ValueError(f"coupled_units: {problems[0]}; strict=False leaves such layers out")
     if not units:
         raise ValueError(f"coupled_units: {type(model).__name__} has no layer whose channels can be units")
     return units
+
+
+@torch.no_grad()
+def find_units(
+    model: nn.Module, example: Example, *, all_or_none: bool = False
+) -> tuple[dict[str, list[Parameter]], list[str]]:
+    """The units of `coupled_units`, perhaps none, and why other layers have none; with ``all_or_none`` it is enough to
+    know one reason.
+
+    Raises:
+        ValueError: the model cannot be copied, run or traced.
+    """
+    channels = Channels(trace(model, example, training=True))
+    search = _Search(channels, model)
+    units = search.units
+    if not all_or_none or not search.problems:
+        for layer in _missed(model, example, channels, units):
+            search.problems.append(f"{type(model).__name__} computes something else when channels of {layer} go")
+            del units[layer]
+    return units, search.problems
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def perform(options: Namespace) -> Result:
     _print_options(names, differing)
     _print_results(outcomes, groups)
     _print_fronts(outcomes, groups)
-    alike = similarities(outcomes)
+    alike = similarities([each.network for each in outcomes])
     _print_similarities(names, alike)
     if notes:
         print("\n" + "\n".join(notes))
@@ -181,7 +181,7 @@ def _repetition(group: Sequence[Outcome], options: Namespace) -> Result:
         "front": mean_front(group),
     }
     if options.chosen:
-        found = agreement(group[0].run.blank.plan, [each.recommended for each in group])
+        found = agreement(group[0].run.blank, [each.recommended for each in group])
         stable = None if options.stable is None else found.stable(options.stable)
         print(f"\n{', '.join(folders)}")
         print_agreement(found, stable)

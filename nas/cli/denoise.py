@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
+from torch import nn
 from tqdm import tqdm
 
 from nas.cli.shared import Result, add_choice, check_free, choice, make_parser, sentence
-from nas.models.dag import DagNet
+from nas.models.network import sight
 from nas.search.data.formats.files import check_sheet, encoded, read_sheet, write_sheet
 from nas.search.data.formats.sheet import Sheet
 from nas.search.data.formats.values import parse_range
@@ -67,7 +68,7 @@ def parser() -> ArgumentParser:
 def perform(options: Namespace) -> Result:
     network, pictures = _network_and_pictures(options)
     folder, net, config = _open(network, choice(options))
-    list(tiles(1, 1, net.plan, options.tile))  # complains before the first file is read
+    list(tiles(1, 1, sight(net), options.tile))  # complains before the first file is read
     given = parse_range(options.range) if options.range else None
     use = _Use(_cleaner(config, net, options), folder, given, options.force)
     out = options.out or _out(pictures)
@@ -91,7 +92,7 @@ def _network_and_pictures(options: Namespace) -> tuple[str, list[Path]]:
     return str(first), others
 
 
-def _open(network: str, chosen: Choice) -> tuple[Path, DagNet, SearchConfig]:
+def _open(network: str, chosen: Choice) -> tuple[Path, nn.Module, SearchConfig]:
     """A network with where it comes from and what it was trained for, so far as that is known.
 
     Raises:
@@ -108,7 +109,7 @@ def _open(network: str, chosen: Choice) -> tuple[Path, DagNet, SearchConfig]:
         raise ValueError(f"{network} is a single network; what chooses among several goes with a run folder")
     if Path(network).is_dir():
         net = load(Path(network))
-        return Path(network), net, SearchConfig(sigma="1:255" if net.plan.extra else 25.0)
+        return Path(network), net, SearchConfig(sigma="1:255" if sight(net).extra else 25.0)
     found = find_shipped(network)
     return found.folder, found.load(), SearchConfig(sigma=f"{found.sigma[0]}:{found.sigma[1]}")
 
@@ -131,7 +132,7 @@ class _Use:
     force: bool
 
 
-def _cleaner(config: SearchConfig, net: DagNet, options: Namespace) -> Callable[[Sheet], Sheet]:
+def _cleaner(config: SearchConfig, net: nn.Module, options: Namespace) -> Callable[[Sheet], Sheet]:
     """What the task of a network makes of pictures.
 
     Raises:

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
+from torch import nn
 
 from nas.analysis.export.export import FORMATS, export, files_of
 from nas.cli.shared import Result, add_choice, check_free, choice, make_run_parser
 from nas.files import alone
-from nas.models.dag import DagNet
 from nas.search.runs.networks import load_chosen
 from nas.search.runs.run import EXPORT, Run
 
@@ -41,7 +41,7 @@ def perform(options: Namespace) -> Result:
     return {"network": str(folder), "format": options.format, "files": sizes, "max_abs": difference}
 
 
-def _export_into_new_folder(net: DagNet, out: Path, format: str) -> float:
+def _export_into_new_folder(net: nn.Module, out: Path, format: str) -> float:
     """The same as `export`; makes the folder of ``out`` if it is missing, and leaves none that is empty."""
     out.parent.mkdir(exist_ok=True)
     try:

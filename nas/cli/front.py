@@ -5,9 +5,9 @@ from jsonargparse import ArgumentParser, Namespace
 from nas.analysis.latency import milliseconds
 from nas.cli.alike import add_training, progress_bar, retrain_config
 from nas.cli.shared import Result, add_compute, compute, make_run_parser, say_compute
-from nas.models.compact import compact
+from nas.models.network import compacted, input_shape
 from nas.search.retraining.compete import Training, compete
-from nas.search.retraining.competitors import Competitor, hand_made_networks
+from nas.search.retraining.competitors import Competitor, hand_made_networks, plan_like
 from nas.search.retraining.config import RetrainConfig
 from nas.search.runs.path import Point
 from nas.search.runs.run import Run
@@ -37,7 +37,7 @@ def perform(options: Namespace) -> Result:
         raise ValueError(f"{run.folder} has no front yet; it is made at the end of nas search (unless --sizes none)")
     recommended = run.choose().snapshot.epoch
     rows = [_row(point, run) for point in front]
-    unit = "ms/Mpixel" if run.blank.plan.patch is not None else "ms"
+    unit = "ms/Mpixel" if len(input_shape(run.blank, 1, 1)) == 4 else "ms"
     print(f"{'epoch':>7}{'parameters':>12}{'MACs/pixel':>12}{unit:>12}{metric.title:>12}")
     for row in rows:
         print(
@@ -57,21 +57,20 @@ def _row(point: Point, run: Run) -> Result:
         "epoch": point.snapshot.epoch,
         "params": point.params,
         "flops": point.flops,
-        "milliseconds": milliseconds(compact(run.supernet(point.snapshot.epoch))),
+        "milliseconds": milliseconds(compacted(run.supernet(point.snapshot.epoch))),
         **point.scores,
     }
 
 
 def _compared(row: Result, run: Run, config: RetrainConfig, training: Training) -> Result:
     """The network of this row and the best hand-made one of its size, trained alike."""
-    net = compact(run.supernet(row["epoch"]))
-    competitors = [
-        Competitor("found", lambda seed: net),
-        *hand_made_networks(net.plan, row["params"], config.families),
-    ]
+    net = compacted(run.supernet(row["epoch"]))
+    like = plan_like(net)
+    others = [] if like is None else hand_made_networks(like, row["params"], config.families)
+    competitors = [Competitor("found", lambda seed: net), *others]
     with progress_bar(len(competitors) * training.num_epochs) as progress:
-        found, *others = [compete(each, training, progress) for each in competitors]
-    trained = [each for each in others if each.rate is not None]
+        found, *hand_made = [compete(each, training, progress) for each in competitors]
+    trained = [each for each in hand_made if each.rate is not None]
     best = max(trained, key=lambda each: each.mean(training.headline), default=None)
     shown = [found] if best is None else [found, best]
     metric = training.task.metrics[0]

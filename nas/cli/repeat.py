@@ -71,7 +71,7 @@ def _summary(outcomes: Sequence[Result | str], stable: float | None) -> Result:
         raise ValueError(f"no search came to its end; {problems[0]}")
     done = [Run.open(Path(each["run"])) for each in results]
     run, point = recommended(done)
-    found = agreement(run.blank.plan, [each.choose() for each in done])
+    found = agreement(run.blank, [each.choose() for each in done])
     stably = None if stable is None else found.stable(stable)
     print_agreement(found, stably)
     for problem in problems:

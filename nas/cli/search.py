@@ -25,6 +25,7 @@ from nas.cli.shared import (
     stopping,
 )
 from nas.cli.watch import add_watching, watchers
+from nas.models.network import left_dense
 from nas.search.callbacks.callback import Callback, Line
 from nas.search.engine.repeat import repetitions
 from nas.search.engine.search import Search
@@ -116,6 +117,8 @@ def _announce(engine: Search) -> None:
         f"{folder}: {config.task} with {config.model} by {config.optimizer} on {config.data}, {engine.task}, "
         f"seed {config.seed}"
     )
+    for problem in left_dense(engine.net):
+        print(f"not searched: {problem}")
     say_compute(str(engine.compute), engine.computed)
     steps, growing = config.epochs * config.steps, engine.growing
     entry_time = growing.entry_time

@@ -11,6 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.extraction.certificate import Certificate
+from nas.models.network import num_params, num_skips, widths
 from nas.search.runs.options import parse_size
 from nas.search.runs.path import Choice, Point
 from nas.search.runs.run import Run
@@ -163,14 +164,14 @@ def check_free(file: Path, force: bool) -> None:
 
 def sizes(point: Point, run: Run) -> Result:
     """Units, skips and parameters that are alive at ``point``, each beside the total of the supernet."""
-    nodes = run.blank.plan.nodes
+    whole = run.blank
     return {
-        "units": {"alive": point.snapshot.num_units, "total": sum(node.units for node in nodes if node.searched)},
+        "units": {"alive": point.snapshot.num_units, "total": sum(widths(whole).values())},
         "skips": {
             "alive": len(point.snapshot.skips),
-            "total": sum(node.num_skips for node in nodes),
+            "total": num_skips(whole),
         },
-        "params": {"alive": point.params, "total": sum(p.numel() for p in run.blank.parameters())},
+        "params": {"alive": point.params, "total": num_params(whole)},
     }
 
 

@@ -18,7 +18,7 @@ from nas.analysis.share import skip_shares
 from nas.analysis.structure import Structure, structure
 from nas.analysis.topology import LEVELS, topology
 from nas.cli.shared import CONSTANT, Result, add_choice, choice, make_run_parser, sizes
-from nas.models.compact import compact
+from nas.models.network import compacted, widths
 from nas.search.engine.stopping import growth_is_over
 from nas.search.runs.path import Point, births, deaths, kernel_history
 from nas.search.runs.run import DRAWINGS, FILM, Run
@@ -57,10 +57,10 @@ def perform(options: Namespace) -> Result:
     print(f"{run.folder}: epoch {chosen.snapshot.epoch}{state}, validation {metric.text(chosen.headline)}\n")
     Console(soft_wrap=True, highlight=False).print(*draw_text(nodes), sep="\n")
     print()
-    _print_nodes(net.plan.units, chosen, born, died)
+    _print_nodes(widths(net), chosen, born, died)
     _print_kernels(kernel_history(history))
     _print_skips(chosen, shares)
-    whole, small, full = structure(nodes), cost(compact(net)), cost(net)
+    whole, small, full = structure(nodes), cost(compacted(net)), cost(net)
     _print_structure(whole)
     _print_cost(small, full)
     print(f"\nwrote {', '.join(map(str, files))}")
@@ -86,11 +86,12 @@ def _draw(run: Run, graph: nx.DiGraph, points: Sequence[Point], chosen: Point) -
 
 
 def _print_nodes(units: Mapping[str, int], chosen: Point, born: Ages, died: Ages) -> None:
-    print(f"{'node':<8}{'alive':>12}{'born first':>12}{'born last':>12}{'died':>12}")
+    wide = max([6, *map(len, chosen.snapshot.units)]) + 2
+    print(f"{'node':<{wide}}{'alive':>12}{'born first':>12}{'born last':>12}{'died':>12}")
     for name, found in chosen.snapshot.units.items():
         ages, total, alive = born.get(name, {}).values(), units[name], len(found)
         lived = f"{min(ages, default='-'):>12}{max(ages, default='-'):>12}{len(died.get(name, {})):>12}"
-        print(f"{name:<8}{f'{alive} / {total}':>12}{lived}")
+        print(f"{name:<{wide}}{f'{alive} / {total}':>12}{lived}")
 
 
 def _print_kernels(histories: Mapping[tuple[str, str], Sequence[tuple[int, int]]]) -> None:

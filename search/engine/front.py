@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from nas.models.price import total
+from nas.models.network import cost
 from nas.search.engine.growing import HEADROOM
 from nas.search.engine.thinning import SHARE, without_groups
 from nas.search.runs.config import SearchConfig
@@ -26,7 +26,7 @@ def sizes_of_front(run: Run, points: Sequence[Point], *, limited: bool) -> list[
     """
     config = run.config
     chosen, largest = config.front_sizes, _largest(points, config)
-    smallest = total(without_groups(run.blank).plan, config.sizes_in)
+    smallest = cost(without_groups(run.blank), config.sizes_in)
     if chosen is None:
         return [int(part * largest) for part in AUTO_SIZES if part * largest > smallest]
     if chosen and chosen[-1] < smallest:

@@ -5,14 +5,13 @@ from collections.abc import Iterator, Mapping
 from itertools import chain, count, islice
 from typing import Any
 
+from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from nas import param_groups
 from nas.bregman import Bregman
+from nas.models import network
 from nas.models.alive_only import alive_only
-from nas.models.compact import alive_plan
-from nas.models.dag import DagNet
-from nas.models.price import prices, total
 from nas.penalised import Penalised
 from nas.penalties import scaled, strengths
 from nas.search.data.batches import Batches
@@ -47,7 +46,7 @@ class Growing:
 
     def __init__(
         self,
-        net: DagNet,
+        net: nn.Module,
         config: SearchConfig,
         task: Task,
         batches: Batches,
@@ -57,7 +56,7 @@ class Growing:
         compute: Compute,
     ) -> None:
         self.net, self.config, self.task, self.batches = net, config, task, batches
-        self._prices = {} if config.currency is None else prices(net.plan, config.currency)
+        self._prices = {} if config.currency is None else dict(network.prices(net, config.currency))
         self.optimizer = self._make_optimizer()
         if not resumed and config.entry_time == AUTO:
             self._calibrate()
@@ -70,16 +69,19 @@ class Growing:
         if not resumed:
             self.epochs.check()
 
-    def __iter__(self) -> Iterator[tuple[Snapshot, DagNet]]:
+    def __iter__(self) -> Iterator[tuple[Snapshot, nn.Module]]:
         return self
 
-    def __next__(self) -> tuple[Snapshot, DagNet]:
+    def __next__(self) -> tuple[Snapshot, nn.Module]:
         """What is found after the next epoch, and the network that it was found in."""
         seen, net = next(self.epochs), self.found
-        return (seen if net is self.net else snapshot(net, seen.epoch, seen.loss)), net
+        if net is not self.net:
+            network.settle(net)
+            seen = snapshot(net, seen.epoch, seen.loss)
+        return seen, net
 
     @property
-    def found(self) -> DagNet:
+    def found(self) -> nn.Module:
         """The network that the search has found so far; with SplitLBI another one than it trains."""
         return self.config.kind.found(self.net, self.optimizer)
 
@@ -112,9 +114,9 @@ class Growing:
 
     def _steered_to(self, target: int) -> LamController:
         """Steers lam after every few steps, so that what grows leaves room for a network of this size."""
-        currency, full = self.config.sizes_in, total(self.net.plan, self.config.sizes_in)
+        currency, full = self.config.sizes_in, network.cost(self.net, self.config.sizes_in)
         controller = LamController(
-            self.optimizer, min(HEADROOM * target, full), lambda: total(alive_plan(self.found), currency),
+            self.optimizer, min(HEADROOM * target, full), lambda: network.alive_cost(self.found, currency),
             total=full, every=math.ceil(STEERING / (self.config.coarse + 1)), lam_max=math.inf, shrink=True,
         )  # fmt: skip
         self.optimizer.register_step_post_hook(lambda *_: controller.step())

@@ -9,13 +9,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from nas import sparse_start
 from nas.files import alone, write_text
-from nas.models.compact import compact
-from nas.models.dag import DagNet
-from nas.models.price import total
+from nas.models.network import compacted, cost, num_params
 from nas.search.callbacks.callback import Callback
 from nas.search.callbacks.loggers import MetricsFile
+from nas.search.callbacks.surroundings import SurroundingsFile
 from nas.search.engine.front import larger, sizes_of_front, steps_of_front
 from nas.search.engine.growing import Growing
 from nas.search.engine.slimming import FITS, Slimming
@@ -50,7 +51,7 @@ class Search:
             out for which no time is left. By default it takes what it takes, and is the same every time.
 
     Attributes:
-        callbacks: these, after the one that keeps metrics.jsonl; more may be added.
+        callbacks: these, after those that keep metrics.jsonl and surroundings.jsonl; more may be added.
         compute: the same, with the name of the device.
         computed: how the process before this one computed, in words; None if there was none.
 
@@ -91,7 +92,7 @@ class Search:
         self.computed: str | None = None
         self.points: list[Point] = []
         self.metrics: list[dict[str, Any]] = []
-        self.callbacks: list[Callback] = [MetricsFile(), *callbacks]
+        self.callbacks: list[Callback] = [MetricsFile(), SurroundingsFile(), *callbacks]
         self._began = time.perf_counter()
         self._slimming: Slimming | None = None
         self._slimming_state: Mapping[str, Any] | None = None
@@ -203,14 +204,14 @@ class Search:
         self._slimming = self._slimming_state = None
         return self._record(self._measure(snapshot(net, epoch), net), net)
 
-    def _measure(self, found: Snapshot, net: DagNet) -> Point:
-        small = compact(net)
+    def _measure(self, found: Snapshot, net: nn.Module) -> Point:
+        small = compacted(net)
         scores = evaluate(small, self.validation, self.task)
         if not all(map(math.isfinite, scores.values())):
             raise FloatingPointError(f"the weights of epoch {found.epoch} are not finite; use a smaller lr")
-        return Point(found, scores, small.plan.num_params, total(small.plan, "flops"), self._seconds)
+        return Point(found, scores, num_params(small), cost(small, "flops"), self._seconds)
 
-    def _record(self, point: Point, net: DagNet) -> Point:
+    def _record(self, point: Point, net: nn.Module) -> Point:
         """Weights first, then the path that names them, the callbacks, and what the search goes on from."""
         sha256 = ranks.on_first(lambda: self._write_snapshot(point, net))
         self.points.append(replace(point, sha256=sha256))
@@ -221,7 +222,7 @@ class Search:
         self.checkpoints.save(self._state())
         return self.points[-1]
 
-    def _write_snapshot(self, point: Point, net: DagNet) -> str:
+    def _write_snapshot(self, point: Point, net: nn.Module) -> str:
         folder = self.run.folder / SNAPSHOTS
         folder.mkdir(exist_ok=True)
         return save_sparse(net, folder / f"{point.snapshot.epoch:04}.safetensors")
@@ -257,7 +258,7 @@ class Search:
             "slimming": None if self._slimming is None else self._slimming.state_dict(),
         }
 
-    def _metrics(self, point: Point, net: DagNet) -> dict[str, Any]:
+    def _metrics(self, point: Point, net: nn.Module) -> dict[str, Any]:
         nonzero = sum(int(p.count_nonzero()) for p in net.parameters())
         return {
             "epoch": point.snapshot.epoch,

@@ -9,9 +9,9 @@ from itertools import chain, count, islice
 from typing import Any
 
 import torch
+from torch import nn
 
-from nas.models.compact import compact
-from nas.models.dag import DagNet
+from nas.models.network import compacted, num_params, renewed
 from nas.search.data.batches import Batches
 from nas.search.engine.stopping import Budget
 from nas.search.engine.thinning import Pair, fitted, thinning
@@ -49,7 +49,7 @@ class Slimming:
 
     def __init__(
         self,
-        net: DagNet,
+        net: nn.Module,
         size: int,
         config: SearchConfig,
         task: Task,
@@ -71,7 +71,7 @@ class Slimming:
         self._refitting: Retraining | None = None
         self._refit_state: Mapping[str, Any] | None = None
 
-    def run(self) -> DagNet:
+    def run(self) -> nn.Module:
         """A network of the same plan that costs at most ``size``.
 
         Raises:
@@ -86,11 +86,11 @@ class Slimming:
             self._advance(net)
         return fitted(self.net, self._refit)
 
-    def _advance(self, net: DagNet) -> None:
+    def _advance(self, net: nn.Module) -> None:
         self.net, self._fits = net, self._fits + 1
         self.on_step()
 
-    def _fit(self, net: DagNet) -> None:
+    def _fit(self, net: nn.Module) -> None:
         late = self.budget is not None and self.budget.left < self._for_refit
         steps = 1 if late else self.config.fit
         batches, began = partial(self._pairs, self._fits * self.config.fit, steps), time.perf_counter()
@@ -98,9 +98,9 @@ class Slimming:
         retrain(net, batches, self.task.loss, epochs=1, steps=steps, lr=FIT_LR, on_step=self.on_step, compute=compute)
         seconds = ranks.on_first(lambda: time.perf_counter() - began)
         self._pace = self._pace if late and self._pace else seconds / steps
-        self.on_fit(net.plan.num_params)
+        self.on_fit(num_params(net))
 
-    def _refit(self, net: DagNet) -> None:
+    def _refit(self, net: nn.Module) -> None:
         if self._refit_length is None:
             self._refit_length = self._affordable()
         epochs, steps = self._refit_length
@@ -149,8 +149,14 @@ class Slimming:
 
 
 def thinned_from_dense(
-    run: Run, size: int, task: Task, batches: Batches, seed: int, compute: Compute = Compute()
-) -> DagNet:
+    run: Run,
+    size: int,
+    task: Task,
+    batches: Batches,
+    seed: int,
+    compute: Compute = Compute(),
+    on_step: OnStep = lambda: None,
+) -> nn.Module:
     """What the front does without any growth: the dense supernet, trained for as long as the search, thinned out.
 
     Raises:
@@ -159,6 +165,7 @@ def thinned_from_dense(
     """
     config = run.config
     torch.manual_seed(seed)
-    net = DagNet(run.blank.plan)
-    retrain(net, batches, task.loss, epochs=config.epochs, steps=config.steps, compute=compute)
-    return compact(Slimming(net, size, config, task, batches, FITS * (config.epochs + 1), compute=compute).run())
+    net = renewed(run.blank, seed)
+    retrain(net, batches, task.loss, epochs=config.epochs, steps=config.steps, compute=compute, on_step=on_step)
+    first = FITS * (config.epochs + 1)
+    return compacted(Slimming(net, size, config, task, batches, first, compute=compute, on_step=on_step).run())

@@ -6,17 +6,25 @@ measurement, and the rest is fitted in between.
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nas.models.compact import alive_plan, compact, expand, kept_units
-from nas.models.dag import DagNet
-from nas.models.price import Currency, total
-from nas.parameters import param_groups
+from nas.init import buffers_kept
+from nas.models import network
+from nas.models.network import alive_cost, compacted, inner, settle, within
+from nas.models.price import Currency
+from nas.parameters import (
+    block_parameters,
+    gate_parameters,
+    growing_parameters,
+    param_groups,
+    projection_parameters,
+    unit_parameters,
+)  # fmt: skip
 from nas.parts import Part, active_parts, alive_entries
 from nas.search.training import ranks
 from nas.search.training.compute import device_of
@@ -29,58 +37,37 @@ FREE = 1e-3  # the least price
 Pair = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class Inner:
-    """The smaller supernet inside a searched one.
-
-    Attributes:
-        net: what is alive, with the same searched groups.
-        units: for every node, "in" and "out" included, the indices that its units have in the searched network.
-    """
-
-    net: DagNet
-    units: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, net: DagNet) -> "Inner":
-        small, kept = compact(net, tight=False), kept_units(net, tight=False)
-        return cls(small, {name: kept[name].nonzero()[:, 0] for name in small.plan.units})
-
-    def within(self, net: DagNet) -> DagNet:
-        """The same function in the plan of ``net``."""
-        return expand(self.net, self.units, net)
-
-
-def fitted(net: DagNet, fit: Callable[[DagNet], None]) -> DagNet:
+def fitted(net: nn.Module, fit: Callable[[nn.Module], None]) -> nn.Module:
     """``net`` after what is alive in it was trained by ``fit``, in place; nothing else comes alive."""
-    inner = Inner.of(net)
-    for p, alive in alive_entries(_groups(inner.net)):
+    small, units = inner(net)
+    for p, alive in alive_entries(_groups(small)):
         p.register_hook(partial(torch.mul, alive))
-    fit(inner.net)
-    return inner.within(net)
+    fit(small)
+    settle(small)
+    return within(small, units, net)
 
 
-def without_groups(net: DagNet) -> DagNet:
+def without_groups(net: nn.Module) -> nn.Module:
     """What is left of a network of this plan, compact, without any searched group: nothing smaller can be reached."""
     net = copy.deepcopy(net)
     for p in net.parameters():
         p.detach().fill_(1)
     for part in active_parts(_groups(net)):
         part.remove()
-    return compact(net)
+    return compacted(net)
 
 
 def thin_out(
-    net: DagNet,
+    net: nn.Module,
     size: float,
-    fit: Callable[[DagNet], None],
+    fit: Callable[[nn.Module], None],
     loss_fn: LossFunction,
     probe: Pair,
     *,
     currency: Currency = "params",
     rank_by: Currency | None = "params",
     share: float = SHARE,
-) -> DagNet:
+) -> nn.Module:
     """Remove the groups that are missed least for what they cost, until the network costs at most ``size``.
 
     Groups are those that the penalties of a search act on: units, blocks, gates, projections, rings of kernels. How
@@ -108,69 +95,78 @@ def thin_out(
 
 
 def thinning(
-    net: DagNet,
+    net: nn.Module,
     size: float,
-    fit: Callable[[DagNet], None],
+    fit: Callable[[nn.Module], None],
     loss_fn: LossFunction,
     probe: Pair,
     *,
     currency: Currency = "params",
     rank_by: Currency | None = "params",
     share: float = SHARE,
-) -> Iterator[DagNet]:
+) -> Iterator[nn.Module]:
     """The networks on the way of `thin_out`, one after each fit."""
     if not 0 < share < 1:
         raise ValueError(f"thin_out(share=...) must lie in (0, 1), got {share}")
-    while (cost := total(compact(net).plan, currency)) > size:
-        inner = Inner.of(net)
-        ranked = _least_missed_first(inner.net, loss_fn, probe, rank_by)
+    while (cost := network.cost(compacted(net), currency)) > size:
+        small, units = inner(net)
+        ranked = _least_missed_first(small, loss_fn, probe, rank_by)
         if not ranked:
             raise ValueError(
                 f"what is left costs {cost:,.0f} ({currency}), and none of it can go; {size:,.0f} is too small"
             )
-        _remove(inner.net, ranked, max(size, (1 - share) * cost), currency)
-        net = fitted(inner.within(net), fit)
+        _remove(small, ranked, max(size, (1 - share) * cost), currency)
+        net = fitted(within(small, units, net), fit)
         yield net
 
 
+@contextmanager
+def removed(net: nn.Module, part: Part) -> Iterator[None]:
+    """A network in evaluation mode without one of its parts, for a while."""
+    with buffers_kept(net), part.removed():
+        settle(net)
+        yield
+
+
 @torch.no_grad()
-def _least_missed_first(net: DagNet, loss_fn: LossFunction, probe: Pair, rank_by: Currency | None) -> list[Part]:
+def _least_missed_first(net: nn.Module, loss_fn: LossFunction, probe: Pair, rank_by: Currency | None) -> list[Part]:
     """The parts by their losses per price. Several ranks (`nas.search.training.ranks`) measure some of them each."""
     x, y = (each.to(device_of(net)) for each in probe)
 
     def measured() -> tuple[float, float]:
-        return float(loss_fn(net(x), y)), 0.0 if rank_by is None else total(alive_plan(net), rank_by)
+        return float(loss_fn(net(x), y)), 0.0 if rank_by is None else alive_cost(net, rank_by)
 
     def missed(part: Part) -> float:
-        with part.removed():
+        with removed(net, part):
             without, left = measured()
         return (without - loss) / (1.0 if rank_by is None else max(cost - left, FREE))
 
+    net.eval()
     loss, cost = measured()
     parts = list(active_parts(_groups(net)))
     ranked = zip(ranks.spread(lambda some: list(map(missed, some)), parts), parts, strict=True)
     return [part for _, part in sorted(ranked, key=lambda each: each[0])]
 
 
-def _groups(net: DagNet) -> list[dict[str, Any]]:
+def _groups(net: nn.Module) -> list[dict[str, Any]]:
     """What the penalties of a search act on; empty where nothing of it is left."""
     searched = (
-        net.unit_parameters(), net.gate_parameters(), net.block_parameters(), net.projection_parameters(),
-        net.growing_parameters(),
+        unit_parameters(net), gate_parameters(net), block_parameters(net), projection_parameters(net),
+        growing_parameters(net),
     )  # fmt: skip
     return param_groups(net, lam=1.0, lr=1.0) if any(searched) else []
 
 
-def _remove(net: DagNet, ranked: Sequence[Part], goal: float, currency: Currency) -> None:
+def _remove(net: nn.Module, ranked: Sequence[Part], goal: float, currency: Currency) -> None:
     """Remove parts, in this order, until the network costs ``goal``; leave out those that would lead far below it."""
     lowest = (1 - OVERSHOOT) * goal
-    cost = total(alive_plan(net), currency)
+    cost = alive_cost(net, currency)
     costs: dict[Part, float] = {}
     for part in ranked:
         if cost <= goal:
             return
         with part.removed():
-            costs[part] = total(alive_plan(net), currency)
+            costs[part] = alive_cost(net, currency)
         if costs[part] >= lowest:
             part.remove()
             cost = costs[part]

@@ -10,13 +10,15 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from nas.models.dag import DagNet
 from nas.models.plan import OUTPUT
 from nas.search.data.batches import Batches
 from nas.search.retraining.competitors import Competitor
 from nas.search.tasks.task import Example, Scores, Task, evaluate, score
-from nas.search.training.compute import Compute, device_of
+from nas.search.training.compute import Compute, device_of, evaluating
+from nas.search.training.loop import OnStep
 from nas.search.training.retrain import retrain
 
 RATES = (2e-3, 5e-3, 1e-2)
@@ -42,6 +44,7 @@ class Training:
         every: epochs between two looks at the validation pictures; a training ends with its best weights.
         patience: stop after so many looks without a new best; never by default.
         compute: where and how every competitor is trained.
+        on_step: called between two steps of every training.
 
     Raises:
         ValueError: no seed, or a rate that is not > 0.
@@ -58,6 +61,7 @@ class Training:
     every: int = 5
     patience: int | None = None
     compute: Compute = Compute()
+    on_step: OnStep = lambda: None
 
     def __post_init__(self) -> None:
         if not self.seeds:
@@ -106,7 +110,7 @@ class Trained:
     validation: tuple[Scores, ...]
     test: tuple[Scores, ...]
     seconds: float
-    network: DagNet | None = field(default=None, repr=False, compare=False)
+    network: nn.Module | None = field(default=None, repr=False, compare=False)
 
     def mean(self, key: str) -> float:
         """Of a test score over the seeds; -inf if the network does not train."""
@@ -118,8 +122,10 @@ class Trained:
         return max(values) - min(values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a JSON file, with mean and spread of the first score; these are None without one."""
+        """Plain data for a JSON file, with mean and spread of the first score (these are None without one), and the
+        plan of a network that has one."""
         key = next(iter(self.test[0])) if self.test else None
+        plan = {"plan": self.network.plan.to_dict()} if isinstance(self.network, DagNet) else {}
         return {
             "title": self.title,
             "params": self.params,
@@ -129,6 +135,7 @@ class Trained:
             "validation": list(self.validation),
             "test": list(self.test),
             "seconds": round(self.seconds, 1),
+            **plan,
         }
 
     @classmethod
@@ -161,7 +168,7 @@ def compete(
     params = sum(p.numel() for p in start.parameters())
     memory = {} if memory is None else memory
 
-    def trained(net: DagNet, rate: float, seed: int) -> tuple[DagNet, Scores] | None:
+    def trained(net: nn.Module, rate: float, seed: int) -> tuple[nn.Module, Scores] | None:
         what, net = f"{competitor.title}, rate {rate:g}, seed {seed}", copy.deepcopy(net)
         if what not in memory:
             result = _trained(net, rate, seed, training, lambda loss: on_epoch(what, loss))
@@ -184,8 +191,8 @@ def compete(
 
 
 def _trained(
-    net: DagNet, rate: float, seed: int, training: Training, on_epoch: Callable[[float], None]
-) -> tuple[DagNet, Scores] | None:
+    net: nn.Module, rate: float, seed: int, training: Training, on_epoch: Callable[[float], None]
+) -> tuple[nn.Module, Scores] | None:
     """The network, trained in place, and its validation scores; None if it does not train."""
 
     def validate() -> float:
@@ -200,6 +207,7 @@ def _trained(
             steps=training.steps,
             lr=rate,
             on_epoch=lambda epoch, loss: on_epoch(loss),
+            on_step=training.on_step,
             on_setback=lambda problem: None,
             validate=validate,
             every=training.every,
@@ -213,9 +221,17 @@ def _trained(
 
 
 @torch.no_grad()
-def _is_constant(net: DagNet, training: Training) -> bool:
+def _is_constant(net: nn.Module, training: Training) -> bool:
     """Whether what the network computes is the same everywhere: all its rectifiers are dead."""
     inputs = [example.observed.to(device_of(net)) for example in training.validation[:LOOKED_AT]]
-    states = [net.states(x[None])[OUTPUT].movedim(net.unit_axis, -1).flatten(0, -2) for x in inputs]
-    values = torch.cat(states)
+    with evaluating(net):
+        values = torch.cat([_computed(net, x[None]) for x in inputs])
     return bool((values == values[:1]).all())
+
+
+def _computed(net: nn.Module, x: Tensor) -> Tensor:
+    """What a network puts out, of a `DagNet` before it is added to the input; of shape (positions, channels)."""
+    if isinstance(net, DagNet):
+        return net.states(x)[OUTPUT].movedim(net.unit_axis, -1).flatten(0, -2)
+    output: Tensor = net(x)
+    return output.movedim(1, -1).flatten(0, -2)

@@ -4,11 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from nas.models.dag import DagNet
 from nas.models.families import HAND_MADE, describe, widest
 from nas.models.plan import Plan
+from nas.models.recipes import separable_autoencoder
 from nas.models.sample import random_subnet
+from nas.models.traced.network import TracedNet
 
 RANDOM = "random network"  # how the titles of such begin
 
@@ -23,7 +26,7 @@ class Competitor:
     """
 
     title: str
-    network: Callable[[int], DagNet]
+    network: Callable[[int], nn.Module]
 
 
 def fresh(plan: Plan) -> Callable[[int], DagNet]:
@@ -54,6 +57,15 @@ def hand_made_networks(like: Plan, params: int, names: Sequence[str] = HAND_MADE
         for name, plan in plans.items()
         if plan is not None
     ]
+
+
+def plan_like(net: nn.Module) -> Plan | None:
+    """A plan with the inputs and outputs of a network; None for a module that does not return pictures."""
+    if isinstance(net, DagNet):
+        return net.plan
+    if not isinstance(net, TracedNet) or not net.restores:
+        return None
+    return separable_autoencoder(net.origin.channels).plan.with_extra(net.origin.extra)
 
 
 def random_networks(supernet: Plan, params: int, count: int) -> list[Competitor]:

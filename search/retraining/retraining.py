@@ -3,21 +3,25 @@
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from nas.files import replacing_folder
 from nas.models.dag import DagNet
+from nas.models.network import alike, num_params, renewed
 from nas.models.store import fingerprint
 from nas.search.engine.slimming import thinned_from_dense
 from nas.search.retraining.compete import Memory, OnEpoch, Trained, compete
-from nas.search.retraining.competitors import Competitor, fresh, hand_made_networks, random_networks
+from nas.search.retraining.competitors import Competitor, hand_made_networks, plan_like, random_networks
 from nas.search.retraining.config import RetrainConfig
 from nas.search.runs.networks import RESULT, load_compact, load_retrained, read_record, save
 from nas.search.runs.path import Choice
 from nas.search.runs.run import COMPACT, PICTURES, RETRAINED, RETRAINING, Run
-from nas.search.tasks.restoration import Restoration
+from nas.search.tasks.restoration import STRENGTH, Restoration
 from nas.search.tasks.task import Scores, by_condition, evaluate, predict, score, score_trivial
 from nas.search.tasks.use import write_restored
 from nas.search.training import ranks
@@ -164,7 +168,7 @@ class RunRetraining:
             self.checkpoints.clear()
             raise FloatingPointError(f"{problem}; nothing was written") from None
 
-    def _alone(self, on_epoch: OnEpoch) -> DagNet:
+    def _alone(self, on_epoch: OnEpoch) -> nn.Module:
         """The network, trained; it ends with its best weights."""
         training, metric, net = self.training, self.training.task.metrics[0], self._start(self.config.seed)
         what = TITLE
@@ -199,43 +203,44 @@ class RunRetraining:
         retraining.run()
         return net
 
-    def _beside_others(self, on_epoch: OnEpoch) -> tuple[DagNet, tuple[Trained, ...]]:
+    def _beside_others(self, on_epoch: OnEpoch) -> tuple[nn.Module, tuple[Trained, ...]]:
         """The found network as trained with the first seed, and what became of it and of each of the others."""
         memory: Memory = self._state.get("memory", {})
-
-        def progress(what: str, loss: float) -> None:
-            on_epoch(what, loss)
-            self._keep(lambda: {"memory": memory})
-
+        self.training = replace(self.training, on_step=lambda: self._keep(lambda: {"memory": memory}))
         found, *others = self.competitors
-        first = compete(found, self.training, progress, memory)
+        first = compete(found, self.training, on_epoch, memory)
         if first.network is None:
             raise FloatingPointError("the found network does not train at any of the rates; use a smaller lr")
-        return first.network, (first, *(compete(each, self.training, progress, memory) for each in others))
+        return first.network, (first, *(compete(each, self.training, on_epoch, memory) for each in others))
 
     def _others(self) -> list[Competitor]:
         """What is trained beside the found network."""
-        supernet, params, training = self.run.blank.plan, self.found.plan.num_params, self.training
+        supernet, params = self.run.blank, num_params(self.found)
 
-        def thinned(seed: int) -> DagNet:
-            batches = training.batches(seed)
-            return thinned_from_dense(self.run, params, training.task, batches, seed, training.compute)
+        def thinned(seed: int) -> nn.Module:
+            training = self.training
+            return thinned_from_dense(
+                self.run, params, training.task, training.batches(seed), seed, training.compute, training.on_step
+            )
 
+        like = plan_like(supernet)
         others = [
-            *hand_made_networks(supernet, params, self.config.families),
-            Competitor("the supernet, dense", fresh(supernet)),
+            *(() if like is None else hand_made_networks(like, params, self.config.families)),
+            Competitor("the supernet, dense", partial(renewed, supernet)),
             Competitor("thinned out from it", thinned),
         ]
         try:
-            others += random_networks(supernet, params, self.config.random)
+            if not isinstance(supernet, DagNet):
+                raise ValueError("there are no random networks of a supernet that is no plan; they are left out")
+            others += random_networks(supernet.plan, params, self.config.random)
         except ValueError as problem:
             warnings.warn(str(problem), stacklevel=1)
         return others
 
-    def _start(self, seed: int) -> DagNet:
+    def _start(self, seed: int) -> nn.Module:
         """The network to start from: with the weights that were found, unless the options say otherwise."""
         if self.config.from_scratch:
-            return fresh(self.found.plan)(seed)
+            return renewed(self.found, seed)
         if self.config.rewind_epoch is not None:
             found, early = read_record(self.run).epoch, self.config.rewind_epoch
             return rewound(self.run.supernet(found), self.run.supernet(early), seed=seed)
@@ -264,10 +269,11 @@ class RunRetraining:
             f"{key}_before": before[key],
             "validation": validation,
             "baselines": {title: scores[key] for title, scores in classical.items()},
+            "strengths": {title: each[STRENGTH] for title, each in classical.items() if STRENGTH in each},
             "by_condition": {name: scores[key] for name, scores in separate.items()},
             "pictures": task.by_picture(test, outputs) if isinstance(task, Restoration) else [],
             "compared": [each.to_dict() for each in self.compared],
-            "params": net.plan.num_params,
+            "params": num_params(net),
             "from_scratch": self.config.from_scratch,
             "sha256": fingerprint(net),
             "kept": better is not None,
@@ -298,7 +304,7 @@ class RunRetraining:
             earlier = float(result["validation"])
         except (ValueError, KeyError, TypeError, OSError):
             return None
-        same = net.plan == self.found.plan and result.get("data") == self.data.fingerprint()
+        same = alike(net, self.found) and result.get("data") == self.data.fingerprint()
         return earlier if same and earlier > validation else None
 
 

@@ -1,6 +1,5 @@
 """Everything that determines a search."""
 
-import inspect
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -8,10 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from torch import nn
 
+from nas.models.build import Factory
 from nas.models.dag import DagNet
 from nas.models.price import CHEAPEST, Currency
-from nas.models.recipes import RECIPES
+from nas.registry import Unknown
 from nas.search.data.dataset import Pictures
 from nas.search.data.formats.values import parse_range
 from nas.search.data.sources import SOURCES
@@ -46,7 +47,7 @@ class SearchConfig:
         clean: given: the pictures are clean, and noise is added; none: they are noisy, and nothing else is known. Then
             sigma says how much: a number, auto (estimated), or unknown (noise is only independent between pixels).
         model: supernet: separable_autoencoder, mixed_autoencoder, conv_skip_autoencoder, skip_autoencoder, dense_mlp,
-            dense_conv, mlp.
+            dense_conv, mlp; or what makes a module in a file of yours (--import).
         model_options: options of the supernet, such as depth, width and patch.
         channels: 1 searches on grey pictures, 3 on colour.
         sigma: standard deviation of the noise on the 0..255 scale, or a range such as 5:55 that one network is trained
@@ -55,7 +56,7 @@ class SearchConfig:
         patience: stop growing after so many epochs without a better validation score; never by default.
         steps: optimiser steps per epoch.
         batch: crops, or pictures to classify, per step.
-        crop: side of the training crops in pixels (denoise, deblur).
+        crop: side of the training crops in pixels (denoise, deblur); a module of yours is traced on such pictures.
         density: part of each layer's units that is alive at the start, at least one unit.
         optimizer: adabreg, linbreg, momentum (linbreg with a momentum of 0.9), proxsgd, splitlbi, xrda; the last two
             start from the dense network.
@@ -127,7 +128,7 @@ class SearchConfig:
             if not isinstance(sigma, tuple):
                 object.__setattr__(self, "sigma", sigma)  # so that 25 is 25.0
         _ = self.black_and_white
-        RECIPES.find(self.model)
+        Factory.find(self.model)
         for name in ("epochs", "patience", "steps", "batch", "crop", "fit", "refit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -256,7 +257,8 @@ class SearchConfig:
         """The inverse of `to_yaml`.
 
         Raises:
-            ValueError: the text is not the configuration of a search.
+            ValueError: the text is not the configuration of a search; `nas.registry.Unknown` if it names something that
+                is not registered.
         """
         from jsonargparse import ArgumentError, ArgumentParser
 
@@ -266,6 +268,8 @@ class SearchConfig:
             if missing := {option.name for option in fields(cls)} - {*(yaml.safe_load(text) or ()), *LATER}:
                 raise ValueError(f"it lacks {min(missing)}")
             return cls(**parser.parse_string(text).as_dict())
+        except Unknown:
+            raise
         except (ArgumentError, TypeError, ValueError, RecursionError, yaml.YAMLError) as problem:
             raise ValueError(f"not the configuration of a search: {' '.join(str(problem).split())}") from None
 
@@ -295,18 +299,20 @@ class SearchConfig:
 
     def _known_options(self) -> list[str]:
         """Names of the options of the supernet."""
-        parameters = inspect.signature(RECIPES.find(self.model)).parameters.values()
-        return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+        return Factory.find(self.model).options
 
-    def build(self) -> DagNet:
-        """The supernet, before its sparse start.
+    def build(self) -> nn.Module:
+        """The supernet, before its sparse start: a `DagNet` or a `TracedNet`.
 
         Raises:
-            ValueError: the supernet does not take the ``model_options``.
+            ValueError: the supernet does not take the ``model_options`` or ``coarse`` steps, or cannot be made or
+                traced.
         """
         check_options(self.model, self.model_options, self._known_options())
-        net = RECIPES.find(self.model)(self.channels, **self.model_options)
-        return DagNet(net.plan.with_extra(self.num_extra)) if self.num_extra else net
+        net = Factory.find(self.model).build(self.channels, self.num_extra, self.model_options, self.crop)
+        if self.coarse and not isinstance(net, DagNet):
+            raise ValueError(f"coarse steps are for supernets that are plans, which {self.model} is not")
+        return net
 
     @property
     def num_extra(self) -> int:

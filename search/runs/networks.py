@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from nas.files import replacing_folder, write_json
-from nas.models.compact import compact
-from nas.models.dag import DagNet
-from nas.models.store import fingerprint, load
+from nas.models.network import alike, compacted, load_like
+from nas.models.network import save as save_network
+from nas.models.store import fingerprint
 from nas.search.runs.path import Choice
 from nas.search.runs.run import COMPACT, RETRAINED, SNAPSHOTS, Run
 
@@ -43,7 +45,7 @@ def read_record(run: Run) -> Record:
     return Record(epoch, {name: hashes[name] for name in ("supernet", "compact")})
 
 
-def stored_compact(run: Run) -> tuple[DagNet, Record]:
+def stored_compact(run: Run) -> tuple[nn.Module, Record]:
     """The extracted network of a run and what its certificate says, whether they belong together or not.
 
     Raises:
@@ -52,10 +54,10 @@ def stored_compact(run: Run) -> tuple[DagNet, Record]:
     folder = run.folder / COMPACT
     if not folder.is_dir():
         raise ValueError(f"there is no network in {folder}; make it with nas extract {run.folder}")
-    return load(folder), read_record(run)
+    return load_like(run.blank, folder), read_record(run)
 
 
-def load_compact(run: Run) -> DagNet:
+def load_compact(run: Run) -> nn.Module:
     """The extracted network of a run.
 
     Raises:
@@ -70,18 +72,18 @@ def load_compact(run: Run) -> DagNet:
     return net
 
 
-def load_retrained(run: Run) -> tuple[DagNet, dict[str, Any]]:
+def load_retrained(run: Run) -> tuple[nn.Module, dict[str, Any]]:
     """The retrained network of a run and its result.json.
 
     Raises:
         ValueError: it is damaged, or not the one that was written.
         OSError: there is none.
     """
-    net = load(run.folder / RETRAINED)
+    net = load_like(run.blank, run.folder / RETRAINED)
     return net, _result_of(net, run)
 
 
-def load_last(run: Run) -> tuple[Path, DagNet]:
+def load_last(run: Run) -> tuple[Path, nn.Module]:
     """The retrained network with its folder; the compact one if there is none of the present extraction.
 
     Raises:
@@ -89,15 +91,15 @@ def load_last(run: Run) -> tuple[Path, DagNet]:
     """
     extracted, folder = load_compact(run), run.folder / RETRAINED
     if folder.is_dir():
-        retrained = load(folder)
-        if retrained.plan == extracted.plan:
+        retrained = load_like(run.blank, folder)
+        if alike(retrained, extracted):
             _result_of(retrained, run)
             return folder, retrained
         warnings.warn(f"{folder} is of an earlier extraction and not used", stacklevel=1)
     return run.folder / COMPACT, extracted
 
 
-def load_chosen(run: Run, choice: Choice) -> tuple[Path, DagNet]:
+def load_chosen(run: Run, choice: Choice) -> tuple[Path, nn.Module]:
     """The network that is chosen, as the search left it, with its file; if nothing is chosen that of `load_last`.
 
     Raises:
@@ -106,20 +108,20 @@ def load_chosen(run: Run, choice: Choice) -> tuple[Path, DagNet]:
     if choice == Choice():
         return load_last(run)
     epoch = run.choose(choice).snapshot.epoch
-    return run.folder / SNAPSHOTS / f"{epoch:04}.safetensors", compact(run.supernet(epoch))
+    return run.folder / SNAPSHOTS / f"{epoch:04}.safetensors", compacted(run.supernet(epoch))
 
 
-def save(net: DagNet, folder: Path, name: str, result: dict[str, Any]) -> None:
+def save(net: nn.Module, folder: Path, name: str, result: dict[str, Any]) -> None:
     """Replace ``folder`` by one with ``net`` and, in the file ``name``, what is to be known about it."""
 
     def write(place: Path) -> None:
-        net.save_pretrained(place)
+        save_network(net, place)
         write_json(place / name, result)
 
     replacing_folder(folder, write)
 
 
-def _result_of(net: DagNet, run: Run) -> dict[str, Any]:
+def _result_of(net: nn.Module, run: Run) -> dict[str, Any]:
     """The result.json of the retrained network of a run.
 
     Raises:

@@ -206,6 +206,7 @@ def save_sparse(net: nn.Module, file: Path) -> str:
     """
     tensors = {}
     for name, tensor in on_cpu(net.state_dict()).items():
+        tensor = tensor if tensor.ndim else tensor[None]
         rows = tensor.ne(0).reshape(len(tensor), max(1, tensor[:1].numel())).any(dim=1).nonzero()[:, 0]
         tensors[name], tensors[name + ROWS_SUFFIX] = tensor[rows].contiguous(), rows
     data = save(tensors)
@@ -234,7 +235,8 @@ def load_sparse(net: nn.Module, file: Path, sha256: str) -> None:
 
 
 def _filled(like: Tensor, values: Tensor, rows: Tensor) -> Tensor:
-    return torch.zeros_like(like, device=CPU).index_copy(0, rows, values)
+    zeros = torch.zeros_like(like, device=CPU)
+    return (zeros if like.ndim else zeros[None]).index_copy(0, rows, values).reshape(like.shape)
 
 
 def write_points(file: Path, points: Iterable[Point], config: str) -> None:

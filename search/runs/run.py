@@ -2,6 +2,7 @@
 
 config.yaml        everything that determines the run
 metrics.jsonl      one line per epoch
+surroundings.jsonl versions and the machine, with which it was computed
 path.json, path/   what was alive after each epoch, then the networks of the front; and the weights
 checkpoints/       to go on from, bit for bit
 .lock              held by the process that writes here
@@ -16,10 +17,10 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas.files import LOCK, alone, is_tidy, remove, write_text
-from nas.models.dag import DagNet
+from nas.registry import Unknown
 from nas.search.data.batches import Batches, ahead, in_rows
 from nas.search.data.dataset import Pictures
 from nas.search.data.files import Files
@@ -34,6 +35,7 @@ CONFIG, METRICS, PATH, SNAPSHOTS, CHECKPOINTS = (
 )  # fmt: skip
 NEXT_CONFIG = ".config.yaml.next"  # of a run that takes the place of another
 COMPACT, RETRAINED, PICTURES, EXPORT = "compact", "retrained", "pictures", "export"  # folders that later steps add
+SURROUNDINGS = "surroundings.jsonl"
 RETRAINING = "retraining"  # checkpoints
 DRAWINGS = "topology.svg", "topology.json", "topology.graphml", "growth.svg"
 FILM, REPORT = "growth.gif", "report.html"
@@ -61,6 +63,8 @@ class Run:
             raise ValueError(f"{folder} holds no run (no {CONFIG} in it); make one with nas search --out {folder}")
         try:
             return cls(folder, SearchConfig.from_yaml(file.read_text(encoding="utf-8")))
+        except Unknown as problem:
+            raise ValueError(f"{folder}: {problem}") from None
         except ValueError as problem:
             raise ValueError(f"{file} is damaged: {problem}") from None
 
@@ -71,7 +75,7 @@ class Run:
         return (folder / CONFIG).is_file()
 
     @cached_property
-    def blank(self) -> DagNet:
+    def blank(self) -> nn.Module:
         """The supernet with the random weights that the seed gives it, before its sparse start."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
@@ -102,7 +106,7 @@ class Run:
         front = front_of(points)
         return choice.of(points if choice.epoch is not None or not front else front, self.config.tolerance)
 
-    def supernet(self, epoch: int) -> DagNet:
+    def supernet(self, epoch: int) -> nn.Module:
         """The searched network as it was after ``epoch``.
 
         Raises:
@@ -111,7 +115,7 @@ class Run:
         points, net = self.points(), copy.deepcopy(self.blank)
         point = Choice(epoch=epoch).of(points, 0.0)
         load_sparse(net, self.folder / SNAPSHOTS / f"{epoch:04}.safetensors", point.sha256)
-        return net
+        return net.eval()
 
     def data(self, *, download: bool = False) -> Pictures:
         config = self.config
@@ -187,6 +191,7 @@ def _replace_run(folder: Path) -> None:
     if (folder / NEXT_CONFIG).exists():
         for name in (
             METRICS,
+            SURROUNDINGS,
             PATH,
             SNAPSHOTS,
             CHECKPOINTS,

@@ -13,6 +13,7 @@ from nas.search.tasks.task import Example, Metric, Scores, Task, check_shape, pr
 
 Method = Callable[[Tensor, float], Tensor]  # (what the network sees, strength) -> restored picture
 PSNR, SSIM = Metric("psnr", "PSNR", "dB"), Metric("ssim", "SSIM", decimals=3)
+STRENGTH = "strength"
 MAX_PSNR = 100.0  # of a picture restored without any error, which has no finite PSNR
 MIN_SSIM_SIDE = 7  # of the windows over which SSIM is taken
 WINDOW = 11  # side of those of `published_ssim`
@@ -110,7 +111,8 @@ class Restoration(Task):
     def baselines(
         self, train: Sequence[Picture], validation: Sequence[Example], test: Sequence[Example]
     ) -> dict[str, Scores]:
-        """Test scores of each of `methods`, with the strength that has the best headline on the validation pictures."""
+        """Test scores of each of `methods`, and "strength": the one that has the best headline on the validation
+        pictures."""
 
         def result(method: Method, strength: float, examples: Sequence[Example]) -> Scores:
             return score(examples, [method(example.observed, strength) for example in examples], self)
@@ -118,7 +120,8 @@ class Restoration(Task):
         best = {}
         for name, (method, strengths) in self.methods.items():
             scores = {strength: result(method, strength, validation)[self.metrics[0].key] for strength in strengths}
-            best[name] = result(method, max(scores, key=scores.__getitem__), test)
+            strength = max(scores, key=scores.__getitem__)
+            best[name] = {**result(method, strength, test), STRENGTH: strength}
         return best
 
 

@@ -14,7 +14,7 @@ from nas.search.data.batches import Batches
 from nas.search.data.files import Files
 from nas.search.data.stack import Picture
 from nas.search.training import ranks
-from nas.search.training.compute import device_of
+from nas.search.training.compute import device_of, evaluating
 
 Scores = dict[str, float]  # key of a metric -> value
 MAX_PIXELS = 2**20  # of one batch in an evaluation
@@ -185,7 +185,8 @@ def predict(net: nn.Module, pictures: Sequence[Tensor]) -> list[Tensor]:
     for _, equal in itertools.groupby(pictures, key=lambda picture: picture.shape):
         stack = torch.stack(list(equal))
         for batch in stack.split(max(1, MAX_PIXELS // stack[0].numel())):
-            outputs.extend(net(batch.to(device)).cpu())
+            with evaluating(net):
+                outputs.extend(net(batch.to(device)).cpu())
     return outputs
 
 

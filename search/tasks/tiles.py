@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nas.models.dag import DagNet
-from nas.models.plan import Plan
-from nas.models.reach import grain, reach
+from nas.models.network import Sight, sight
 from nas.search.training.compute import device_of
 
 MEMORY = 2**28  # bytes that the states of a network may take, unless --tile says otherwise
@@ -32,24 +30,26 @@ class Tile:
     inside: Window
 
 
-def tiles(height: int, width: int, plan: Plan, side: int | None = None) -> Iterator[Tile]:
+def tiles(height: int, width: int, seen: Sight, side: int | None = None) -> Iterator[Tile]:
     """Tiles that fill a picture of ``height`` x ``width`` pixels, row by row.
 
-    They start at multiples of `grain` and see as far as the network does (`reach`), so that what it makes of the tiles
+    They start at multiples of the grain of the network and see as far as it does, so that what it makes of the tiles
     is what it makes of the whole picture; at the border of the picture both see the border.
 
     Args:
-        side: largest side of ``place`` in pixels, >= 1, rounded to a multiple of `grain`; by default as large as
+        height, width: of the picture.
+        seen: how the network sees it.
+        side: largest side of ``place`` in pixels, >= 1, rounded to a multiple of the grain; by default as large as
             `MEMORY` allows.
 
     Raises:
-        ValueError: ``side`` is no such number, or the network does not return pictures.
+        ValueError: ``side`` is no such number.
     """
     if side is not None and not (isinstance(side, int) and side >= 1):
         raise ValueError(f"the side of a tile must be an integer of at least 1 pixel, got {side}")
-    unit = grain(plan)
-    margin = -(-reach(plan) // unit) * unit
-    side = _automatic(height, width, plan, margin) if side is None else side
+    unit = seen.grain
+    margin = -(-seen.reach // unit) * unit
+    side = _automatic(height, width, seen, margin) if side is None else side
     side = max(unit, side // unit * unit)
     for row in _intervals(height, side, margin, unit):
         for column in _intervals(width, side, margin, unit):
@@ -57,31 +57,25 @@ def tiles(height: int, width: int, plan: Plan, side: int | None = None) -> Itera
 
 
 @torch.no_grad()
-def restore_in_tiles(net: DagNet, picture: Tensor, side: int | None = None) -> Tensor:
+def restore_in_tiles(net: nn.Module, picture: Tensor, side: int | None = None) -> Tensor:
     """What ``net`` makes of a picture (inputs, height, width), not clamped: the same, up to rounding, as at once.
 
     Args:
         side: see `tiles`.
     """
     height, width = picture.shape[-2:]
-    result, device = picture.new_empty(net.plan.channels, height, width), device_of(net)
-    for tile in tiles(height, width, net.plan, side):
+    seen, device = sight(net), device_of(net)
+    result = picture.new_empty(seen.channels, height, width)
+    for tile in tiles(height, width, seen, side):
         result[:, *tile.place] = net(picture[None, :, *tile.seen].to(device))[0][:, *tile.inside]
     return result
 
 
-def bytes_per_pixel(plan: Plan) -> float:
-    """About what a network takes for each pixel: the states of all nodes, and what is on its way to the largest."""
-    levels = plan.node_levels
-    sizes: list[float] = [units / 4 ** levels[name] for name, units in plan.units.items()]
-    return 4.0 * (sum(sizes) + 3 * max(sizes)) / (plan.patch or 1) ** 2
-
-
-def _automatic(height: int, width: int, plan: Plan, margin: int) -> int:
+def _automatic(height: int, width: int, seen: Sight, margin: int) -> int:
     """That of the whole picture, or of a tile that fills `MEMORY` with its margins; at least as large as both."""
-    pixels = int(MEMORY / bytes_per_pixel(plan))
+    pixels = int(MEMORY / seen.bytes_per_pixel)
     if height * width <= pixels:
-        return max(height, width) + grain(plan)
+        return max(height, width) + seen.grain
     return max(math.isqrt(pixels) - 2 * margin, 2 * margin, 1)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nas.models.dag import DagNet
+from nas.models.network import sight
 from nas.search.data.dataset import estimate_sigma
 from nas.search.data.formats.sheet import GREY, RGB, Sheet
 from nas.search.data.formats.values import Values
@@ -69,7 +69,7 @@ class Noise:
 
 
 def denoise_sheet(
-    net: DagNet, sheet: Sheet, tile: int | None = None, noise: Noise = Noise(), known: np.ndarray | None = None
+    net: nn.Module, sheet: Sheet, tile: int | None = None, noise: Noise = Noise(), known: np.ndarray | None = None
 ) -> Sheet:
     """The same with every frame cleaned; alpha stays as it is. Levels of noise that were estimated are in its notes.
 
@@ -85,8 +85,9 @@ def denoise_sheet(
         ValueError: ``tile`` is not positive, the network does not return pictures or needs more than the level, or
             ``known`` is of another size than a frame.
     """
-    if net.plan.extra > 1:
-        raise ValueError(f"the network sees {net.plan.extra} channels beside the picture; it is no denoiser")
+    seen = sight(net)
+    if seen.extra > 1:
+        raise ValueError(f"the network sees {seen.extra} channels beside the picture; it is no denoiser")
     frames, notes = [], list(sheet.notes)
     for frame in sheet.frames:
         cleaned = frame.copy()
@@ -96,7 +97,7 @@ def denoise_sheet(
                 f"the mask has {known.shape[1]} x {known.shape[0]} pixels, {sheet.name} {width} x {height}"
             )
         levels = [] if known is not None else _levels(net, frame, sheet, noise)
-        for part in tiles(height, width, net.plan, tile):
+        for part in tiles(height, width, seen, tile):
             _clean(net, frame, cleaned, part, sheet, noise, levels, known)
         if known is not None:
             cleaned[known] = frame[known]
@@ -118,11 +119,11 @@ def magnify(sheet: Sheet, scale: int) -> Sheet:
     return replace(sheet, frames=tuple(map(larger, sheet.frames)))
 
 
-def _levels(net: DagNet, frame: np.ndarray, sheet: Sheet, noise: Noise) -> list[float]:
+def _levels(net: nn.Module, frame: np.ndarray, sheet: Sheet, noise: Noise) -> list[float]:
     """Of the noise in each channel of a frame, or in all that the network sees together, black 0 and white 1; nothing
     where the network is not told."""
-    together = net.plan.channels == 3 and sheet.space == RGB
-    if not net.plan.extra:
+    together = sight(net).channels == 3 and sheet.space == RGB
+    if not sight(net).extra:
         return []
     low, high = noise.within
     if noise.level is not None:
@@ -135,7 +136,7 @@ def _levels(net: DagNet, frame: np.ndarray, sheet: Sheet, noise: Noise) -> list[
 
 
 def _clean(
-    net: DagNet,
+    net: nn.Module,
     frame: np.ndarray,
     cleaned: np.ndarray,
     part: Tile,
@@ -160,14 +161,15 @@ def _clean(
     cleaned[*part.place, : sheet.colours] = sheet.values.from_unit(restored.permute(1, 2, 0).numpy(), frame.dtype)
 
 
-def _mixes(net: DagNet, sheet: Sheet) -> bool:
+def _mixes(net: nn.Module, sheet: Sheet) -> bool:
     return sheet.space == RGB and sees_opponents(net, sheet.colours)
 
 
-def sees_opponents(net: DagNet, channels: int) -> bool:
+def sees_opponents(net: nn.Module, channels: int) -> bool:
     """Whether a network sees so many channels as brightness and two differences (`opponent`): grey ones that are told
     levels do so with colours."""
-    return net.plan.channels == 1 and net.plan.extra == 1 and channels == 3
+    seen = sight(net)
+    return seen.channels == 1 and seen.extra == 1 and channels == 3
 
 
 def opponent(rgb: Tensor) -> Tensor:
@@ -183,28 +185,27 @@ def colours(opponents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _restored(net: DagNet, seen: Tensor, space: str, extras: list[Tensor]) -> Tensor:
+def _restored(net: nn.Module, seen: Tensor, space: str, extras: list[Tensor]) -> Tensor:
     """What the network makes of (channels, height, width), not clamped; on the CPU.
 
     A grey network cleans each channel on its own; a colour network sees a channel that is no colour three times, and
     the mean is taken.
     """
-    if net.plan.channels == 3 and space == RGB:
+    channels = sight(net).channels
+    if channels == 3 and space == RGB:
         return _seen_through(net, seen, extras[:1])
-    planes = [
-        _seen_through(net, plane.expand(net.plan.channels, -1, -1), extras[k : k + 1]) for k, plane in enumerate(seen)
-    ]
+    planes = [_seen_through(net, plane.expand(channels, -1, -1), extras[k : k + 1]) for k, plane in enumerate(seen)]
     return torch.stack([plane.mean(dim=0) for plane in planes])
 
 
-def _seen_through(net: DagNet, picture: Tensor, extra: list[Tensor]) -> Tensor:
+def _seen_through(net: nn.Module, picture: Tensor, extra: list[Tensor]) -> Tensor:
     """The output of the network for one picture and, if it is told it, the level of its noise or what is known."""
     x = with_level(picture, *extra) if extra else picture
     output: Tensor = net(x[None].contiguous().to(device_of(net)))[0]
     return output.cpu()
 
 
-def denoise_pixels(net: DagNet, pixels: np.ndarray, noise: Noise = Noise()) -> np.ndarray:
+def denoise_pixels(net: nn.Module, pixels: np.ndarray, noise: Noise = Noise()) -> np.ndarray:
     """A cleaned picture of the same shape and type, whatever its size and number of channels.
 
     Args:
@@ -251,7 +252,7 @@ def beside(pictures: list[np.ndarray], gap: int = 8) -> np.ndarray:
     return joined[..., 0] if channels == 1 else joined
 
 
-def write_restored(net: DagNet, examples: Sequence[Example], folder: Path, task: Restoration, most: int = 8) -> None:
+def write_restored(net: nn.Module, examples: Sequence[Example], folder: Path, task: Restoration, most: int = 8) -> None:
     """Write the first held-out pictures as the network sees them, as it restores them and, if that is known, clean;
     and all of these in one.
 

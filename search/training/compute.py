@@ -1,7 +1,7 @@
 """Where and how a training computes: on which device, in which precision, and whether torch compiles it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -86,6 +86,17 @@ def precisions(device: str | None = None) -> list[str]:
     place = torch.device(device or CPU)
     is_old = place.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(place)[0] < 8
     return [name for name in PRECISIONS if not (is_old and name == "bf16")]
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """In evaluation mode, for a while."""
+    before = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(before)
 
 
 def device_of(net: nn.Module) -> torch.device:

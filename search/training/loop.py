@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler
 
 from nas.bregman import AdaBreg, LinBreg
-from nas.models.alive import active_rows, find_alive, spread
 from nas.models.alive_only import alive_only
 from nas.models.dag import DagNet
+from nas.models.network import find, settle
 from nas.penalised import Penalised
 from nas.restriction import check_restricts
 from nas.search.data.batches import Batches
@@ -55,21 +56,11 @@ class Snapshot:
         return sum(map(len, self.units.values()))
 
 
-def snapshot(net: DagNet, epoch: int, loss: float | None = None) -> Snapshot:
+def snapshot(net: nn.Module, epoch: int, loss: float | None = None) -> Snapshot:
     """What is alive in ``net`` now."""
-    alive = find_alive(net)
-    units: dict[str, Tensor] = {}
-    trunks = set()
-    for name, node in net.named_nodes().items():
-        computed = spread(active_rows(node, alive.emits), node.plan.rows, node.plan.units) & alive.units[name]
-        if node.plan.searched:
-            units[name] = computed
-        elif node.plan.tied is not None:
-            units[node.plan.tied] |= computed
-        trunks |= {(skip.source, name) for skip in node.plan.skips if skip.trunk}
-    indices = {name: tuple(mask.nonzero()[:, 0].tolist()) for name, mask in units.items()}
-    skips = {arc: gate for arc, gate in alive.skips.items() if arc not in trunks}
-    return Snapshot(epoch, loss, indices, skips, alive.kernels)
+    found = find(net)
+    units = {name: tuple(mask.nonzero()[:, 0].tolist()) for name, mask in found.units.items()}
+    return Snapshot(epoch, loss, units, found.skips, found.kernels)
 
 
 class Loop:
@@ -108,6 +99,8 @@ class Loop:
         coarse: int = 0,
     ) -> None:
         device = device_of(net)
+        if ranks.size() > 1 and any(isinstance(module, _BatchNorm) for module in net.modules()):
+            raise ValueError("a network with batch normalisation is trained by one process; leave out torchrun")
         self.net, self.optimizer, self.loss_fn = net, optimizer, loss_fn
         self.batches = on_device(ranks.shares(batches), device)
         self.scheduler, self.on_step, self.compute = scheduler, on_step, compute
@@ -122,6 +115,7 @@ class Loop:
         return self
 
     def __next__(self) -> tuple[int, float]:
+        self.net.train()
         for x, y in islice(self.batches(self.epoch), len(self._losses), None):
             if self._losses:
                 self.on_step()
@@ -213,7 +207,7 @@ class Loop:
 class Growth:
     """What `search` returns: an iterator over the snapshots after every epoch, with a ``state_dict``."""
 
-    def __init__(self, net: DagNet, loop: Loop, optimizer: Penalised) -> None:
+    def __init__(self, net: nn.Module, loop: Loop, optimizer: Penalised) -> None:
         self.net, self.loop, self.watchdog = net, loop, Watchdog(optimizer)
 
     def check(self) -> None:
@@ -236,6 +230,7 @@ class Growth:
         self.check()
         with alive_only(self.net):
             epoch, loss = next(self.loop)
+        settle(self.net)
         self.watchdog.step(loss)
         return snapshot(self.net, epoch, loss)
 
@@ -250,7 +245,7 @@ class Growth:
 
 
 def search(
-    net: DagNet,
+    net: nn.Module,
     batches: Batches,
     optimizer: Penalised,
     loss_fn: LossFunction,

@@ -23,12 +23,11 @@ from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Adam
 
 from nas.bregman import AdaBreg, LinBreg
-from nas.models.dag import DagNet
 from nas.penalised import Penalised
 from nas.penalties import Zero, scaled
 from nas.proximal import XRDA, ProxSGD
@@ -71,7 +70,7 @@ class Start:
         second_moment: of AdaBreg.
     """
 
-    net: DagNet
+    net: nn.Module
     groups: Sequence[Mapping[str, Any]]
     pairs: Iterable[tuple[Tensor, Tensor]]
     loss_fn: LossFunction
@@ -168,13 +167,13 @@ def splitlbi(start: Start) -> SplitLBI:
     return SplitLBI(groups, momentum=MOMENTUM, dampening=MOMENTUM)
 
 
-def all_of_it(net: DagNet, optimizer: Penalised) -> DagNet:
+def all_of_it(net: nn.Module, optimizer: Penalised) -> nn.Module:
     """The network that is trained is the one that is found."""
     return net
 
 
 @torch.no_grad()
-def entered(net: DagNet, optimizer: Penalised) -> DagNet:
+def entered(net: nn.Module, optimizer: Penalised) -> nn.Module:
     """A copy of the weights of SplitLBI where their companions are not zero, and of those that have none."""
     names, found = {p: name for name, p in net.named_parameters()}, copy.deepcopy(net)
     copies = dict(found.named_parameters())
@@ -205,7 +204,7 @@ class Kind:
     dense: bool = False
     calibrates: bool = False
     restricts: bool = False
-    found: Callable[[DagNet, Penalised], DagNet] = all_of_it
+    found: Callable[[nn.Module, Penalised], nn.Module] = all_of_it
 
 
 OPTIMIZERS: Registry[Kind] = Registry(

@@ -196,11 +196,16 @@ class _SpikeGuard:
 
 
 @torch.no_grad()
-def rewound(net: DagNet, early: DagNet, *, seed: int = 0) -> DagNet:
+def rewound(net: nn.Module, early: nn.Module, *, seed: int = 0) -> nn.Module:
     """The compact network of ``net`` with the weights that its units had in ``early``, a point of the same search.
 
     Units that were not born then start afresh, with He's variance and bias 0; their skips start at 0.
+
+    Raises:
+        ValueError: ``net`` is no `DagNet`.
     """
+    if not isinstance(net, DagNet) or not isinstance(early, DagNet):
+        raise ValueError("only a network that is a plan is rewound; retrain one of your own from where it is")
     small = compact(net, weights_of=early)
     generator = torch.Generator().manual_seed(seed)
     for node in small.named_nodes().values():

@@ -1,0 +1,372 @@
+"""A module of somebody else as a network that a search can train, cut and store, as it does a `nas.models.DagNet`."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn import Parameter
+
+from nas.groups import join_rows
+from nas.models import network
+from nas.models.network import Found, Sight
+from nas.models.price import Currency, factor
+from nas.models.traced.channels import Channels, Kind
+from nas.models.traced.graph import Example, copied, operation, shape, trace, unwrap
+from nas.models.traced.shrink import Removal, fit, keep_one
+from nas.models.traced.store import filled, read_tensors, write_module
+from nas.models.traced.units import find_units, settle_norms
+
+EVERYWHERE = 1 << 20  # pixels: the reach of a network that sees all of a picture
+PROBES = 128, 512  # sides, at least, of the pictures on which it is found out how far a network sees
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a module comes from, and what it is given.
+
+    Attributes:
+        factory: what makes it, as of `nas.models.save_module`.
+        options: keyword arguments of the factory.
+        channels: of a picture.
+        extra: channels of the input behind those.
+        example: a batch of two inputs.
+    """
+
+    factory: str
+    options: Mapping[str, Any]
+    channels: int
+    extra: int
+    example: Tensor
+
+    def __deepcopy__(self, memo: object) -> "Origin":
+        return self
+
+
+class Anatomy:
+    """The graph of a module and what its channels cost; copies of the module share it.
+
+    Attributes:
+        channels: from the graph in evaluation.
+        nodes: of the stored tensors, by name.
+    """
+
+    def __init__(self, module: nn.Module, example: Tensor) -> None:
+        self.channels = Channels(trace(copied(module).eval(), Example.of(example)))
+        self.nodes = {name: node for node, name in reversed(self.channels.graph.names.items())}
+        graph = self.channels.graph
+        self._sizes = [size for node in graph.nodes if node not in graph.stored and len(size := shape(node)) > 1]
+        self._example = tuple(example.shape)
+
+    def __deepcopy__(self, memo: object) -> "Anatomy":
+        return self
+
+    def cost(self, module: nn.Module, kept: Tensor, currency: Currency) -> float:
+        """Of the channels that are ``kept``, a mask over their numbers, as `nas.models.network.cost`."""
+        if currency == "params":
+            named = module.named_parameters()
+            return sum(self._size(self.nodes[name], kept) if name in self.nodes else p.numel() for name, p in named)
+        pixels = math.prod(self._example[2:]) if len(self._example) == 4 else 1
+        return math.fsum(
+            self._size(step.weight, kept) * self._uses(step.node, shape(step.weight)[step.axes[0]]) / pixels
+            for step in self.channels.steps.values()
+            if step.kind in (Kind.MIX, Kind.GROUPED) and step.weight is not None
+        )
+
+    def outputs(self, kept: Tensor) -> dict[str, int]:
+        """By layer how many of the channels that it puts out are ``kept``."""
+        found = {}
+        for step in self.channels.steps.values():
+            if step.kind in (Kind.MIX, Kind.GROUPED) and step.weight is not None:
+                name = self.channels.graph.names[step.weight].removesuffix(".weight")
+                found[name] = int(kept[self.channels.stored[step.weight][step.axes[0]]].sum())
+        return found
+
+    def _size(self, node: fx.Node, kept: Tensor) -> int:
+        """How many entries a stored tensor has."""
+        return math.prod(int(kept[numbers].sum()) for numbers in self.channels.stored[node])
+
+    def _uses(self, node: fx.Node, outputs: int) -> float:
+        """How often each weight of a layer is used for one input."""
+        if operation(node).startswith("conv_transpose"):
+            return math.prod(shape(node.all_input_nodes[0])[2:])
+        return math.prod(shape(node)) / (self._example[0] * outputs)
+
+    @cached_property
+    def grain(self) -> int:
+        """By how much the resolution is lower somewhere: pictures have to have sides that are multiples of it."""
+        height = self._example[-2] if len(self._example) == 4 else 1
+        sides = {size[-2] for size in self._sizes if len(size) == 4}
+        return math.lcm(*(round(height / side) for side in sides if 1 < side < height))
+
+    @property
+    def floats(self) -> float:
+        """Numbers in the two largest tensors, for one input."""
+        return float(sum(sorted(math.prod(size) for size in self._sizes)[-2:]) / self._example[0])
+
+
+class Searched:
+    """The units of a module that a search can take away; copies of the module share it.
+
+    Attributes:
+        units: by layer the names of the tensors whose i-th slices are its unit i.
+        numbers: by layer the numbers of its units among the channels of the `Anatomy`.
+        problems: why other layers have none.
+    """
+
+    def __init__(self, module: nn.Module, anatomy: Anatomy, example: Tensor) -> None:
+        names = {id(p): name for name, p in module.named_parameters()}
+        units, self.problems = find_units(module, Example.of(example))
+        self.units = {layer: tuple(names[id(p)] for p in members) for layer, members in units.items()}
+        self.numbers = {
+            layer: anatomy.channels.stored[anatomy.nodes[first]][0] for layer, (first, *_) in self.units.items()
+        }
+        self._leave_out_what_stays(module, anatomy.channels, Example.of(example))
+        if not self.units:
+            why = "".join(f": {problem}" for problem in self.problems[:1])
+            raise ValueError(f"{type(module).__name__} has no layer whose channels can be units{why}")
+
+    def __deepcopy__(self, memo: object) -> "Searched":
+        return self
+
+    def of(self, module: nn.Module) -> dict[str, list[Parameter]]:
+        """The units of a copy of the module."""
+        held = dict(module.named_parameters())
+        return {layer: [held[name] for name in names] for layer, names in self.units.items()}
+
+    def alive(self, module: nn.Module) -> dict[str, Tensor]:
+        """By layer which units are not zero."""
+        return {layer: join_rows(members).ne(0).any(dim=1).cpu() for layer, members in self.of(module).items()}
+
+    @torch.no_grad()
+    def _leave_out_what_stays(self, module: nn.Module, channels: Channels, example: Example) -> None:
+        """Of layers whose dead units an extraction would keep nothing is searched: tried on a copy."""
+        trial = copied(module).eval()
+        for members in self.of(trial).values():
+            for p in members:
+                p[1::2] = 0
+        settle_norms(trial, self.of(trial))
+        removal = Removal(channels, trial)
+        fit(trial, removal, example)
+        for layer, numbers in list(self.numbers.items()):
+            if removal.kept[numbers[1::2]].any():
+                self.problems.append(f"the channels of {layer} stay in evaluation when their weights are zero")
+                del self.units[layer], self.numbers[layer]
+
+
+class TracedNet(nn.Module):
+    """A module of somebody else, with what a search needs to know of it.
+
+    Pictures whose sides are no multiples of what the module needs (`Anatomy.grain`) are padded for it, and its output
+    is cut again.
+
+    Args:
+        module: it takes one tensor and returns one.
+        origin: where it comes from.
+
+    Attributes:
+        restores: whether it returns pictures of the size that it is given.
+
+    Raises:
+        ValueError: it cannot be copied, run or traced, or returns no single tensor.
+    """
+
+    def __init__(self, module: nn.Module, origin: Origin) -> None:
+        super().__init__()
+        self.module, self.origin = unwrap(module), origin
+        self.anatomy = Anatomy(self.module, origin.example)
+        with torch.no_grad():
+            output = copied(self.module).eval()(origin.example)
+        if not isinstance(output, Tensor):
+            raise ValueError(f"{type(module).__name__} must return one tensor, got {type(output).__name__}")
+        self.restores = output.ndim == 4 and output.shape[2:] == origin.example.shape[2:]
+        self._grain = self.anatomy.grain if self.restores else 1
+        self._searched: Searched | None = None
+        self._sight: Sight | None = None
+
+    @property
+    def searched(self) -> Searched:
+        """The units.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self._searched is None:
+            self._searched = Searched(self.module, self.anatomy, self.origin.example)
+        return self._searched
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._grain == 1 or not (missing := self._missing(x)):
+            return self.module(x)  # type: ignore[no-any-return]
+        height, width = x.shape[-2:]
+        return self.module(F.pad(x, missing, mode="replicate"))[..., :height, :width]  # type: ignore[no-any-return]
+
+    def _missing(self, x: Tensor) -> tuple[int, int, int, int] | None:
+        height, width = x.shape[-2:]
+        missing = (0, -width % self._grain, 0, -height % self._grain)
+        return missing if any(missing) else None
+
+    def unit_parameters(self) -> dict[str, list[Parameter]]:
+        """For `nas.param_groups`."""
+        return self.searched.of(self.module)
+
+    def alive_channels(self) -> Tensor:
+        """Which channels are of no unit that is zero, and one of each layer at least: a mask over their numbers."""
+        kept = torch.ones_like(self.anatomy.channels.fixed)
+        for layer, alive in self.searched.alive(self.module).items():
+            kept[self.searched.numbers[layer][~alive]] = False
+        keep_one(self.anatomy.channels, kept)
+        return kept
+
+    def layers_at(self, units: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """How many channels each layer puts out when these units are alive, by layer."""
+        kept = torch.ones_like(self.anatomy.channels.fixed)
+        for layer, alive in units.items():
+            numbers = self.searched.numbers[layer]
+            kept[numbers] = False
+            kept[numbers[list(alive)]] = True
+        return self.anatomy.outputs(kept)
+
+    def cut(self) -> tuple[nn.Module, Removal]:
+        """The module without what is dead, on the CPU, and what was removed."""
+        module = copied(self.module).eval()
+        removal = Removal(self.anatomy.channels, module)
+        return fit(module, removal, Example.of(self.origin.example))[0], removal
+
+
+@network.find.register
+def _(net: TracedNet) -> Found:
+    return Found(net.searched.alive(net.module), {}, {})
+
+
+@network.widths.register
+def _(net: TracedNet) -> dict[str, int]:
+    return {layer: len(numbers) for layer, numbers in net.searched.numbers.items()}
+
+
+@network.num_skips.register
+def _(net: TracedNet) -> int:
+    return 0
+
+
+@network.left_dense.register
+def _(net: TracedNet) -> list[str]:
+    return net.searched.problems
+
+
+@network.compacted.register
+@torch.no_grad()
+def _(net: TracedNet) -> TracedNet:
+    return TracedNet(net.cut()[0], net.origin).to(next(net.parameters()).device).eval()
+
+
+@network.cost.register
+def _(net: TracedNet, currency: Currency) -> float:
+    return net.anatomy.cost(net.module, torch.ones_like(net.anatomy.channels.fixed), currency)
+
+
+@network.alive_cost.register
+def _(net: TracedNet, currency: Currency) -> float:
+    return net.anatomy.cost(net.module, net.alive_channels(), currency)
+
+
+@network.prices.register
+def _(net: TracedNet, currency: Currency) -> dict[str, float]:
+    whole = torch.ones_like(net.anatomy.channels.fixed)
+    full, added = net.anatomy.cost(net.module, whole, currency), {}
+    for layer, numbers in net.searched.numbers.items():
+        less = whole.index_fill(0, numbers[:1], False)
+        added[layer] = full - net.anatomy.cost(net.module, less, currency)
+    mean = fmean(added.values(), [len(net.searched.numbers[layer]) for layer in added])
+    return {layer: factor(each / mean) for layer, each in added.items()}
+
+
+@network.inner.register
+def _(net: TracedNet) -> tuple[TracedNet, dict[str, Tensor]]:
+    return copy.deepcopy(net), {layer: torch.arange(n) for layer, n in network.widths(net).items()}
+
+
+@network.within.register
+def _(small: TracedNet, units: Mapping[str, Tensor], net: nn.Module) -> TracedNet:
+    return small
+
+
+@network.settle.register
+def _(net: TracedNet) -> None:
+    settle_norms(net.module, net.unit_parameters())
+
+
+@network.renewed.register
+def _(net: TracedNet, seed: int) -> TracedNet:
+    new = copy.deepcopy(net)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in new.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+    return new
+
+
+@network.alike.register
+def _(a: TracedNet, b: nn.Module) -> bool:
+    shapes = [{name: tensor.shape for name, tensor in net.state_dict().items()} for net in (a, b)]
+    return isinstance(b, TracedNet) and shapes[0] == shapes[1]
+
+
+@network.sight.register
+def _(net: TracedNet) -> Sight:
+    if not net.restores:
+        raise ValueError("the network returns no picture of the size that it is given; it cannot restore a picture")
+    if net._sight is None:
+        anatomy, origin = net.anatomy, net.origin
+        pixels = math.prod(origin.example.shape[2:])
+        net._sight = Sight(origin.channels, origin.extra, anatomy.grain, _reach(net), 4 * anatomy.floats / pixels)
+    return net._sight
+
+
+def _reach(net: TracedNet) -> int:
+    """How far a pixel acts."""
+    return next((far for side in PROBES if (far := _reach_within(net, side)) < EVERYWHERE), EVERYWHERE)
+
+
+@torch.no_grad()
+def _reach_within(net: TracedNet, side: int) -> int:
+    """The same on a picture with such sides: what is no number spreads to all that depends on it, whatever the weights
+    are; `EVERYWHERE` if that is up to the border."""
+    module, grain = copied(net.module).eval(), net.anatomy.grain
+    cells = -(-side // grain)
+    x = torch.zeros(1, net.origin.example.shape[1], cells * grain, cells * grain)
+    first = cells // 2 * grain
+    x[..., first : first + grain, first : first + grain] = math.nan
+    seen = module(x)[0].isnan().any(dim=0)
+    places = torch.cat([seen.any(dim=axis).nonzero()[:, 0] for axis in (0, 1)])
+    if not len(places):
+        return 0
+    low, high = int(places.min()), int(places.max())
+    if low == 0 or high == len(seen) - 1:
+        return EVERYWHERE
+    return max(first - low, high - (first + grain - 1))
+
+
+@network.input_shape.register
+def _(net: TracedNet, batch: int, side: int) -> tuple[int, ...]:
+    size = net.origin.example.shape
+    return (batch, size[1], side, side) if net.restores else (batch, *size[1:])
+
+
+@network.save.register
+def _(net: TracedNet, folder: Path) -> None:
+    write_module(net.module, folder, net.origin.factory, net.origin.options)
+
+
+@network.load_like.register
+def _(net: TracedNet, folder: Path) -> TracedNet:
+    module = filled(copy.deepcopy(net.module).cpu(), read_tensors(folder), net.origin.factory)
+    return TracedNet(module, net.origin).eval()
