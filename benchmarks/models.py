@@ -13,13 +13,14 @@ import argparse
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
 
 from nas import coupled_units, settle_norms
 from nas.analysis import extract
+from nas.groups import Members
 from nas.search.data.vision import import_torchvision
 
 MOST = 60e6  # parameters; larger models are left out
@@ -72,10 +73,10 @@ def inputs_of(name: str, model: nn.Module) -> torch.Tensor:
 
 
 @torch.no_grad()
-def kill(units: dict[str, list[nn.Parameter]]) -> None:
+def kill(units: Mapping[str, Members]) -> None:
     for members in units.values():
-        for p in members:
-            p[1::2] = 0
+        for p, axis in zip(members, members.axes, strict=True):
+            p.movedim(axis, 0)[1::2] = 0
 
 
 def judge(name: str) -> tuple[str, str]:

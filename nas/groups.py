@@ -1,11 +1,12 @@
 """How a tensor is cut into groups, and how a unit that spans several tensors becomes one row."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,24 @@ FILTERS = Groups(over=(1, 2, 3))
 CHANNELS = Groups(over=(0, 2, 3))
 KERNELS = Groups(over=(2, 3))
 WHOLE = Groups(over=None)
+
+
+class Members(list[Parameter]):
+    """The tensors that hold the units of a layer: slice i of all of them, along the axis of each, is unit i.
+
+    Args:
+        tensors: each with as many slices as there are units.
+        axes: the axis of the units in each tensor; the first of all by default.
+    """
+
+    def __init__(self, tensors: Iterable[Parameter] = (), axes: Iterable[int] | None = None) -> None:
+        super().__init__(tensors)
+        self.axes = [0] * len(self) if axes is None else list(axes)
+
+
+def unit_axes(members: Sequence[Tensor]) -> list[int]:
+    """The axes of `Members`; of any other sequence the first of each tensor."""
+    return members.axes if isinstance(members, Members) else [0] * len(members)
 
 
 def join_rows(tensors: Sequence[Tensor], axes: Sequence[int] | None = None) -> Tensor:

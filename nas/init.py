@@ -117,7 +117,7 @@ class _Draw:
         penalised = {id(p) for _, _, members in penalised_sets(groups) for p in members}
         pairs = [(getattr(module, "weight", None), getattr(module, "bias", None)) for module in model.modules()]
         self.scales = {id(weight) for weight, _ in pairs if isinstance(weight, Parameter) and weight.ndim == 1}
-        self.sums_edges = hasattr(model, "unit_parameters")  # all weights of a node add up to one signal
+        self.sums_edges = hasattr(model, "whole_units")  # a plan: all weights of a node add up to one signal
         self.free_biases = [
             (bias, weight[0].numel())
             for weight, bias in pairs
@@ -166,7 +166,7 @@ class _Draw:
         together = sum(p[0].numel() for p in members if p.ndim > 1)
         for p, axis in zip(members, axes, strict=True):
             rows = torch.zeros(p.movedim(axis, 0).shape, dtype=p.dtype)
-            fan_in = p[0].numel() if p.ndim > 1 and not self.sums_edges else together
+            fan_in = p.numel() // p.shape[axis] if p.ndim > 1 and not self.sums_edges else together
             if p.ndim > 1:
                 scale = self._std(fan_in, p.numel() // p.shape[1]) * math.sqrt(num_units / max(1, len(live)))
                 rows[live] = torch.randn(len(live), *rows.shape[1:], generator=generator, dtype=p.dtype) * scale

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nas.groups import ROWS, WHOLE, Groups
+from nas.groups import ROWS, WHOLE, Groups, unit_axes
 from nas.penalised import seen, unit_sets
 from nas.penalties import L1, GroupLasso, LogSum, Penalty, SparseGroup, Zero, groups_of, rings, strengths
 
@@ -172,11 +172,20 @@ def param_groups(
         strength = {name: lam * price for name, price in (prices or {}).items()}
         together = whole_units(model)
         for name, members in (unit_parameters(model) if units is None else units).items():
-            left = [p for p in members if id(p) not in taken]  # a rule, or a layer with the same weight, may have some
+            pairs = zip(members, unit_axes(members), strict=True)
+            kept = [pair for pair in pairs if id(pair[0]) not in taken]  # a rule, or a layer with the same weight
+            left, axes = [p for p, _ in kept], tuple(axis for _, axis in kept)
             if any(p.ndim > 1 for p in left) or (left and all(p.ndim == 1 for p in members)):  # biases of units alone
                 rows = GroupLasso(strength.get(name, lam), ROWS)
                 whole = GroupLasso(strength.get(f"{name}.whole", lam), WHOLE)
-                add(name, left, {"penalty": SparseGroup(rows, whole) if name in together else rows, "joint": True})
+                add(
+                    name,
+                    left,
+                    {
+                        "penalty": SparseGroup(rows, whole) if name in together else rows,
+                        "joint": axes if any(axes) else True,
+                    },
+                )
         if gates := [p for p in gate_parameters(model).values() if id(p) not in taken]:
             penalty = L1((5 * lam if gate_lam is None else gate_lam) * (prices or {}).get("gates", 1.0))
             add("gates", gates, {"lr": 5 * lr if gate_lr is None else gate_lr, "penalty": penalty, "joint": False})

@@ -12,7 +12,7 @@ from torch import nn
 
 from nas import L1, AdaBreg, check_start, coupled_units, describe, param_groups, settle_norms, sparse_start
 from nas.analysis import extract
-from nas.groups import join_rows
+from nas.groups import join_rows, unit_axes
 from nas.models import right_relu
 from nas.search.data.vision import import_torchvision
 
@@ -85,6 +85,23 @@ class Separable(nn.Module):
         return self.head(x + self.project(y))
 
 
+class Hourglass(nn.Module):
+    """As in U-Nets: halved and doubled by strides, with sums across."""
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 3, 1)
+        self.down = nn.ModuleList([nn.Conv2d(width, 7, 2, 2, bias=False), nn.Conv2d(7, 9, 2, 2)])
+        self.up = nn.ModuleList([nn.ConvTranspose2d(9, 7, 2, 2, bias=False), nn.ConvTranspose2d(7, width, 4, 2, 1)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(7), nn.BatchNorm2d(7)])
+
+    def forward(self, x):
+        first = self.stem(x)
+        second = F.gelu(self.norms[0](self.down[0](first)))
+        third = F.gelu(self.down[1](second))
+        return self.head(first + self.up[1](second + F.gelu(self.norms[1](self.up[0](third))))).mean((2, 3))
+
+
 def chain():
     return nn.Sequential(
         *(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.GELU(), nn.MaxPool2d(2)),
@@ -93,7 +110,13 @@ def chain():
     )
 
 
-MODELS = {"chain": chain, "residual": Residual, "concatenated": Concatenated, "separable": Separable}
+MODELS = {
+    "chain": chain,
+    "residual": Residual,
+    "concatenated": Concatenated,
+    "separable": Separable,
+    "hourglass": Hourglass,
+}
 SHAPE = (3, 8, 8)
 
 
@@ -163,10 +186,11 @@ def kill(units, part, generator):
     """Set a random part of the units of every layer to zero, all but one at most; the masks of what is alive."""
     alive = {}
     for layer, members in units.items():
-        alive[layer] = torch.rand(len(members[0]), generator=generator) >= part
-        alive[layer][torch.randint(len(members[0]), (1,), generator=generator)] = True
-        for p in members:
-            p[~alive[layer]] = 0
+        count = members[0].shape[unit_axes(members)[0]]
+        alive[layer] = torch.rand(count, generator=generator) >= part
+        alive[layer][torch.randint(count, (1,), generator=generator)] = True
+        for p, axis in zip(members, unit_axes(members), strict=True):
+            p.movedim(axis, 0)[~alive[layer]] = 0
     return alive
 
 
@@ -200,7 +224,8 @@ def assert_removed(model, units, alive, x):
     assert certificate.max_abs_float64 <= 1e-10 * max(1, certificate.max_output)
     tensors = dict(small.named_parameters())
     for layer, members in named(model, units).items():
-        assert {len(tensors[name]) for name in members} == {int(alive[layer].sum())}, layer
+        pairs = zip(members, unit_axes(units[layer]), strict=True)
+        assert {tensors[name].shape[axis] for name, axis in pairs} == {int(alive[layer].sum())}, layer
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
@@ -250,7 +275,8 @@ class RandomGraph(nn.Module):
 
     def mixing(self, choose, width):
         size, out = choose.choice([1, 3]), choose.choice([4, 6])
-        return nn.Conv2d(width, out, size, padding=size // 2, bias=choose.random() < 0.5), out
+        kind = choose.choice([nn.Conv2d, nn.Conv2d, nn.ConvTranspose2d])
+        return kind(width, out, size, padding=size // 2, bias=choose.random() < 0.5), out
 
     def follower(self, choose, width):
         depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=choose.random() < 0.5)
@@ -266,6 +292,19 @@ class RandomGraph(nn.Module):
             else:
                 found.append(found[k] + found[j] if kind == "sum" else found[k] * found[j])
         return self.head(torch.cat([each.mean((2, 3)) for each in found[1:]], 1))
+
+
+def test_units_of_transposed_convolutions_lie_along_their_second_axis():
+    model = Hourglass()
+    units = coupled_units(model, torch.randn(2, *SHAPE))
+    assert named(model, units) == {
+        "stem": ["stem.weight", "stem.bias", "up.1.weight", "up.1.bias"],
+        "down.0": ["down.0.weight", "norms.0.bias", "up.0.weight", "norms.1.bias"],
+        "down.1": ["down.1.weight", "down.1.bias"],
+    }
+    assert units["stem"].axes == [0, 0, 1, 0]
+    groups = {group["name"]: group for group in param_groups(model, lam=0.1, lr=0.01, units=units)}
+    assert [groups[name]["joint"] for name in ("stem", "down.0", "down.1")] == [(0, 0, 1, 0), (0, 0, 1, 0), True]
 
 
 @given(seed=st.integers(0, 10**6))
@@ -301,7 +340,7 @@ def test_units_sleep_exactly_wake_and_are_removed_after_training(make):
         optimizer.zero_grad()
         F.cross_entropy(model(x), x.mean((2, 3)).argmax(dim=1)).backward()
         optimizer.step()
-        alive = {layer: join_rows(members).any(dim=1) for layer, members in units.items()}
+        alive = {layer: join_rows(members, unit_axes(members)).any(dim=1) for layer, members in units.items()}
         assert_dead_are_zero(model, units, alive, x)
         counts.append(sum(int(mask.sum()) for mask in alive.values()))
     assert counts[0] + 3 <= counts[-1] < sum(map(len, alive.values()))
@@ -441,10 +480,6 @@ REFUSED = {
     "an unknown first layer": (
         nn.Sequential(nn.ConvTranspose2d(3, 6, 2, groups=3), conv(6, 5), conv(5, 2)),
         "0 is a layer that is not understood",
-    ),
-    "a transposed layer": (
-        nn.Sequential(nn.ConvTranspose2d(3, 4, 2), conv(4, 5), conv(5, 2)),
-        "the channels of 0 lie along the second axis of its weight, as in any transposed layer",
     ),
     "a weight that is computed": (
         Net(
@@ -593,6 +628,10 @@ ACCEPTED = {
     "an argument that is not given": (
         Net2(lambda m, x, y: m.b(m.a(x) if y is None else m.a(y)), a=conv(3, 4), b=conv(4, 2)),
         {"a": ["a.weight", "a.bias"]},
+    ),
+    "transposed layers": (
+        nn.Sequential(nn.ConvTranspose2d(3, 4, 2), conv(4, 5), nn.GELU(), nn.ConvTranspose2d(5, 2, 2)),
+        {"0": ["0.weight", "0.bias"], "1": ["1.weight", "1.bias"]},
     ),
     "a transposed last layer": (
         nn.Sequential(conv(3, 4), nn.ConvTranspose2d(4, 2, 2)),

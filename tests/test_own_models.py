@@ -126,9 +126,9 @@ def killed(net, share, seed):
             if buffer.is_floating_point():
                 buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
         for members in net.unit_parameters().values():
-            dead = torch.rand(len(members[0]), generator=generator) < share
-            for p in members:
-                p[dead] = 0
+            dead = torch.rand(members[0].shape[members.axes[0]], generator=generator) < share
+            for p, axis in zip(members, members.axes, strict=True):
+                p.movedim(axis, 0)[dead] = 0
     network.settle(net)
     return net
 

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn import Parameter
 
-from nas.groups import join_rows
+from nas.groups import Members, join_rows, unit_axes
 from nas.models import network
 from nas.models.network import Found, Sight
 from nas.models.price import Currency, factor
@@ -116,7 +115,7 @@ class Searched:
     """The units of a module that a search can take away; copies of the module share it.
 
     Attributes:
-        units: by layer the names of the tensors whose i-th slices are its unit i.
+        units: by layer the names of the tensors whose slices are its units, with their axes.
         numbers: by layer the numbers of its units among the channels of the `Anatomy`.
         problems: why other layers have none.
     """
@@ -124,9 +123,13 @@ class Searched:
     def __init__(self, module: nn.Module, anatomy: Anatomy, example: Tensor) -> None:
         names = {id(p): name for name, p in module.named_parameters()}
         units, self.problems = find_units(module, Example.of(example))
-        self.units = {layer: tuple(names[id(p)] for p in members) for layer, members in units.items()}
+        self.units = {
+            layer: [(names[id(p)], axis) for p, axis in zip(members, unit_axes(members), strict=True)]
+            for layer, members in units.items()
+        }
         self.numbers = {
-            layer: anatomy.channels.stored[anatomy.nodes[first]][0] for layer, (first, *_) in self.units.items()
+            layer: anatomy.channels.stored[anatomy.nodes[name]][axis]
+            for layer, ((name, axis), *_) in self.units.items()
         }
         self._leave_out_what_stays(module, anatomy.channels, Example.of(example))
         if not self.units:
@@ -136,22 +139,27 @@ class Searched:
     def __deepcopy__(self, memo: object) -> "Searched":
         return self
 
-    def of(self, module: nn.Module) -> dict[str, list[Parameter]]:
+    def of(self, module: nn.Module) -> dict[str, Members]:
         """The units of a copy of the module."""
         held = dict(module.named_parameters())
-        return {layer: [held[name] for name in names] for layer, names in self.units.items()}
+        return {
+            layer: Members((held[name] for name, _ in pairs), (axis for _, axis in pairs))
+            for layer, pairs in self.units.items()
+        }
 
     def alive(self, module: nn.Module) -> dict[str, Tensor]:
         """By layer which units are not zero."""
-        return {layer: join_rows(members).ne(0).any(dim=1).cpu() for layer, members in self.of(module).items()}
+        return {
+            layer: join_rows(members, members.axes).ne(0).any(dim=1).cpu() for layer, members in self.of(module).items()
+        }
 
     @torch.no_grad()
     def _leave_out_what_stays(self, module: nn.Module, channels: Channels, example: Example) -> None:
         """Of layers whose dead units an extraction would keep nothing is searched: tried on a copy."""
         trial = copied(module).eval()
         for members in self.of(trial).values():
-            for p in members:
-                p[1::2] = 0
+            for p, axis in zip(members, members.axes, strict=True):
+                p.movedim(axis, 0)[1::2] = 0
         settle_norms(trial, self.of(trial))
         removal = Removal(channels, trial)
         fit(trial, removal, example)
@@ -213,7 +221,7 @@ class TracedNet(nn.Module):
         missing = (0, -width % self._grain, 0, -height % self._grain)
         return missing if any(missing) else None
 
-    def unit_parameters(self) -> dict[str, list[Parameter]]:
+    def unit_parameters(self) -> dict[str, Members]:
         """For `nas.param_groups`."""
         return self.searched.of(self.module)
 

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nas.groups import join_rows
+from nas.groups import Members, join_rows, unit_axes
 from nas.models.traced.channels import Channels, Kind, Step, arguments
 from nas.models.traced.graph import Example, Inputs, called, copied, operation, shape, trace, unwrap
 from nas.models.traced.shrink import Removal, fit
@@ -19,8 +19,9 @@ SHIFT = 0.37  # stands for any number but 0
 
 
 @torch.no_grad()
-def coupled_units(model: nn.Module, inputs: Inputs, *, strict: bool = True) -> dict[str, list[Parameter]]:
-    """The tensors that hold the units of any model, by layer; slice i of all tensors of a layer is its unit i.
+def coupled_units(model: nn.Module, inputs: Inputs, *, strict: bool = True) -> dict[str, Members]:
+    """The tensors that hold the units of any model, by layer; slice i of all tensors of a layer is its unit i, along
+    the first axis of most tensors, along the second of the weights of transposed convolutions (`nas.groups.Members`).
 
     A unit is a channel (of a linear layer a feature) with all channels that can only live and die together with it:
     those that residual sums tie to it, and what depthwise convolutions, normalisations, pooling, activations and
@@ -59,7 +60,7 @@ def coupled_units(model: nn.Module, inputs: Inputs, *, strict: bool = True) -> d
 @torch.no_grad()
 def find_units(
     model: nn.Module, example: Example, *, all_or_none: bool = False
-) -> tuple[dict[str, list[Parameter]], list[str]]:
+) -> tuple[dict[str, Members], list[str]]:
     """The units of `coupled_units`, perhaps none, and why other layers have none; with ``all_or_none`` it is enough to
     know one reason.
 
@@ -89,7 +90,7 @@ def settle_norms(model: nn.Module, units: Mapping[str, Sequence[Parameter]]) -> 
     """
     norms = {id(m.bias): m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
     for members in units.values():
-        dead = ~join_rows(members).any(dim=1)
+        dead = ~join_rows(members, unit_axes(members)).any(dim=1)
         for norm in (norms[id(p)] for p in members if id(p) in norms):
             norm.running_mean[dead] = 0  # type: ignore[index]
 
@@ -105,8 +106,8 @@ def _missed(
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
             module.running_mean.zero_()
     for members in units.values():
-        for p in members:
-            held[names[id(p)]][1::2] = 0
+        for p, axis in zip(members, unit_axes(members), strict=True):
+            held[names[id(p)]].movedim(axis, 0)[1::2] = 0
     removal = Removal(channels, copies)
     _, noticed = fit(copies, removal, example)
     lost = {name for numbers in noticed for name in removal.owners(numbers)}
@@ -129,7 +130,7 @@ class _Search:
         self._leave_unknown()
         self._leave_frozen()
         self._leave_unaligned()
-        self.members: dict[Space, list[Parameter]] = {}
+        self.members: dict[Space, Members] = {}
         self.causes: dict[int, str] = {}  # by number the first operation behind which the channel is not zero
         self.states = _States(self)
         self._leave_unabsorbed()
@@ -161,8 +162,6 @@ class _Search:
             trained = [layer for layer in layers if all(p.requires_grad for p in self._tensors(layer))]
             if len(trained) < len(layers):
                 self.free[list(space)] = False
-            if any(layer.axes[0] != 0 for layer in layers) and self.is_free(space):
-                self.leave(space, "lie along the second axis of its weight, as in any transposed layer")
 
     def _leave_unaligned(self) -> None:
         """Layers with a channel that is another channel of theirs, or one of a layer with other channels."""
@@ -191,9 +190,13 @@ class _Search:
 
     # Layers and their tensors
 
-    def add(self, space: Space, tensors: Sequence[Parameter]) -> None:
-        members = self.members.setdefault(space, [])
-        members += [p for p in tensors if not any(p is member for member in members)]
+    def add(self, space: Space, tensors: Sequence[Parameter], axis: int = 0) -> None:
+        """Let tensors belong to units; ``axis`` is that of the units in those that are no vectors."""
+        members = self.members.setdefault(space, Members())
+        for p in tensors:
+            if not any(p is member for member in members):
+                members.append(p)
+                members.axes.append(axis if p.ndim > 1 else 0)
 
     def _tensors(self, step: Step) -> list[Parameter]:
         return [self.parameters[each] for each in (step.weight, step.bias) if each in self.parameters]
@@ -243,7 +246,7 @@ class _States(Values):
         if step.kind is Kind.MIX:
             values = torch.where(self.search.free[numbers], 0.0, math.nan).double()
             if self.search.is_free(space):
-                self.search.add(space, self.search._tensors(step))
+                self.search.add(space, self.search._tensors(step), step.axes[0])
         elif self._shifts_unit(step, space):
             self.search.add(space, [self.search.parameters[step.bias]])  # type: ignore[index]
             values = torch.zeros(len(numbers), dtype=torch.float64)
