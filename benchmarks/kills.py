@@ -36,6 +36,7 @@ SEARCH = (
 )  # fmt: skip
 ROAD = (SEARCH, ("extract", "run", "--no-latency"), ("retrain", "run", "--epochs=6", "--checkpoint-every=1s"))
 CLOCK = re.compile(r'"(seconds|milliseconds)": [\d.e+-]+')
+LONGER = 1.15  # so much longer a command may run after each kill, however busy the machine has become
 ERRORS = Path("errors")
 LEFT_OUT = ("checkpoints", ".lock")  # a checkpoint is a step of the way, not its end
 
@@ -152,6 +153,7 @@ def _walk_killed(command: Sequence[str], place: Path, span: float, rng: random.R
     kills = Counter[str]()
     while not _walk(command, place, rng.uniform(0.1, 1.1) * span):
         kills[_moment(command[0], place / "run")] += 1
+        span *= LONGER
     return kills
 
 

@@ -287,6 +287,23 @@ class Plan:
         nodes = (replace(node, skips=tuple(map(of_picture, node.skips))) for node in self.nodes)
         return replace(self, nodes=tuple(nodes), extra=extra)
 
+    def with_patch(self, patch: int) -> "Plan":
+        """The same for squares of this side: nodes are as wide as before, and edges from the input and to the output as
+        the new squares need. With single pixels (1) instead of squares of 2 x 2 it sees half as far and computes 4
+        times as much, with fewer weights.
+
+        Raises:
+            ValueError: it takes no pictures apart, or skips join units of the squares.
+        """
+        if self.patch is None or self.pooled:
+            raise ValueError("only a network from pictures to pictures has patches")
+        (*nodes, out) = (replace(node, edges=tuple(map(_of_all_inputs, node.edges))) for node in self.nodes)
+        if out.skips or any(INPUT in (*(skip.source for skip in node.skips), *node.projections) for node in self.nodes):
+            raise ValueError("skips from the input or to the output join units of its patches; their number is fixed")
+        units = self.channels * patch**2
+        last = replace(out, units=units, edges=tuple(replace(edge, put=None) for edge in out.edges), rows=None)
+        return replace(self, nodes=(*nodes, last), patch=patch)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
         return dataclasses.asdict(self)
@@ -304,6 +321,10 @@ class Plan:
             )
         except (KeyError, TypeError, AttributeError) as problem:
             raise ValueError(f"this is not the plan of a network: {type(problem).__name__} {problem}") from None
+
+
+def _of_all_inputs(edge: Edge) -> Edge:
+    return replace(edge, take=None) if edge.source == INPUT else edge
 
 
 def _require(condition: bool, sentence: str) -> None:

@@ -5,7 +5,21 @@ import torch
 import torch.nn.functional as F
 
 from nas import AdaBreg, GroupLasso, SparseGroup, describe, param_groups, sparse_start
-from nas.models import Node, Plan, Skip, conv_skip_autoencoder, dense_conv, dense_mlp, find_alive, mlp, skip_autoencoder
+from nas.models import (
+    DagNet,
+    Node,
+    Plan,
+    Skip,
+    compact,
+    conv_skip_autoencoder,
+    dense_conv,
+    dense_mlp,
+    find_alive,
+    mixed_autoencoder,
+    mlp,
+    separable_autoencoder,
+    skip_autoencoder,
+)
 from nas.models.dag import ACTIVATIONS
 from tests.nets import full
 
@@ -151,3 +165,24 @@ def plan(*nodes, **options):
 def test_bad_plans_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
         bad.check(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("recipe", [separable_autoencoder, mixed_autoencoder])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_another_patch_is_the_recipe_with_that_patch(recipe, channels):
+    plans = {patch: recipe(channels, depth=3, width=4, patch=patch).plan for patch in (1, 2, 3)}
+    for one in plans.values():
+        for patch, other in plans.items():
+            assert one.with_patch(patch) == other
+    net = filled(recipe(channels, depth=3, width=4))
+    with torch.no_grad():
+        for p in next(iter(net.unit_parameters().values())):
+            p[2:] = 0
+    assert DagNet(compact(net).plan.with_patch(1))(torch.rand(1, channels, 5, 7)).shape == (1, channels, 5, 7)
+
+
+def test_patches_that_skips_join_are_fixed():
+    with pytest.raises(ValueError, match="skips from the input or to the output join units of its patches"):
+        conv_skip_autoencoder(depth=2, width=4, residual=False).plan.with_patch(1)
+    with pytest.raises(ValueError, match="only a network from pictures to pictures has patches"):
+        skip_autoencoder(5, patch=None).plan.with_patch(1)
