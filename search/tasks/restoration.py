@@ -33,7 +33,7 @@ class Restoration(Task):
         ValueError: an option out of range.
     """
 
-    border: int = field(default=0, kw_only=True)
+    border: int = field(default=0, kw_only=True, repr=False)
 
     metrics: ClassVar[tuple[Metric, ...]] = (PSNR, SSIM)
     most_held_out = 500
