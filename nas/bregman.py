@@ -288,7 +288,9 @@ class Bregman(Penalised):
     def _as_written(self, params: Sequence[Tensor]) -> bool:
         """Whether all of these weights have a dual, and nothing but a step of ours has written into them since."""
         written = self._written
-        return all(written.get(id(p)) == _mark(p) for p in params) and all("dual" in self.state[p] for p in params)
+        return all(written.get(id(p)) == _mark(p) for p in params) and all(
+            "dual" in self.state.get(p, ()) for p in params
+        )
 
     def _prox(
         self,

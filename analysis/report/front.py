@@ -48,10 +48,9 @@ def tested(run: Run) -> dict[str, Any]:
     """What nas retrain measured on the held-out pictures: the network, others of its size, classical methods.
 
     Returns:
-        "networks" with title, params, score, spread (None without seeds) and, of others that are plans, a drawing as
-        "svg"; scores by title of what is there without
-        a network, "trivial", and of classical methods, "lines", with the "strengths" of those that have one; and the
-        score of the network now and "before".
+        "networks" with title, params, score, spread (None without seeds) and plan (None where there is none); scores by
+        title of what is there without a network, "trivial", and of classical methods, "lines", with the "strengths" of
+        those that have one; and the score of the network now and "before".
 
     Raises:
         ValueError: there is no result yet, or it is damaged.
@@ -61,23 +60,17 @@ def tested(run: Run) -> dict[str, Any]:
     try:
         networks = [
             {
-                "title": each["title"],
-                "params": each["params"],
-                "score": each["mean"],
-                "spread": each["spread"],
-                "svg": _drawn(each["plan"]) if k and "plan" in each else None,
+                "title": each["title"], "params": each["params"], "score": each["mean"], "spread": each["spread"],
+                "plan": each.get("plan"),
             }
-            for k, each in enumerate(result["compared"])
+            for each in result["compared"]
             if each["mean"] is not None
         ] or [
             {
-                "title": "retrained network",
-                "params": result["params"],
-                "score": result[key],
-                "spread": None,
-                "svg": None,
+                "title": "retrained network", "params": result["params"], "score": result[key], "spread": None,
+                "plan": None,
             }
-        ]
+        ]  # fmt: skip
         before = f"{key}_before"
         trivial = {
             name.removeprefix(f"{key}_"): float(score)
@@ -100,9 +93,17 @@ def tested(run: Run) -> dict[str, Any]:
         raise ValueError(f"{run.folder / RETRAINED}/result.json is damaged: {problem}") from None
 
 
-def _drawn(plan: Mapping[str, Any]) -> str:
-    """The drawing of a network with this plan; raises ValueError where it is none."""
-    return to_svg(layout(topology(DagNet(Plan.from_dict(plan)))), standalone=False)
+def with_drawings(test: Mapping[str, Any]) -> dict[str, Any]:
+    """`tested` with "drawings" of the networks beside the first, by title, instead of their plans.
+
+    Raises:
+        ValueError: a plan is none.
+    """
+    networks = [{key: value for key, value in each.items() if key != "plan"} for each in test["networks"]]
+    plans = {each["title"]: each["plan"] for each in test["networks"][1:] if each["plan"] is not None}
+    graphs = {title: topology(DagNet(Plan.from_dict(plan))) for title, plan in plans.items()}
+    drawings = {title: to_svg(layout(graph), standalone=False) for title, graph in graphs.items()}
+    return {**test, "networks": networks, "drawings": drawings}
 
 
 def read_json(file: Path, hint: str) -> dict[str, Any]:

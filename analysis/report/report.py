@@ -14,7 +14,7 @@ from nas.analysis.drawing.svg import STYLE, to_svg
 from nas.analysis.report import comparison, facts
 from nas.analysis.report.ablation import ablate, by_node
 from nas.analysis.report.filters import filter_pictures
-from nas.analysis.report.front import front_rows, tested
+from nas.analysis.report.front import front_rows, tested, with_drawings
 from nas.analysis.report.growth import CROP, crops, curves, frames, shown_points, totals, trunks, whole_graph
 from nas.analysis.report.pictures import held_out_pictures
 from nas.analysis.topology import topology
@@ -94,7 +94,7 @@ def one_run(run: Run, *, live: bool = False) -> Section:
     validation = [] if isinstance(data, str) else run.validation(data)
     growth = _section(lambda: _growth(run, points, validation))
     front = _section(lambda: {"rows": front_rows(run)})
-    test = _section(lambda: tested(run))
+    test = _section(lambda: with_drawings(tested(run)))
     certificate = _section(lambda: facts.certificate(run))
     searched = [point for point in points if not point.snapshot.in_front]
     shown = {
@@ -105,7 +105,7 @@ def one_run(run: Run, *, live: bool = False) -> Section:
         "curves": _section(lambda: curves(run, searched)),
         "front": front.get("rows", []),
         "path": [[point.snapshot.epoch, point.params, point.headline] for point in searched],
-        "test": _without_drawings(test),
+        "test": {**test, "drawings": list(test.get("drawings", ()))},
         "extracted": certificate.get("epoch"),
     }
     return {
@@ -121,12 +121,6 @@ def one_run(run: Run, *, live: bool = False) -> Section:
         "costs": _section(lambda: {"rows": facts.costs(run.blank, _compact(run, chosen))}),
         "data": shown,
     }
-
-
-def _without_drawings(test: Section) -> Section:
-    """`tested` for the charts; the drawings stand in the page."""
-    networks = [{**each, "svg": None, "drawn": each["svg"] is not None} for each in test.get("networks", [])]
-    return {**test, "networks": networks} if networks else test
 
 
 def several_runs(runs: Sequence[Run]) -> Section:
