@@ -1,75 +1,95 @@
 """Which models that other people wrote can be searched, and what extraction does with them.
 
-    python -m benchmarks.models                   one model of each family of torchvision, and of timm if installed
-    python -m benchmarks.models resnet18 timm:resnet10t
+    python -m benchmarks.models                     all models of models.txt beside this file whose packages are there
+    python -m benchmarks.models --out models.jsonl timm:resnet10t deepinv
 
-`coupled_units` accepts a model whole if all its layers with channels of their own are units, in part (strict=False) if
-some stay dense. Then half of the units of every layer are set to zero, and extraction has to remove them. Printed are
-the layers with units, parameters before and after, the difference of the outputs in double precision, the seconds that
-`coupled_units` and `extract` took the processor, and why a model is not accepted whole.
+Words after the options choose models by what their lines begin with. `coupled_units` accepts a model whole if all its
+layers with channels of their own are units, in part (strict=False) if some stay dense. Then half of the units of every
+layer are set to zero, and extraction has to remove them. Every model is tried in a process of its own, which has a
+limited time. Printed are the layers with units, parameters before and after, the difference of the outputs in double
+precision, the seconds that `coupled_units` and `extract` took the processor, and why a model is not accepted whole; at
+last how many models had which answer, and the commonest reasons.
 """
 
 import argparse
+import dataclasses
+import importlib
+import json
+import multiprocessing
+import re
+import resource
+import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nas import coupled_units, settle_norms
 from nas.analysis import extract
 from nas.groups import Members
 from nas.search.data.vision import import_torchvision
 
+LIST = Path(__file__).with_suffix(".txt")
 MOST = 60e6  # parameters; larger models are left out
-DETECTORS = ("rcnn", "retinanet", "fcos", "ssd", "raft", "quantized")  # lists of pictures, pairs, integers
+PATIENCE = 300  # seconds of the processor for one model
+SIDE = 96  # of the pictures for models of timm that take any size
 
 
-def torchvision_models() -> Iterator[str]:
-    from torchvision import models
+@dataclass
+class Verdict:
+    """What became of a model.
 
-    kept = [name for name in models.list_models() if not any(word in name for word in DETECTORS)]
-    families: dict[str, str] = {}
-    for name in kept:
-        builder = models.get_model_builder(name)
-        families.setdefault(f"{builder.__module__}.{name.rstrip('_0123456789')[:9]}", name)
-    yield from families.values()
+    Attributes:
+        answer: "whole", "part", "no unit", "untraceable", "wrong", "crashed", "too large", "absent" or "out of time".
+        reason: why it is not whole.
+        layers: with units.
+        before, after: parameters.
+        difference: of the outputs in double precision.
+        found, extracted: seconds of the processor for `coupled_units` and for `extract`.
+    """
+
+    name: str
+    answer: str
+    reason: str = ""
+    layers: int = 0
+    before: int = 0
+    after: int = 0
+    difference: float = 0.0
+    found: float = 0.0
+    extracted: float = 0.0
+
+    def __str__(self) -> str:
+        numbers = f"{self.layers:>4} {self.before:>9} {self.after:>9} {self.difference:6.0e}"
+        return f"{self.answer:<12}{self.name:<44}{numbers} {self.found:6.1f} {self.extracted:6.1f} s  {self.reason}"
 
 
-def timm_models() -> Iterator[str]:
-    try:
+def build(line: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A model of the list, and two examples of its inputs."""
+    name, sizes, options = (*line.split(maxsplit=2), "", "")[:3]
+    place, _, attribute = name.partition(":")
+    given: dict[str, Any] = json.loads(options or "{}")
+    if place == "timm":
         import timm  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        return
-    for family in timm.list_modules():
-        names = timm.list_models(module=family)
-        small = [
-            name for name in names if any(word in name for word in ("tiny", "nano", "pico", "atto", "_s", "18", "26"))
-        ]
-        if names:
-            yield f"timm:{(small or names)[0]}"
 
+        model = timm.create_model(attribute, pretrained=False, **given)
+        config = model.pretrained_cfg
+        side = config["input_size"][-1] if config.get("fixed_input_size") else SIDE
+        sizes = sizes or f"3x{side}x{side}"
+    elif place == "torchvision":
+        from torchvision import models
 
-def build(name: str) -> nn.Module:
-    if name.startswith("timm:"):
-        import timm
-
-        return timm.create_model(name.removeprefix("timm:"), pretrained=False)  # type: ignore[no-any-return]
-    from torchvision import models
-
-    options = {"weights_backbone": None} if "segmentation" in models.get_model_builder(name).__module__ else {}
-    return models.get_model(name, weights=None, **options)  # type: ignore[no-any-return]
-
-
-def inputs_of(name: str, model: nn.Module) -> torch.Tensor:
-    """Two examples of the size that the model is made for."""
-    size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
-    if "video" in type(model).__module__:
-        side = 224 if "mvit" in name or "swin" in name else 112
-        size = (3, 16, side, side)
-    return torch.rand(2, *size)
+        model = models.get_model(attribute, weights=None, **given)
+    else:
+        model = getattr(importlib.import_module(place), attribute)(**given)
+    shapes = [[int(side) for side in size.split("x")] if size != "-" else [] for size in sizes.split(",")]
+    return model, tuple(torch.rand(2, *shape) for shape in shapes)
 
 
 @torch.no_grad()
@@ -79,55 +99,106 @@ def kill(units: Mapping[str, Members]) -> None:
             p.movedim(axis, 0)[1::2] = 0
 
 
-def judge(name: str) -> tuple[str, str]:
-    """The class of the answer, and what is to be said."""
+def judge(line: str) -> Verdict:
     torch.manual_seed(0)
-    model = build(name)
-    params = sum(p.numel() for p in model.parameters())
-    if params > MOST:
-        return "too large", ""
-    x = inputs_of(name, model)
-    began, said, units = time.process_time(), "", {}
+    verdict = Verdict(line.split()[0], "absent")
     try:
-        answer, units = "whole", coupled_units(model, x)
-    except ValueError as problem:
-        said = str(problem).removeprefix("coupled_units: ")
-        answer = "untraceable" if "cannot trace" in said or "cannot compute" in said else "part"
-    found = time.process_time()
-    if answer == "part":
-        try:
-            units = coupled_units(model, x, strict=False)
-        except ValueError:
-            answer = "no unit"
+        model, inputs = build(line)
+    except ImportError as problem:
+        verdict.reason = str(problem)
+        return verdict
+    verdict.before = sum(p.numel() for p in model.parameters())
+    if verdict.before > MOST:
+        verdict.answer = "too large"
+        return verdict
+    units = _find(model, inputs, verdict)
+    if not units:
+        return verdict
     kill(units)
     settle_norms(model, units)
-    middle = time.process_time()
-    if not units:
-        return answer, said
-    small, certificate = extract(model.eval(), [x[0]])
-    after = sum(p.numel() for p in small.parameters())
-    if not certificate.holds:
-        answer = "wrong"
-    numbers = f"{len(units):>4} layers  {params:>9} -> {after:>9}  {certificate.max_abs_float64:.0e}"
-    return answer, f"{numbers}  {found - began:5.1f} s {time.process_time() - middle:5.1f} s  {said}"
+    began = time.process_time()
+    small, certificate = extract(model.eval(), [tuple(x[0] for x in inputs)])
+    verdict.extracted = time.process_time() - began
+    verdict.after = sum(p.numel() for p in small.parameters())
+    verdict.difference = certificate.max_abs_float64
+    if not certificate.holds or verdict.after >= verdict.before:
+        verdict.answer = "wrong"
+    return verdict
+
+
+def _find(model: nn.Module, inputs: tuple[Tensor, ...], verdict: Verdict) -> Mapping[str, Members]:
+    """The units of a model; what is known of it is written down."""
+    began, units = time.process_time(), {}
+    try:
+        units, verdict.answer = coupled_units(model, inputs), "whole"
+    except ValueError as problem:
+        verdict.reason = str(problem).removeprefix("coupled_units: ").partition("; strict=False")[0]
+        untraceable = re.search("cannot (trace|compute|be copied)", verdict.reason)
+        verdict.answer = "untraceable" if untraceable else "part"
+    verdict.found = time.process_time() - began
+    if verdict.answer == "part":
+        try:
+            units = coupled_units(model, inputs, strict=False)
+        except ValueError:
+            verdict.answer = "no unit"
+    verdict.layers = len(units)
+    return units
+
+
+def _work(line: str, answers: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE, PATIENCE))
+    warnings.simplefilter("ignore")
+    try:
+        verdict = judge(line)
+    except Exception as problem:  # is to be seen in the table
+        said = next(iter(str(problem).splitlines()), "")
+        verdict = Verdict(line.split()[0], "crashed", f"{type(problem).__name__}: {said}")
+    answers.send(verdict)
+
+
+def ask(line: str) -> Verdict:
+    """What becomes of a model in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    answers, theirs = context.Pipe(duplex=False)
+    worker = context.Process(target=_work, args=(line, theirs))
+    worker.start()
+    theirs.close()
+    try:
+        return answers.recv()  # type: ignore[no-any-return]
+    except EOFError:
+        worker.join()
+        return Verdict(line.split()[0], "out of time", f"the process ended with {worker.exitcode}")
+    finally:
+        worker.join()
+
+
+def kind(reason: str) -> str:
+    """A reason without the names of layers."""
+    reason = re.sub(r" in [\w.]+(?=,| in place)", "", reason)
+    return re.sub(r"(?<=channels of )[\w.]+|\b[\w.]*\.[\w.]+\b|\b\d+\b", "*", reason)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="of torchvision, or timm:NAME; all families by default")
-    names = parser.parse_args().names
-    import_torchvision()
-    counts: Counter[str] = Counter()
-    for name in names or [*torchvision_models(), *timm_models()]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                answer, said = judge(name)
-            except Exception as problem:  # is to be seen in the table
-                answer, said = "crashed", f"{type(problem).__name__}: {str(problem).splitlines()[:1]}"
-        counts[answer] += 1
-        print(f"{answer:<12}{name:<36}{said}", flush=True)
+    parser.add_argument("names", nargs="*", help="what lines of the list begin with; all by default")
+    parser.add_argument("--out", type=Path, help="a file for one line of JSON for each model")
+    given = parser.parse_args()
+    torchvision = import_torchvision()
+    sys.modules["torchvision.transforms.functional_tensor"] = torchvision.transforms.functional  # basicsr asks for it
+    importlib.import_module("torch.export")  # once, for all
+    listed = [line for line in LIST.read_text().splitlines() if line and not line.startswith("#")]
+    chosen = [line for line in listed if line.startswith(tuple(given.names or [""]))]
+    verdicts = []
+    for line in chosen or given.names:
+        verdicts.append(ask(line))
+        print(verdicts[-1], flush=True)
+        if given.out:
+            with given.out.open("a") as file:
+                file.write(json.dumps(dataclasses.asdict(verdicts[-1])) + "\n")
+    counts = Counter(each.answer for each in verdicts)
     print(", ".join(f"{count} {answer}" for answer, count in counts.most_common()))
+    for reason, count in Counter(kind(each.reason) for each in verdicts if each.reason).most_common():
+        print(f"{count:>5}  {reason}")
 
 
 if __name__ == "__main__":
