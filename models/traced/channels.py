@@ -155,10 +155,11 @@ class Channels:
     def _store(self) -> None:
         """Number the axes of stored tensors; what a name stands for twice is one tensor."""
         by_name: dict[str, list[Tensor]] = {}
+        read = {self.graph.names.get(node) for node in self.graph.stored if node.users}
         for node, tensor in self.graph.stored.items():
             name = self.graph.names.get(node)
             axes = by_name.get(name or "") or [self._fresh(size) for size in tensor.shape]
-            if name is None or not tensor.is_floating_point():  # made in forward, or no numbers to be trained
+            if name is None or name not in read or not tensor.is_floating_point():  # made in forward, or not trained
                 self._fix(torch.cat([*axes, self._fixed[0][:0]]))
             else:
                 by_name[name] = axes

@@ -12,7 +12,8 @@ from nas.models.traced.channels import Channels, Kind, Step
 from nas.models.traced.graph import Example, call, copied, trace, unwrap
 from nas.models.traced.values import Values
 
-AGREE = 1e-3  # largest difference of an output that is round-off, relative to the largest output if that is above 1
+# Largest difference of an output that is round-off, relative to the largest output if that is above 1
+AGREE = {torch.float64: 1e-6, torch.float32: 1e-3}
 LAYERS = (Kind.MIX, Kind.GROUPED, Kind.NORM)
 
 
@@ -189,23 +190,45 @@ def fit(model: nn.Module, removal: Removal, example: Example) -> tuple[nn.Module
     Raises:
         ValueError: there is none.
     """
-    expected = call(model, example)
-    small, noticed = removal.applied_to(model), []
-    if not _agree(expected, small, example):
-        fixed = removal.channels.fixed.clone()
-        for numbers in removal.spaces():
-            alone = torch.ones_like(fixed)
-            alone[numbers] = fixed[numbers]
-            removal.settle(alone)
-            if not _agree(expected, removal.applied_to(model), example):
-                noticed.append(numbers)
-        for numbers in noticed:
-            fixed[numbers] = True
-        removal.settle(fixed)
-        small = removal.applied_to(model)
-        if not _agree(expected, small, example):
-            raise ValueError(f"{type(model).__name__} computes something else with fewer channels in its layers")
-    return small, noticed
+    full, batch = _in_double(model, example)
+    expected = call(full, batch)
+
+    def agrees() -> bool:
+        return _agree(expected, removal.applied_to(full), batch)
+
+    if agrees():
+        return removal.applied_to(model), []
+
+    def freed(spaces: list[Tensor], kept: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What has to stay when these layers may lose channels besides those that do already, and which may not."""
+        less = kept.clone()
+        for numbers in spaces:
+            less[numbers] = removal.channels.fixed[numbers]
+        removal.settle(less)
+        if agrees():
+            return less, []
+        if len(spaces) <= 1:
+            return kept, spaces
+        half = len(spaces) // 2
+        kept, later = freed(spaces[half:], kept)
+        kept, earlier = freed(spaces[:half], kept)
+        return kept, earlier + later
+
+    fixed, noticed = freed(removal.spaces(), torch.ones_like(removal.channels.fixed))
+    removal.settle(fixed)
+    if not agrees():
+        raise ValueError(f"{type(model).__name__} computes something else with fewer channels in its layers")
+    return removal.applied_to(model), noticed
+
+
+def _in_double(model: nn.Module, example: Example) -> tuple[nn.Module, Example]:
+    """A module and its batch in double precision; as they are if its forward computes in another one."""
+    full, batch = copied(model).double(), example.map(lambda x: x.double() if x.is_floating_point() else x)
+    try:
+        found = call(full, batch)
+    except ValueError:
+        return model, example
+    return (full, batch) if all(y.dtype == torch.float64 for y in found if y.is_floating_point()) else (model, example)
 
 
 def _agree(expected: Sequence[Tensor], small: nn.Module, example: Example) -> bool:
@@ -220,9 +243,10 @@ def _agree(expected: Sequence[Tensor], small: nn.Module, example: Example) -> bo
 def _alike(y: Tensor, z: Tensor) -> bool:
     if y.shape != z.shape or not y.numel():
         return y.shape == z.shape
+    most = AGREE.get(y.dtype, AGREE[torch.float32])
     y, z = y.double(), z.double()
     scale = y.nan_to_num(0, posinf=0, neginf=0).abs().max().clamp(min=1)
-    return torch.allclose(z, y, rtol=0, atol=AGREE * float(scale), equal_nan=True)
+    return torch.allclose(z, y, rtol=0, atol=most * float(scale), equal_nan=True)
 
 
 def _format(tensor: Tensor) -> torch.memory_format:

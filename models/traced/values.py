@@ -147,7 +147,7 @@ class Values:
             [x] = known.values()
             return x.where((x == 0) & (name in ZEROED), math.nan)
         places = {
-            each: spread(v.nan_to_num(0), axis, [1] * axis + [len(v)] + [1] * (len(size) - axis - 1))
+            each: spread(v.nan_to_num(0), axis, [1] * axis + [len(v)] + [1] * (len(size) - axis - 1)).to(_kind(each))
             for each, v in known.items()
         }
         result: Tensor = run(step.node, places).double().reshape(-1).expand(size[axis])
@@ -187,6 +187,12 @@ def keeps_constants(step: Step) -> bool:
     if isinstance(padding, str):
         return padding == "valid" or all(side == 1 for side in shape(step.weight)[2:])  # type: ignore[arg-type]
     return not any(padding)
+
+
+def _kind(node: fx.Node) -> torch.dtype:
+    """What to compute with: double precision, but for integers and truth values."""
+    dtype: torch.dtype = node.meta["val"].dtype
+    return torch.float64 if dtype.is_floating_point or dtype.is_complex else dtype
 
 
 def _uniform(rows: Tensor) -> Tensor:
