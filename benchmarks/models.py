@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from nas import coupled_units, settle_norms
 from nas.analysis import extract
-from nas.groups import Members
+from nas.groups import Members, slices
 from nas.search.data.vision import import_torchvision
 
 LIST = Path(__file__).with_suffix(".txt")
@@ -96,7 +96,7 @@ def build(line: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
 def kill(units: Mapping[str, Members]) -> None:
     for members in units.values():
         for p, axis in zip(members, members.axes, strict=True):
-            p.movedim(axis, 0)[1::2] = 0
+            slices(p, axis)[1::2] = 0
 
 
 def judge(line: str) -> Verdict:

@@ -200,13 +200,16 @@ def _pieces(group: Group, trained: Trained) -> list[_Piece]:
     axes = axes_of(group["joint"], len(members))
     if axes is None:
         return [_alone(p, *trained[p], _free_axes(penalty, p.ndim)) for p in members if p in trained]
-    given = [trained[p][1][axis] for p, axis in zip(members, axes, strict=True) if p in trained]
+    plain = [axis for axis in axes if isinstance(axis, int)]
+    if len(plain) < len(axes):
+        raise ValueError("coarse steps know units of one slice per tensor, along an axis that they fill")
+    given = [trained[p][1][axis] for p, axis in zip(members, plain, strict=True) if p in trained]
     if not given:
         return []
     some, units = [index for index in given if index is not None], None
     if 0 in _free_axes(penalty, 2) and len(some) == len(given):
         units = torch.cat(some).unique()
-    return [_joint(p, axis, units, *trained.get(p, (None, None))) for p, axis in zip(members, axes, strict=True)]
+    return [_joint(p, axis, units, *trained.get(p, (None, None))) for p, axis in zip(members, plain, strict=True)]
 
 
 def _alone(whole: Tensor, small: Parameter, part: Selection, free: Sequence[int]) -> _Piece:

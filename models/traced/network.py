@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from nas.groups import Members, join_rows, unit_axes
+from nas.groups import Axis, Members, join_rows, slices, unit_axes
 from nas.models import network
 from nas.models.network import Found, Sight
 from nas.models.price import Currency, factor
@@ -122,13 +122,14 @@ class Searched:
 
     def __init__(self, module: nn.Module, anatomy: Anatomy, example: Tensor) -> None:
         names = {id(p): name for name, p in module.named_parameters()}
-        units, self.problems = find_units(module, Example.of(example))
+        units, problems, dense = find_units(module, Example.of(example))
+        self.problems = [*problems, *dense]
         self.units = {
             layer: [(names[id(p)], axis) for p, axis in zip(members, unit_axes(members), strict=True)]
             for layer, members in units.items()
         }
         self.numbers = {
-            layer: anatomy.channels.stored[anatomy.nodes[name]][axis]
+            layer: _numbers_of(anatomy.channels.stored[anatomy.nodes[name]], axis)
             for layer, ((name, axis), *_) in self.units.items()
         }
         self._leave_out_what_stays(module, anatomy.channels, Example.of(example))
@@ -159,7 +160,7 @@ class Searched:
         trial = copied(module).eval()
         for members in self.of(trial).values():
             for p, axis in zip(members, members.axes, strict=True):
-                p.movedim(axis, 0)[1::2] = 0
+                slices(p, axis)[1::2] = 0
         settle_norms(trial, self.of(trial))
         removal = Removal(channels, trial)
         fit(trial, removal, example)
@@ -167,6 +168,13 @@ class Searched:
             if removal.kept[numbers[1::2]].any():
                 self.problems.append(f"the channels of {layer} stay in evaluation when their weights are zero")
                 del self.units[layer], self.numbers[layer]
+
+
+def _numbers_of(stored: Sequence[Tensor], axis: Axis) -> Tensor:
+    """Of units, from those of the channels along all axes of a tensor that holds them."""
+    k, *cut = axis if isinstance(axis, tuple) else (axis,)
+    along: Axis = (0, cut[0], cut[1], cut[2]) if cut else 0
+    return join_rows([stored[k]], [along])[:, 0]
 
 
 class TracedNet(nn.Module):
