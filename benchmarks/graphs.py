@@ -17,7 +17,6 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import count
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 from nas import coupled_units, settle_norms
 from nas.analysis import extract
-from nas.groups import Members, unit_axes
+from nas.groups import Members, num_units, slices, unit_axes
 
 Operation = Callable[..., Tensor]
 EXACT = 1e-9  # largest difference of outputs in double precision, relative to the largest output if that is above 1
@@ -197,7 +196,12 @@ def pooled(net: RandomGraph, values: Sequence[Tensor], k: int) -> Choice:
         *(nn.MaxPool2d(2), nn.AvgPool2d(3, 1, 1), nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(2)),
         *(nn.Upsample(scale_factor=2), nn.ReflectionPad2d(1), nn.ZeroPad2d((0, 1, 1, 0)), nn.ConstantPad2d(1, 0.3)),
         *(nn.MaxPool1d(3, 1, 1), nn.PixelShuffle(2), nn.PixelUnshuffle(2), nn.Flatten(), nn.Flatten(2), nn.Unfold(2)),
-        *(nn.LPPool2d(2, 2), nn.ChannelShuffle(2), nn.Unflatten(1, (2, -1)), nn.Upsample(scale_factor=2, mode="bicubic")),
+        *(
+            nn.LPPool2d(2, 2),
+            nn.ChannelShuffle(2),
+            nn.Unflatten(1, (2, -1)),
+            nn.Upsample(scale_factor=2, mode="bicubic"),
+        ),
     ]
     layer = net.choose.choice(layers)
     return type(layer).__name__, net.add(layer), (k,)
@@ -378,11 +382,11 @@ def kill(units: dict[str, Members], generator: torch.Generator) -> dict[str, Ten
     """Set half of the units of every layer to zero, all but one at most; the masks of what is alive."""
     alive = {}
     for layer, members in units.items():
-        size = members[0].shape[unit_axes(members)[0]]
+        size = num_units(members[0], unit_axes(members)[0])
         alive[layer] = torch.rand(size, generator=generator) >= 0.5
         alive[layer][torch.randint(size, (1,), generator=generator)] = True
         for p, axis in zip(members, unit_axes(members), strict=True):
-            p.movedim(axis, 0)[~alive[layer]] = 0
+            slices(p, axis)[~alive[layer]] = 0
     return alive
 
 
@@ -427,7 +431,7 @@ def check(seed: int) -> str:
     held, names = dict(small.named_parameters()), {id(p): name for name, p in net.named_parameters()}
     for layer, members in units.items():
         for p, axis in zip(members, unit_axes(members), strict=True):
-            if held[names[id(p)]].shape[axis] != int(alive[layer].sum()):
+            if num_units(held[names[id(p)]], axis) != int(alive[layer].sum()):
                 raise Failure(f"{names[id(p)]} keeps dead units of {layer}")
     _extracted(other, generator)
     return answer

@@ -38,7 +38,7 @@ from nas.search.data.vision import import_torchvision
 
 LIST = Path(__file__).with_suffix(".txt")
 MOST = 60e6  # parameters; larger models are left out
-PATIENCE = 300  # seconds of the processor for one model
+PATIENCE = 120  # seconds of the processor for one model
 SIDE = 96  # of the pictures for models of timm that take any size
 
 

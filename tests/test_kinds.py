@@ -5,8 +5,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
+from benchmarks.graphs import check
 from nas import coupled_units, settle_norms
 from nas.analysis import extract
 from tests.test_coupled import Net, Net2, conv, kill, named, randomise
@@ -74,6 +77,27 @@ def frozen():
     return net
 
 
+class DropsPaths(nn.Module):
+    """Stochastic depth: in training whole examples are left out of a branch."""
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        return x * x.new_empty(len(x), 1, 1, 1).bernoulli_(0.8).div_(0.8)
+
+
+def where(m, x):
+    y = m.a(x)
+    return m.b(torch.where(y > 0, y, 0.1 * y).masked_fill(y == 0, 0))
+
+
+def standardised(m, x):
+    """As in NFNets: a layer whose weight is computed, with a gain for each of its outputs."""
+    weight = m.weight.flatten(1)
+    weight = (weight - weight.mean(1, keepdim=True)) * m.gain.view(-1)[:, None]
+    return m.b(m.a(F.conv2d(x, weight.view_as(m.weight))))
+
+
 A = {"a": ["a.weight", "a.bias"]}
 FIRST = {"0": ["0.weight", "0.bias"]}
 HEADS = {"first": conv(4, 2), "a": conv(3, 4), "second": conv(4, 3), "unused": conv(2, 2)}
@@ -108,6 +132,17 @@ MODELS = {  # the model, its input without the batch axis, its units
         {"x": X, "y": X.flip(0)},
         BOTH,
     ),
+    "stochastic depth": (
+        Net(lambda m, x: m.b(m.drop(m.a(x)) + m.c(x)), drop=DropsPaths(), **ADDED),
+        X,
+        {"a": ["a.weight", "a.bias", "c.weight", "c.bias"]},
+    ),
+    "zeros like another tensor": (
+        Net(lambda m, x: m.b(m.a(x) + torch.zeros_like(m.c(x))), **ADDED),
+        X,
+        A,
+    ),
+    "conditions": (Net(where, a=conv(3, 4), b=conv(4, 2)), X, A),
     "a cast to single precision": (Net(lambda m, x: m.b(F.gelu(m.a(x.float()))), a=conv(3, 4), b=conv(4, 2)), X, A),
 }
 STAY = {  # what is said, where all layers stay
@@ -127,6 +162,22 @@ STAY = {  # what is said, where all layers stay
         Net(lambda m, x: m.b(m.a(x) * m.a.out_channels**-0.5), a=conv(3, 4), b=conv(4, 2)),
         X,
         "Net computes something else when channels of a go",
+    ),
+    "a layer's own size, though it hardly matters": (
+        Net(lambda m, x: m.b(m.a(x) * (1 + 1e-4 * m.a.out_channels)), a=conv(3, 4), b=conv(4, 2)),
+        X,
+        "Net computes something else when channels of a go",
+    ),
+    "a weight that is computed without a module": (
+        Net(
+            standardised,
+            a=conv(4, 4),
+            b=conv(4, 2),
+            weight=nn.Parameter(torch.ones(4, 3, 1, 1)),
+            gain=nn.Parameter(torch.ones(4, 1, 1, 1)),
+        ),
+        X,
+        None,
     ),
     "sizes in stock": (
         Net(lambda m, x: m.b(m.a(x).view(-1, 4, 64).mul(2).view(-1, 4, 8, 8)), a=conv(3, 4), b=conv(4, 2)),
@@ -189,6 +240,38 @@ def test_layers_of_this_kind_stay_and_the_function_is_the_same(model, given, mes
     small, certificate = extract(model, [given])
     assert certificate.holds
     assert size(small) <= size(model)
+
+
+def test_a_layer_that_is_not_used_stays_as_it_is():
+    net = Net(lambda m, x: m.b(m.a(x) * m.unused.out_channels), a=conv(3, 4), b=conv(4, 2), unused=conv(2, 5))
+    with torch.no_grad():
+        net.a.weight[1], net.a.bias[1] = 0, 0
+    small, certificate = extract(net, [X])
+    assert certificate.holds and small.a.out_channels == 3
+    assert torch.equal(small.unused.weight, net.unused.weight)
+
+
+def test_of_layers_whose_sizes_a_forward_reads_the_others_still_lose_channels():
+    layers = {name: conv(3, 4) for name in "abcdef"}
+
+    def added(m, x):
+        y = torch.cat([F.gelu(getattr(m, name)(x)) for name in "abcdef"], 1)
+        return m.last(m.narrow(y) * (m.b.out_channels + 1e-3 * m.e.out_channels))
+
+    net = Net(lambda m, x: added(m, x), narrow=conv(24, 4), last=conv(4, 2), **layers)
+    with torch.no_grad():
+        for name in "abcdef":
+            getattr(net, name).weight[:2], getattr(net, name).bias[:2] = 0, 0
+    small, certificate = extract(net, [X])
+    assert certificate.holds
+    assert [getattr(small, name).out_channels for name in "abcdef"] == [2, 4, 2, 2, 4, 2]
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=10, deadline=None)
+def test_extraction_of_random_graphs_is_exact_or_refused(seed):
+    assert check(seed) in ("units", "no unit", "not finite", "untraceable")
 
 
 def test_ties_memory_format_and_training_mode_are_kept():

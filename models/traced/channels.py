@@ -41,6 +41,10 @@ CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 
 
+# What makes a tensor like another one, whatever that holds
+LIKE = {"new_empty", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like", "empty_like"}
+
+
 class Kind(Enum):
     """What an operation does to channels."""
 
@@ -210,6 +214,8 @@ class Channels:
             return self._move(node)
         if (axes := self._mixed_axes(node, name)) is not None:
             return self._along(node, axes)
+        if name in LIKE:
+            return self._like(node)
         if name in ENTRYWISE or torch.Tag.pointwise in getattr(node.target, "tags", ()):
             return self._entrywise(node)
         return not len(self._seen(node.all_input_nodes))
@@ -325,6 +331,13 @@ class Channels:
                 self._fix(labels)
         return self._put(Step(Kind.ENTRYWISE, node, tuple(sources)), axis, labels)
 
+    def _like(self, node: fx.Node) -> bool:
+        """Numbers that are the same for all channels: a mask for each example, for instance."""
+        x, size = node.all_input_nodes[0], shape(node)
+        if x in self.axis and size == shape(x) and operation(node) != "empty_like":
+            return self._put(Step(Kind.ENTRYWISE, node, (x,)), self.axis[x], self._labels[x])
+        return x not in self.axis or len(size) < len(shape(x)) or size[self.axis[x]] == 1
+
     def _rectify(self, node: fx.Node) -> bool:
         x, weight = node.all_input_nodes
         if x not in self.axis or weight not in self.stored or len(self.stored[weight]) != 1:
@@ -411,9 +424,9 @@ class Channels:
         same = axis if axis < numbers.ndim else numbers.ndim - 1
         best = same if not varying or (stays and axis in varying) else varying[-1]
         if len(varying) > 1:  # what is left has to be a box
-            rows = numbers.movedim(best, 0).flatten(1)
+            rows = rows_along(numbers, best)
             self._join(rows, rows[:, :1])
-        return best, numbers.movedim(best, 0).flatten(1)[:, 0]
+        return best, rows_along(numbers, best)[:, 0]
 
     def _cut(self, node: fx.Node, whole: Tensor, parts: Sequence[tuple[int, Tensor] | None]) -> None:
         """Pieces of the channels: equal ones lose the same, of others nothing may go."""
@@ -468,7 +481,7 @@ def _moved_from(channels: Channels, step: Step, mask: Tensor) -> dict[fx.Node, T
             count += len(counted[each])
     result = run(step.node, _numbered(step.sources, counted, channels.axis), fill=0.0)
     result = result if part is None else result[part]
-    seen = result.movedim(axis, 0).flatten(1)[mask].unique()
+    seen = rows_along(result, axis)[mask].unique()
     return {each: torch.isin(numbers, seen.long()) for each, numbers in counted.items()}
 
 
@@ -511,6 +524,11 @@ def run(node: fx.Node, values: dict[fx.Node, Tensor], *, fill: float | None = No
 def spread(vector: Tensor, axis: int, size: Sequence[int]) -> Tensor:
     """A tensor of this size that has the entries of a vector along an axis."""
     return vector.reshape([-1 if k == axis else 1 for k in range(len(size))]).expand(tuple(size))
+
+
+def rows_along(tensor: Tensor, axis: int) -> Tensor:
+    """A matrix with a row for each place along an axis; the tensor has an entry at least."""
+    return tensor.movedim(axis, 0).reshape(tensor.shape[axis], -1)
 
 
 def arguments(node: fx.Node) -> tuple[Any, ...]:

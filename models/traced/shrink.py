@@ -141,6 +141,8 @@ class Removal:
                 continue
             rows, columns = self._numbers(step)
             gone = ~self.kept[columns] & ~self.values.moving(step)
+            if not self.values.read(step)[gone].any():
+                continue  # nothing but zeros
             added = self.values.absorbed(step)[:, gone].sum(1)
             if added[self.kept[rows]].any():
                 name = self.channels.graph.names[step.bias if step.bias is not None else step.weight]  # type: ignore[index]

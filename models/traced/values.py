@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, fx
 
-from nas.models.traced.channels import SHIFTED, ZEROED, Channels, Kind, Step, argument, run, spread
+from nas.models.traced.channels import SHIFTED, ZEROED, Channels, Kind, Step, argument, rows_along, run, spread
 from nas.models.traced.graph import operation, shape
 
 PRODUCTS = {"mul", "multiply", "prelu"}
@@ -60,7 +60,7 @@ class Values:
             if not tensor.numel() or own < 0:
                 rows = tensor.reshape(1, -1)
             else:
-                rows = tensor.movedim(own, 0).flatten(1) if tensor.ndim > 1 else tensor.reshape(-1, 1)
+                rows = rows_along(tensor, own)
             return _uniform(rows).expand(count) if len(rows) in (1, count) else torch.full((count,), math.nan).double()
         if node in self.of and self.channels.axis[node] == own and len(self.of[node]) == count:
             return self.of[node]
@@ -83,9 +83,9 @@ class Values:
                 return self._entrywise(step, axis, size)
             case _:
                 result = self._moved(step)
-                return _uniform(result.movedim(axis, 0).flatten(1))
+                return _uniform(rows_along(result, axis))
 
-    def _input(self, step: Step) -> Tensor:
+    def read(self, step: Step) -> Tensor:
         """The values of what a layer reads, along its channels."""
         [x] = step.sources
         weight = shape(step.weight)  # type: ignore[arg-type]
@@ -96,12 +96,12 @@ class Values:
 
     def moving(self, step: Step) -> Tensor:
         """Which input channels a layer does not see as constants."""
-        values = self._input(step)
+        values = self.read(step)
         return values.isnan() | (values.ne(0) & (not keeps_constants(step)))
 
     def absorbed(self, step: Step) -> Tensor:
         """What a layer makes of the constants that it reads, one number per output and input channel."""
-        values = self._input(step).where(~self.moving(step), 0)
+        values = self.read(step).where(~self.moving(step), 0)
         return self.matrix(step).sum(2) * values
 
     def matrix(self, step: Step) -> Tensor:
@@ -118,12 +118,12 @@ class Values:
 
     def _mix(self, step: Step) -> Tensor:
         weight, moving = self.matrix(step), self.moving(step)
-        sums = weight.sum(2) @ self._input(step).where(~moving, 0) + self.bias(step)
+        sums = weight.sum(2) @ self.read(step).where(~moving, 0) + self.bias(step)
         return torch.where(weight[:, moving].flatten(1).any(dim=1), math.nan, sums)
 
     def _grouped(self, step: Step) -> Tensor:
         weight = self.matrix(step).reshape(step.groups, -1, *self.matrix(step).shape[1:])
-        values, moving = (each.reshape(step.groups, 1, -1) for each in (self._input(step), self.moving(step)))
+        values, moving = (each.reshape(step.groups, 1, -1) for each in (self.read(step), self.moving(step)))
         sums = (weight.sum(3) * values.where(~moving, 0)).sum(2).flatten() + self.bias(step)
         return torch.where((weight.any(3) & moving).any(2).flatten(), math.nan, sums)
 
@@ -171,7 +171,7 @@ class Values:
     def _move_parts(self, step: Step) -> None:
         results = run(step.node, self._spread(step))
         self.parts[step.node] = [
-            torch.zeros(0) if part is None else _uniform(result.movedim(part[0], 0).flatten(1)).double()
+            torch.zeros(0) if part is None else _uniform(rows_along(result, part[0])).double()
             for result, part in zip(results, self.channels.parts[step.node], strict=False)
         ]
 
