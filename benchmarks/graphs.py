@@ -112,8 +112,8 @@ class RandomGraph(nn.Module):
         channels, bias = x.shape[1], self.choose.random() < 0.6
         if x.ndim == 4:
             size = self.choose.choice([1, 1, 3])
-            kind = self.choose.choice([nn.Conv2d, nn.Conv2d, nn.Conv2d, nn.ConvTranspose2d])
-            return kind(channels, width, size, padding=self.choose.choice([0, size // 2]), bias=bias)
+            kind: Any = self.choose.choice([nn.Conv2d, nn.Conv2d, nn.Conv2d, nn.ConvTranspose2d])
+            return kind(channels, width, size, padding=self.choose.choice([0, size // 2]), bias=bias)  # type: ignore[no-any-return]
         if x.ndim == 3 and self.choose.random() < 0.5:
             return nn.Conv1d(channels, width, 1, bias=bias)
         return nn.Linear(x.shape[-1], width, bias=bias)
@@ -247,10 +247,10 @@ class OfLayer(Layer):
     def __call__(self, x: Tensor) -> Tensor:
         layer: Any = self.net.layers[self.number]
         if self.what == "its mean weight":
-            return x + layer.weight.mean()
+            return x + layer.weight.mean()  # type: ignore[no-any-return]
         if self.what == "its width":
             return x * len(layer.weight) ** -0.5  # type: ignore[no-any-return]
-        return x + layer.bias.view(1, -1, *[1] * (x.ndim - 2))
+        return x + layer.bias.view(1, -1, *[1] * (x.ndim - 2))  # type: ignore[no-any-return]
 
 
 def _in_place(function: Callable[[Tensor], object]) -> Callable[[Tensor], Tensor]:

@@ -78,8 +78,8 @@ def build(line: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     if place == "timm":
         import timm  # type: ignore[import-not-found, unused-ignore]
 
-        model = timm.create_model(attribute, pretrained=False, **given)
-        config = model.pretrained_cfg
+        model: nn.Module = timm.create_model(attribute, pretrained=False, **given)
+        config: Any = model.pretrained_cfg
         side = config["input_size"][-1] if config.get("fixed_input_size") else SIDE
         sizes = sizes or f"3x{side}x{side}"
     elif place == "torchvision":

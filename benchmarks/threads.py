@@ -27,12 +27,12 @@ class Net(nn.Module):
 
     def __init__(self, run: Callable[..., Any], **layers: nn.Module | nn.Parameter) -> None:
         super().__init__()
-        self.run = run
+        self.function = run
         for name, layer in layers.items():
             setattr(self, name, layer)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        return self.run(self, *inputs, **named)
+        return self.__dict__["function"](self, *inputs, **named)
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ def conv(inputs: int, outputs: int, size: int = 1, **options: Any) -> nn.Conv2d:
 
 
 def pruned(removed: bool) -> nn.Module:
-    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
-    prune.ln_structured(net[0], "weight", amount=0.5, n=2, dim=0)
+    first = nn.Linear(6, 8)
+    prune.ln_structured(first, "weight", amount=0.5, n=2, dim=0)
     if removed:
-        prune.remove(net[0], "weight")
-        net[0].bias.data[net[0].weight.any(1).logical_not()] = 0
-    return net
+        prune.remove(first, "weight")
+        first.bias.data[first.weight.any(1).logical_not()] = 0
+    return nn.Sequential(first, nn.ReLU(), nn.Linear(8, 2))
 
 
 def siamese(m: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -104,10 +104,9 @@ def plain(**options: Any) -> nn.Sequential:
 
 
 def tied() -> nn.Module:
-    net = Net(lambda m, x: m.decode(F.gelu(m.hidden(m.code(x)))), code=nn.Linear(6, 6, bias=False))
-    net.hidden, net.decode = nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
-    net.decode.weight = net.code.weight
-    return net
+    code, hidden, decode = nn.Linear(6, 6, bias=False), nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
+    decode.weight = code.weight
+    return Net(lambda m, x: m.decode(F.gelu(m.hidden(m.code(x)))), code=code, hidden=hidden, decode=decode)
 
 
 def recurrent() -> nn.Module:

@@ -57,10 +57,7 @@ class Values:
         own = axis - len(size) + len(shape(node))
         if node in self.whole:
             tensor = self.whole[node].double()
-            if not tensor.numel() or own < 0:
-                rows = tensor.reshape(1, -1)
-            else:
-                rows = rows_along(tensor, own)
+            rows = rows_along(tensor, own) if tensor.numel() and own >= 0 else tensor.reshape(1, -1)
             return _uniform(rows).expand(count) if len(rows) in (1, count) else torch.full((count,), math.nan).double()
         if node in self.of and self.channels.axis[node] == own and len(self.of[node]) == count:
             return self.of[node]
