@@ -120,7 +120,7 @@ def test_classifiers_return_logits_that_can_be_negative():
 
 
 def test_the_equation_of_a_block_at_a_scale():
-    """It sees means of the trunk over 4 x 4 pixels, and repeats what it adds; the same to round-off, but for the order."""
+    """It sees means of the trunk over 4 x 4 pixels, and repeats what it adds."""
     net = filled(separable_autoencoder(depth=1, width=3, hidden=4, kernel=3, core=None, scales=2, patch=1)).double()
     x = torch.rand(1, 1, 8, 12, dtype=torch.float64)
     states, nodes = net.states(x), net.nodes

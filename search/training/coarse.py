@@ -23,7 +23,7 @@ class CoarseLevel(Restriction):
         self.net, parts = restricted(net)
         parameters, buffers = dict(net.named_parameters()), dict(net.named_buffers())
         super().__init__(optimizer, {p: (parameters[name], parts[name]) for name, p in self.net.named_parameters()})
-        self._buffers = [(buffers[name], parts[name], buffer) for name, buffer in self.net.named_buffers()]
+        self._buffers = [(buffers[name], parts[name], own) for name, own in self.net.named_buffers() if name in parts]
 
     @torch.no_grad()
     def take_back(self) -> None:
