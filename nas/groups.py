@@ -255,6 +255,12 @@ def num_units(tensor: Tensor, axis: Axis) -> int:
     return tensor.shape[k] // (outer * inner)
 
 
+def unit_of(tensor: Tensor, axis: Axis) -> Tensor:
+    """By index along the axis of the units which unit this is of; where it is of none, beside which one it lies."""
+    k, _, inner, _ = axis if isinstance(axis, tuple) else (axis, 1, 1, 1)
+    return torch.arange(tensor.shape[k], device=tensor.device) // inner % max(1, num_units(tensor, axis))
+
+
 def slices(tensor: Tensor, axis: Axis) -> Tensor:
     """A view of shape (units, ...): what each unit has of a tensor."""
     if not isinstance(axis, tuple):

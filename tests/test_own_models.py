@@ -401,8 +401,6 @@ def test_options_are_those_of_the_factory(data_root, tmp_path, capsys):
     words = ["search", f"--import={file}", f"--data-root={data_root}", *QUICK, f"--out={tmp_path / 'run'}"]
     assert main([*words, "--model-options={size: 3}"]) == 2
     assert "my_net has no option 'size'; its options are width, blocks" in capsys.readouterr().err
-    assert main([*words, "--coarse=3", "--entry-time=400"]) == 2
-    assert "coarse steps are for supernets that are plans, which my_net is not" in capsys.readouterr().err
     assert main([*words, "--sigma=5:55"]) == 2
     assert (
         "the task has 1 channel beside the picture; my_net (my.py, line 4) needs an argument" in capsys.readouterr().err
