@@ -20,7 +20,7 @@ from torch import nn
 
 from nas import coupled_units, settle_norms
 from nas.analysis import extract
-from nas.groups import Members
+from nas.groups import Members, slices
 from nas.search.data.vision import import_torchvision
 
 MOST = 60e6  # parameters; larger models are left out
@@ -76,7 +76,7 @@ def inputs_of(name: str, model: nn.Module) -> torch.Tensor:
 def kill(units: Mapping[str, Members]) -> None:
     for members in units.values():
         for p, axis in zip(members, members.axes, strict=True):
-            p.movedim(axis, 0)[1::2] = 0
+            slices(p, axis)[1::2] = 0
 
 
 def judge(name: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer, SparseAdam
 from torch.optim.optimizer import ParamsT
 
-from nas.groups import ENTRIES, ROWS, WHOLE, Groups, along, unit_norms
+from nas.groups import ENTRIES, ROWS, WHOLE, Axis, Groups, along, unit_norms, unit_size, whole_axis
 from nas.penalised import (
     RANGES,
     MovedGroups,
@@ -71,7 +71,7 @@ class Bregman(Penalised):
         *,
         penalty: Penalty | LogSum = Zero(),
         delta: float = 1.0,
-        joint: bool | Sequence[int] = False,
+        joint: bool | Sequence[Axis] = False,
         **options: Any,
     ) -> None:
         check_ranges(type(self).__name__, options, self._ranges())
@@ -298,7 +298,7 @@ class Bregman(Penalised):
         out: Sequence[Tensor],
         penalty: Penalty | LogSum,
         delta: float,
-        joint: bool | Sequence[int],
+        joint: bool | Sequence[Axis],
     ) -> None:
         states = [self.state[p] for p in params]
         penalty, factors = convex(penalty, states)
@@ -329,7 +329,7 @@ class Bregman(Penalised):
         start_weights(group["penalty"], members, states)
         penalty, factors = convex(group["penalty"], states)
         groups, whole = groups_of(group["penalty"]), seen(changed, joint)
-        changed = unseen(groups.spread(groups.active(whole), whole, rest=whole), changed, joint)
+        changed = unseen(groups.spread(groups.active(whole), whole, rest=whole), changed, joint, rest=changed)
         wide = [p.to(w.dtype) for p, w in zip(members, stood_for, strict=True)]
         fresh = unseen(penalty.subgradient(seen(wide, joint)), wide, joint)
         for state, old, new, factor, subgradient, moved in zip(
@@ -385,7 +385,7 @@ class LinBreg(Bregman):
         *,
         penalty: Penalty | LogSum = Zero(),
         delta: float = 1.0,
-        joint: bool | Sequence[int] = False,
+        joint: bool | Sequence[Axis] = False,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         foreach: bool | None = None,
@@ -449,7 +449,7 @@ class AdaBreg(Bregman):
         *,
         penalty: Penalty | LogSum = Zero(),
         delta: float = 1.0,
-        joint: bool | Sequence[int] = False,
+        joint: bool | Sequence[Axis] = False,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -548,9 +548,8 @@ def shared_rms(group: Mapping[str, Any], grads: Sequence[Tensor]) -> list[Tensor
     if group["second_moment"] != "group" or not group["joint"]:
         return [sharing(group).rms(g) for g in grads]
     all_axes = axes_of(group["joint"], len(group["params"])) or ()
-    axes = [axis for p, axis in zip(group["params"], all_axes, strict=True) if p.grad is not None]
-    size = sum(g.numel() // max(1, g.shape[axis]) for g, axis in zip(grads, axes, strict=True))
-    units = unit_norms(grads, axes) / math.sqrt(max(1, size))
+    axes = [whole_axis(axis) for p, axis in zip(group["params"], all_axes, strict=True) if p.grad is not None]
+    units = unit_norms(grads, axes) / math.sqrt(max(1, unit_size(grads, axes)))
     return [along(units, g, axis) for g, axis in zip(grads, axes, strict=True)]
 
 

@@ -219,30 +219,74 @@ KERNELS = Groups(over=(2, 3))
 WHOLE = Groups(over=None)
 
 
+Axis = int | tuple[int, int, int, int]
+"""Where units lie in a tensor: along an axis, one slice each; or (axis, outer, inner, taken): the axis is cut into
+outer x units x inner slices, of which unit i has those with i in the middle, in the first ``taken`` of the outer parts.
+The other parts are of no unit."""
+
+
 class Members(list[Parameter]):
-    """The tensors that hold the units of a layer: slice i of all of them, along the axis of each, is unit i.
+    """The tensors that hold the units of a layer: unit i is what `slices` of all of them have at i.
 
     Args:
-        tensors: each with as many slices as there are units.
-        axes: the axis of the units in each tensor; the first of all by default.
+        tensors: each with as many units.
+        axes: where they lie in each tensor; along the first axis of all by default.
     """
 
-    def __init__(self, tensors: Iterable[Parameter] = (), axes: Iterable[int] | None = None) -> None:
+    def __init__(self, tensors: Iterable[Parameter] = (), axes: Iterable[Axis] | None = None) -> None:
         super().__init__(tensors)
-        self.axes = [0] * len(self) if axes is None else list(axes)
+        self.axes: list[Axis] = [0] * len(self) if axes is None else list(axes)
 
 
-def unit_axes(members: Sequence[Tensor]) -> list[int]:
+def unit_axes(members: Sequence[Tensor]) -> list[Axis]:
     """The axes of `Members`; of any other sequence the first of each tensor."""
     return members.axes if isinstance(members, Members) else [0] * len(members)
 
 
-def join_rows(tensors: Sequence[Tensor], axes: Sequence[int] | None = None) -> Tensor:
+def num_units(tensor: Tensor, axis: Axis) -> int:
+    """How many units lie in a tensor.
+
+    Raises:
+        ValueError: it lacks the axis, or its size is no multiple of what a unit has.
+    """
+    k, outer, inner, taken = axis if isinstance(axis, tuple) else (axis, 1, 1, 1)
+    if not (0 <= k < tensor.ndim and 1 <= taken <= outer and inner >= 1 and tensor.shape[k] % (outer * inner) == 0):
+        raise ValueError(f"no units lie along {axis} in a tensor of shape {tuple(tensor.shape)}")
+    return tensor.shape[k] // (outer * inner)
+
+
+def unit_of(tensor: Tensor, axis: Axis) -> Tensor:
+    """By index along the axis of the units which unit this is of; where it is of none, beside which one it lies."""
+    k, _, inner, _ = axis if isinstance(axis, tuple) else (axis, 1, 1, 1)
+    return torch.arange(tensor.shape[k], device=tensor.device) // inner % max(1, num_units(tensor, axis))
+
+
+def slices(tensor: Tensor, axis: Axis) -> Tensor:
+    """A view of shape (units, ...): what each unit has of a tensor."""
+    if not isinstance(axis, tuple):
+        return tensor.movedim(axis, 0) if axis else tensor
+    k, outer, inner, taken = axis
+    parts = tensor.movedim(k, 0).unflatten(0, (outer, num_units(tensor, axis), inner))
+    units: Tensor = parts[:taken].movedim(1, 0)
+    return units
+
+
+def whole_axis(axis: Axis) -> Axis:
+    """With what is of no unit counted to the units."""
+    return (axis[0], axis[1], axis[2], axis[1]) if isinstance(axis, tuple) else axis
+
+
+def unit_size(tensors: Sequence[Tensor], axes: Sequence[Axis] | None = None) -> int:
+    """Number of entries of one unit: the columns of `join_rows`."""
+    return sum(slices(tensor, axis)[:1].numel() for tensor, axis in _pairs(tensors, axes))
+
+
+def join_rows(tensors: Sequence[Tensor], axes: Sequence[Axis] | None = None) -> Tensor:
     """One row per unit: row i holds the i-th slice of every tensor, for instance a filter and its bias.
 
     Args:
-        tensors: each with as many slices as there are units.
-        axes: the axis of the units in each tensor; the first of all tensors by default.
+        tensors: each with as many units.
+        axes: where the units lie in each tensor; along the first axis of all tensors by default.
 
     Returns:
         Tensor of shape (units, entries of one unit).
@@ -250,34 +294,54 @@ def join_rows(tensors: Sequence[Tensor], axes: Sequence[int] | None = None) -> T
     return torch.cat([_by_unit(tensor, axis) for tensor, axis in _pairs(tensors, axes)], dim=1)
 
 
-def split_rows(rows: Tensor, like: Sequence[Tensor], axes: Sequence[int] | None = None) -> list[Tensor]:
-    """The inverse of `join_rows`: pieces of ``rows`` in the shapes of ``like``."""
+def split_rows(
+    rows: Tensor,
+    like: Sequence[Tensor],
+    axes: Sequence[Axis] | None = None,
+    rest: float | Sequence[Tensor] = 0.0,
+) -> list[Tensor]:
+    """The inverse of `join_rows`: pieces of ``rows`` in the shapes of ``like``; entries of no unit are ``rest``."""
     pairs = _pairs(like, axes)
     pieces = rows.split([_by_unit(tensor, axis).shape[1] for tensor, axis in pairs], dim=1)
+    others: Sequence[float | Tensor] = [rest] * len(pairs) if isinstance(rest, float) else rest
     return [
         piece.reshape(tensor.movedim(axis, 0).shape).movedim(0, axis)
-        for piece, (tensor, axis) in zip(pieces, pairs, strict=True)
+        if not isinstance(axis, tuple)
+        else _filled(piece, tensor, axis, other)
+        for piece, (tensor, axis), other in zip(pieces, pairs, others, strict=True)
     ]
 
 
-def unit_norms(tensors: Sequence[Tensor], axes: Sequence[int] | None = None) -> Tensor:
+def _filled(piece: Tensor, like: Tensor, axis: Axis, rest: float | Tensor) -> Tensor:
+    whole = torch.empty_like(like, dtype=piece.dtype).copy_(torch.as_tensor(rest))
+    place = slices(whole, axis)
+    place.copy_(piece.reshape(place.shape))
+    return whole
+
+
+def unit_norms(tensors: Sequence[Tensor], axes: Sequence[Axis] | None = None) -> Tensor:
     """Euclidean norm of each row of `join_rows`, of shape (units,), without joining them."""
     norms = [torch.linalg.vector_norm(_by_unit(tensor, axis), dim=1) for tensor, axis in _pairs(tensors, axes)]
     joined: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
     return joined
 
 
-def along(per_unit: Tensor, tensor: Tensor, axis: int) -> Tensor:
-    """A vector with one entry per unit, broadcastable to ``tensor`` whose units lie along ``axis``."""
-    return per_unit.reshape(-1, *(1,) * (tensor.ndim - 1 - axis))
+def along(per_unit: Tensor, tensor: Tensor, axis: Axis) -> Tensor:
+    """A vector with one entry per unit, broadcastable to ``tensor`` whose units lie along ``axis``; 1 where it has
+    none."""
+    if not isinstance(axis, tuple):
+        return per_unit.reshape(-1, *(1,) * (tensor.ndim - 1 - axis))
+    k, outer, inner, taken = axis
+    parts = per_unit[None, :, None].repeat(outer, 1, inner)
+    parts[taken:] = 1
+    return parts.reshape(-1, *(1,) * (tensor.ndim - 1 - k))
 
 
-def _by_unit(tensor: Tensor, axis: int) -> Tensor:
+def _by_unit(tensor: Tensor, axis: Axis) -> Tensor:
     """Shape (units, entries of a unit in this tensor)."""
-    if tensor.ndim == 1:
-        return tensor.unsqueeze(1)
-    return (tensor.movedim(axis, 0) if axis else tensor).flatten(1)
+    found = slices(tensor, axis)
+    return found.unsqueeze(1) if found.ndim == 1 else found.flatten(1)
 
 
-def _pairs(tensors: Sequence[Tensor], axes: Sequence[int] | None) -> list[tuple[Tensor, int]]:
+def _pairs(tensors: Sequence[Tensor], axes: Sequence[Axis] | None) -> list[tuple[Tensor, Axis]]:
     return list(zip(tensors, [0] * len(tensors) if axes is None else axes, strict=True))

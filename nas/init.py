@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
+from nas.groups import Axis, num_units, slices
 from nas.parameters import param_groups
 from nas.penalised import axes_of, penalised_sets, seen
 from nas.penalties import NonNegativeL1, groups_of
@@ -159,22 +160,25 @@ class _Draw:
         p.copy_(torch.where(grouped, drawn, p.cpu()))
 
     def _draw_units(
-        self, members: Sequence[Tensor], axes: Sequence[int], density: float, generator: torch.Generator
+        self, members: Sequence[Tensor], axes: Sequence[Axis], density: float, generator: torch.Generator
     ) -> None:
-        num_units = members[0].shape[axes[0]]
-        live = _choose(num_units, density, generator)
+        count = num_units(members[0], axes[0])
+        live = _choose(count, density, generator)
         together = sum(p[0].numel() for p in members if p.ndim > 1)
         for p, axis in zip(members, axes, strict=True):
-            rows = torch.zeros(p.movedim(axis, 0).shape, dtype=p.dtype)
+            drawn = p.cpu().clone()
+            rows = slices(drawn, axis)
+            before = rows[live]
+            rows.zero_()
             fan_in = p[0].numel() if p.ndim > 1 and not self.sums_edges else together
             if p.ndim > 1:
-                scale = self._std(fan_in, p.numel() // p.shape[1]) * math.sqrt(num_units / max(1, len(live)))
+                scale = self._std(fan_in, p.numel() // p.shape[1]) * math.sqrt(count / max(1, len(live)))
                 rows[live] = torch.randn(len(live), *rows.shape[1:], generator=generator, dtype=p.dtype) * scale
             elif id(p) in self.scales:
-                rows[live] = p.cpu()[live]
+                rows[live] = before
             elif self.bias:
-                rows[live] = self._draw_bias(p[: len(live)], fan_in, generator)
-            p.copy_(rows.movedim(0, axis))
+                rows[live] = self._draw_bias(before, fan_in, generator)
+            p.copy_(drawn)
 
     def _draw_bias(self, bias: Tensor, fan_in: int, generator: torch.Generator) -> Tensor:
         return torch.rand(bias.shape, generator=generator, dtype=bias.dtype) * self.bias / math.sqrt(max(1, fan_in))

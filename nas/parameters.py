@@ -183,7 +183,7 @@ def param_groups(
                     left,
                     {
                         "penalty": SparseGroup(rows, whole) if name in together else rows,
-                        "joint": axes if any(axes) else True,
+                        "joint": axes if any(axis != 0 for axis in axes) else True,
                     },
                 )
         if gates := [p for p in gate_parameters(model).values() if id(p) not in taken]:

@@ -66,7 +66,7 @@ def alive_entries(param_groups: Sequence[Mapping[str, Any]]) -> Iterator[tuple[T
         mask = torch.ones_like(joined, dtype=torch.bool)
         for groups in levels(group["penalty"]):
             mask &= groups.spread(groups.active(joined), joined, rest=True)
-        yield from zip(members, unseen(mask, members, joint), strict=True)
+        yield from zip(members, unseen(mask, members, joint, rest=1.0), strict=True)
 
 
 def levels(penalty: Any) -> list[Groups]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from nas.groups import ROWS, along, join_rows, split_rows, unit_norms
+from nas.groups import ROWS, Axis, along, join_rows, num_units, split_rows, unit_norms, unit_size
 from nas.penalties import L1, GroupLasso, LogSum, Penalty, Step, Zero, groups_of, takes_out
 
 NOT_OPTIONS = {  # what torch, its schedulers and `param_groups` add
@@ -52,7 +52,8 @@ class Penalised(Optimizer, ABC):
         penalty: J of each tensor; biases and norms usually take ``Zero()``.
         joint: the i-th slices of all tensors of a parameter group form one unit, and the penalty sees the matrix
             with one row per unit (`nas.groups.join_rows`): a filter and its bias live and die together. True if the
-            units lie along the first axis of every tensor, else the axis of each tensor, as in ``(0, 1)``.
+            units lie along the first axis of every tensor, else where they lie in each (`nas.groups.Axis`), as in
+            ``(0, 1)``. What is of no unit has no penalty.
 
     Parameters are written in place and keep their storage. Those without gradient are left alone, unless they belong
     to a joint unit, which vanishes and wakes as a whole. A sparse gradient counts as the dense one it stands for.
@@ -112,7 +113,7 @@ class Penalised(Optimizer, ABC):
                 f"{type(self).__name__}(penalty=...) must be a penalty, a dataclass such as L1(0.1), got {penalty!r}"
             )
         joint = options["joint"]
-        if not isinstance(joint, bool) and not (isinstance(joint, tuple | list) and all(map(_is_int, joint))):
+        if not isinstance(joint, bool) and not (isinstance(joint, tuple | list) and all(map(_is_axis, joint))):
             raise ValueError(
                 f"{type(self).__name__}(joint=...) must be True, False or one axis per tensor, got {joint!r}"
             )
@@ -140,14 +141,14 @@ class Penalised(Optimizer, ABC):
             except ValueError as problem:
                 raise ValueError(f"{name}: the penalty does not fit {label}: {problem}") from None
 
-    def _joined(self, tensors: list[Tensor], axes: tuple[int, ...], penalty: Penalty | LogSum) -> Tensor:
+    def _joined(self, tensors: list[Tensor], axes: tuple[Axis, ...], penalty: Penalty | LogSum) -> Tensor:
         """The matrix of joint units, without its numbers."""
         if isinstance(penalty, LogSum):
             raise ValueError(f"{type(self).__name__}: LogSum weighs entries, and takes no joint units")
-        fits = len(axes) == len(tensors) and all(
-            0 <= axis < p.ndim and p.shape[axis] == tensors[0].shape[axes[0]]
-            for axis, p in zip(axes, tensors, strict=True)
-        )
+        try:
+            fits = len({num_units(p, axis) for p, axis in zip(tensors, axes, strict=True)}) == 1
+        except ValueError:
+            fits = False
         if not fits:
             shapes = [tuple(p.shape) for p in tensors]
             raise ValueError(
@@ -245,8 +246,11 @@ def check_ranges(name: str, options: Mapping[str, Any], ranges: Mapping[str, Ran
             raise ValueError(f"{name}({key}=...) must be {accepted}, got {options[key]!r}")
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_axis(value: Any) -> bool:
+    """Whether this is a `nas.groups.Axis`, perhaps as a list."""
+    numbers = value if isinstance(value, tuple | list) else [value]
+    whole = all(isinstance(each, int) and not isinstance(each, bool) for each in numbers)
+    return whole and len(numbers) == (1 if numbers is not value else 4)
 
 
 def gradient(p: Tensor) -> Tensor:
@@ -255,11 +259,11 @@ def gradient(p: Tensor) -> Tensor:
     return p.grad.to_dense() if p.grad.is_sparse else p.grad
 
 
-def axes_of(joint: bool | Sequence[int], count: int) -> tuple[int, ...] | None:
-    """The axis of the units in each of ``count`` tensors; None if the tensors are not joint."""
+def axes_of(joint: bool | Sequence[Axis], count: int) -> tuple[Axis, ...] | None:
+    """Where the units lie in each of ``count`` tensors; None if the tensors are not joint."""
     if isinstance(joint, bool):
         return (0,) * count if joint else None
-    return tuple(joint)
+    return tuple(axis if isinstance(axis, int) else (axis[0], axis[1], axis[2], axis[3]) for axis in joint)
 
 
 def convex(penalty: Penalty | LogSum, states: Sequence[dict[str, Any]]) -> tuple[Penalty, list[Step]]:
@@ -281,7 +285,7 @@ def write_prox(
     z: Sequence[Tensor],
     steps: Sequence[Step],
     out: Sequence[Tensor],
-    joint: bool | Sequence[int],
+    joint: bool | Sequence[Axis],
 ) -> None:
     """out <- prox(z, step) of each tensor, or of the units that they share, in place."""
     axes = axes_of(joint, len(z))
@@ -289,13 +293,12 @@ def write_prox(
         for places in _alike(penalty, z, steps, out):
             _write_prox_of(penalty, [z[k] for k in places], steps[places[0]], [out[k] for k in places])
     elif isinstance(penalty, GroupLasso) and penalty.groups == ROWS:  # as below, without joining
-        size = sum(tensor.numel() // tensor.shape[axis] for tensor, axis in zip(z, axes, strict=True))
-        factor = penalty.shrinkage(unit_norms(z, axes), size, steps[0])
+        factor = penalty.shrinkage(unit_norms(z, axes), unit_size(z, axes), steps[0])
         for source, target, axis in zip(z, out, axes, strict=True):
             torch.mul(source, along(factor, source, axis), out=target)
     else:
         rows = penalty.prox(join_rows(z, axes), steps[0])  # type: ignore[arg-type]
-        for target, piece in zip(out, split_rows(rows, out, axes), strict=True):
+        for target, piece in zip(out, split_rows(rows, out, axes, rest=z), strict=True):
             target.copy_(piece)
 
 
@@ -344,16 +347,18 @@ def penalised_sets(groups: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, M
                 yield str(group.get("name", index)), group, members
 
 
-def seen(members: Sequence[Tensor], joint: bool | Sequence[int]) -> Tensor:
+def seen(members: Sequence[Tensor], joint: bool | Sequence[Axis]) -> Tensor:
     """The tensor that the penalty sees: the only member, or the matrix with one row per joint unit."""
     axes = axes_of(joint, len(members))
     return members[0] if axes is None else join_rows(members, axes)
 
 
-def unseen(result: Tensor, members: Sequence[Tensor], joint: bool | Sequence[int]) -> list[Tensor]:
-    """The inverse of `seen`: pieces of ``result`` in the shapes of the members."""
+def unseen(
+    result: Tensor, members: Sequence[Tensor], joint: bool | Sequence[Axis], *, rest: float | Sequence[Tensor] = 0.0
+) -> list[Tensor]:
+    """The inverse of `seen`: pieces of ``result`` in the shapes of the members; ``rest`` where these are of no unit."""
     axes = axes_of(joint, len(members))
-    return [result] if axes is None else split_rows(result, members, axes)
+    return [result] if axes is None else split_rows(result, members, axes, rest)
 
 
 def _log_sum_weights(penalty: LogSum, p: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from nas.groups import Axis
 from nas.penalised import MovedGroups, Penalised, convex, gradient, start_weights, state_dtype, write_prox
 from nas.penalties import LogSum, Penalty, Zero
 
@@ -26,7 +27,7 @@ class ProxSGD(Penalised):
         lr: float = 0.1,
         *,
         penalty: Penalty | LogSum = Zero(),
-        joint: bool | Sequence[int] = False,
+        joint: bool | Sequence[Axis] = False,
     ) -> None:
         super().__init__(params, {"lr": lr, "penalty": penalty, "joint": joint})
 
@@ -74,7 +75,7 @@ class XRDA(Penalised):
         lr: float = 1.0,
         *,
         penalty: Penalty | LogSum = Zero(),
-        joint: bool | Sequence[int] = False,
+        joint: bool | Sequence[Axis] = False,
         averaging: float = 0.0,
         time: float = 9.5,
         weight_time: float = 9.5,

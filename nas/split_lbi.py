@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from nas.groups import Axis
 from nas.penalised import (
     MovedGroups,
     Penalised,
@@ -62,7 +63,7 @@ class SplitLBI(Penalised):
         momentum: float = 0.9,
         dampening: float = 0.0,
         weight_decay: float = 0.0,
-        joint: bool | Sequence[int] = False,
+        joint: bool | Sequence[Axis] = False,
     ) -> None:
         tie = {"kappa": kappa, "nu": nu, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
         super().__init__(params, {"lr": lr, "penalty": penalty, "joint": joint, **tie})
@@ -176,7 +177,7 @@ class _UnitSet:
 
     def spread(self, per_group: Tensor) -> list[Tensor]:
         """The values of the groups, one for each entry of each tensor."""
-        return unseen(self._groups.spread(per_group, self._weight), self.members, self._joint)
+        return unseen(self._groups.spread(per_group, self._weight), self.members, self._joint, rest=1.0)
 
 
 def _largest(first: Tensor, second: Tensor, num_dropped: int) -> Tensor:

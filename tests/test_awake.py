@@ -47,8 +47,29 @@ class Dropped(nn.Module):
         return self.three(F.dropout(F.gelu(self.two(F.gelu(self.one(x)))), 0.5, self.training))
 
 
-MODULES = {"residual": Residual, "U-Net": UNet, "attention": Squeezed}
+class Gated(nn.Module):
+    """Gates and grouped convolutions: units of several rows, of which some have the rows of one factor."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(width, 1, 3, padding=1)
+        self.both, self.depth = (
+            nn.Conv2d(width, 2 * width, 1),
+            nn.Conv2d(2 * width, 2 * width, 3, 1, 1, groups=2 * width),
+        )
+        self.wide, self.groups = nn.Conv2d(width, 16, 1), nn.Conv2d(16, 16, 3, padding=1, groups=8)
+        self.one, self.two = nn.Conv2d(width, width, 1), nn.Conv2d(16, width, 1)
+
+    def forward(self, x):
+        y = self.first(x)
+        a, b = self.depth(self.both(y)).chunk(2, 1)
+        y = y + self.one(a * b)
+        return x - self.last(y + self.two(F.gelu(self.groups(F.gelu(self.wide(y))))))
+
+
+MODULES = {"residual": Residual, "U-Net": UNet, "attention": Squeezed, "gates": Gated}
 SILENT = {
+    "gates": {"first", "both", "wide"},
     "residual": {"first", "wide"},
     "U-Net": {"down.0", "down.1", "down.2", "up.0", "up.1"},
     "attention": {"first"},

@@ -416,7 +416,7 @@ def test_what_stays_dense_is_said(data_root, tmp_path, capsys):
     file = separable(tmp_path, text)
     words = [*QUICK, "--sizes=none", "--epochs=1", f"--data-root={data_root}", f"--out={tmp_path / 'run'}"]
     assert main(["search", f"--import={file}", *words]) == 0
-    assert "not searched: the channels of first meet softmax, which is not understood" in capsys.readouterr().out
+    assert "not searched: the channels of first stay, since softmax needs all of them" in capsys.readouterr().out
 
 
 def test_other_verbs_say_that_the_file_is_needed(found, capsys):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas import FILTERS, KERNELS, L1, WHOLE, GroupLasso, Groups, LogSum, NonNegativeL1, Nuclear, SparseGroup, Zero
-from nas.groups import ROWS, join_rows, split_rows
+from nas.groups import ROWS, along, join_rows, num_units, split_rows, unit_norms, unit_size
 
 SHAPE = (4, 3, 2, 2)
 LAYOUTS = [
@@ -124,6 +124,44 @@ def test_rows_of_units_round_trip(rows, columns, seed):
     joined = join_rows(tensors)
     assert joined.shape == (rows, 9 * columns + 3)
     assert all(torch.equal(a, b) for a, b in zip(split_rows(joined, tensors), tensors, strict=True))
+
+
+@given(
+    units=st.integers(1, 4),
+    outer=st.integers(1, 3),
+    inner=st.integers(1, 3),
+    taken=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_units_of_several_slices_round_trip(units, outer, inner, taken, seed):
+    taken, count = min(outer, taken), outer * units * inner
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [torch.randn(shape, generator=generator) for shape in ((count, 2, 3), (2, count), (count,), (units, 2))]
+    axes = [(0, outer, inner, taken), (1, outer, inner, taken), (0, outer, inner, taken), 0]
+    joined = join_rows(tensors, axes)
+    assert joined.shape == (units, taken * inner * (6 + 2 + 1) + 2) == (units, unit_size(tensors, axes))
+    place = (torch.arange(count) // inner % units, torch.arange(count) // inner < taken * units)
+    for i in range(units):
+        chosen = (place[0] == i) & place[1]
+        own = [tensors[0][chosen], tensors[1][:, chosen].T, tensors[2][chosen], tensors[3][i]]
+        assert torch.equal(joined[i], torch.cat([each.flatten() for each in own]))
+    torch.testing.assert_close(unit_norms(tensors, axes), joined.norm(dim=1))
+    again = split_rows(joined, tensors, axes, rest=tensors)
+    assert all(torch.equal(a, b) for a, b in zip(again, tensors, strict=True))
+    zeroed = [
+        torch.where(along(torch.zeros(units), p, axis).bool(), p, 0) for p, axis in zip(tensors, axes, strict=True)
+    ]
+    assert all(
+        torch.equal(a, b) for a, b in zip(split_rows(0 * joined, tensors, axes, rest=tensors), zeroed, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "axis", [(0, 2, 1, 1), (0, 1, 4, 1), (2, 1, 1, 1), (0, 2, 1, 3), (0, 2, 1, 0), (0, 1, 0, 1), 2, -1]
+)
+def test_units_that_do_not_fit_a_tensor_are_refused(axis):
+    with pytest.raises(ValueError, match="no units lie along .* in a tensor of shape"):
+        num_units(torch.zeros(3, 3), axis)
 
 
 @pytest.mark.parametrize("groups", LAYOUTS, ids=repr)

@@ -9,7 +9,7 @@ from nas.models.traced.graph import Example, Inputs, called
 from nas.models.traced.shrink import Removal, shrunk
 from nas.models.traced.values import keeps_constants
 
-UNKNOWN = "unknown operation"
+UNKNOWN, ACROSS = "unknown operation", "operation that needs all channels"
 
 
 def shrink(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, tuple[NodeChanges, ...]]:
@@ -51,9 +51,12 @@ def changes_of(removal: Removal) -> tuple[NodeChanges, ...]:
         }
         because = {PADDED: kept & ~constant.isnan() & constant.ne(0) & torch.isin(numbers, padded)}
         found.append(NodeChanges(layer.name, len(kept), int(kept.sum()), indices(removed), indices(because), {}, {}))
-    for node, numbers in channels.unknown.items():
-        name = called(node) + (" in place" if node in channels.graph.changed else "")
-        found.append(NodeChanges(name, len(numbers), len(numbers), {}, {UNKNOWN: tuple(range(len(numbers)))}, {}, {}))
+    for reason, seen in ((UNKNOWN, channels.unknown), (ACROSS, channels.across)):
+        for node, numbers in seen.items():
+            name = called(node) + (" in place" if node in channels.graph.changed else "")
+            found.append(
+                NodeChanges(name, len(numbers), len(numbers), {}, {reason: tuple(range(len(numbers)))}, {}, {})
+            )
     return tuple(found)
 
 

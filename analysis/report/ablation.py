@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nas.groups import unit_axes
+from nas.groups import Axis, num_units, slices, unit_axes
 from nas.models.dag import DagNet
 from nas.models.network import alive_cost, inner
 from nas.parameters import unit_parameters
@@ -73,9 +73,7 @@ def ablate(
 def _units(net: nn.Module, indices: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Part]]:
     for name, members in unit_parameters(net).items():
         tensors = [
-            each
-            for each in zip(members, unit_axes(members), strict=True)
-            if each[0].shape[each[1]] == len(indices[name])
+            each for each in zip(members, unit_axes(members), strict=True) if num_units(*each) == len(indices[name])
         ]
         for index, number in enumerate(indices[name].tolist()):
             masks = [(p, _slice(p, index, axis)) for p, axis in tensors]
@@ -83,9 +81,9 @@ def _units(net: nn.Module, indices: Mapping[str, Tensor]) -> Iterator[tuple[str,
                 yield "unit", name, Part(f"{name}.{number}", tuple(masks))
 
 
-def _slice(p: Tensor, index: int, axis: int = 0) -> Tensor:
+def _slice(p: Tensor, index: int, axis: Axis = 0) -> Tensor:
     mask = torch.zeros_like(p, dtype=torch.bool)
-    mask.select(axis, index).fill_(True)
+    slices(mask, axis)[index] = True
     return mask
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from nas.groups import Axis, slices
 from nas.models.traced.channels import Channels
 from nas.models.traced.graph import Example, call, copied
 from nas.models.traced.shrink import keep_one, narrow, parts_of
@@ -18,7 +19,7 @@ ROUND_OFF = 1e-9  # of what is computed in double precision, relative to the lar
 def silent_layers(
     module: nn.Module,
     channels: Channels,
-    units: Mapping[str, Sequence[tuple[str, int]]],
+    units: Mapping[str, Sequence[tuple[str, Axis]]],
     numbers: Mapping[str, Tensor],
     example: Example,
 ) -> list[str]:
@@ -42,7 +43,7 @@ def silent_layers(
     held = dict(trial.named_parameters(remove_duplicate=False))
     for pairs in units.values():
         for name, axis in pairs:
-            held[name].movedim(axis, 0)[1::2] = 0
+            slices(held[name], axis)[1::2] = 0
 
     def unnoticed(layers: Iterable[str]) -> bool:
         kept = torch.ones_like(channels.fixed)

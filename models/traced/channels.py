@@ -28,6 +28,11 @@ ALONG = {  # what mixes along the axes that it is given
     *("mean", "sum", "amax", "amin", "var", "std", "softmax", "log_softmax", "logsumexp", "cumsum", "prod"),
     *("linalg_vector_norm", "roll", "flip", "max", "min", "argmax", "_softmax", "_log_softmax"),
 }
+ACROSS_CHANNELS = {  # beside norms over channels, what needs all channels where it mixes along their axis
+    *("mean", "sum", "amax", "amin", "var", "std", "softmax", "log_softmax", "logsumexp", "linalg_vector_norm"),
+    *("layer_norm", "group_norm", "rms_norm"),
+}
+PRODUCTS_OF_TENSORS = {"matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"}
 POSITIONS = (
     *("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool"),
     *("upsample", "reflection_pad", "replication_pad"),
@@ -46,6 +51,7 @@ class Kind(Enum):
     ENTRYWISE = auto()  # a function of the entries of one or several tensors
     ALONG = auto()  # something with all positions of a channel, such as pooling, a mean or a softmax
     MOVE = auto()  # entries go elsewhere
+    ACROSS = auto()  # something with all channels at once, so that none can go: normalisation over channels, attention
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class Channels:
         stored: by node of a stored tensor the numbers along each of its axes.
         fixed: by number whether it has to stay.
         unknown: operations that are not understood, with the numbers of the channels that they see.
+        across: operations that need all channels, likewise.
         pure: what is computed from stored tensors alone.
     """
 
@@ -92,6 +99,7 @@ class Channels:
         self.axis: dict[fx.Node, int] = {}
         self.stored: dict[fx.Node, list[Tensor]] = {}
         self.unknown: dict[fx.Node, Tensor] = {}
+        self.across: dict[fx.Node, Tensor] = {}
         self.pure: set[fx.Node] = set()
         self._labels: dict[fx.Node, Tensor] = {}
         self._parts: dict[fx.Node, list[tuple[int, Tensor] | None]] = {}
@@ -148,7 +156,9 @@ class Channels:
             for node, parts in self._parts.items()
         }
         self.stored = {node: [root[labels] for labels in axes] for node, axes in self.stored.items()}
-        self.unknown = {node: root[labels] for node, labels in self.unknown.items()}
+        self.unknown, self.across = (
+            {node: root[labels] for node, labels in found.items()} for found in (self.unknown, self.across)
+        )
 
     # The graph
 
@@ -177,10 +187,11 @@ class Channels:
         if node in self.graph.changed or not self._understand(node):
             self._labels.pop(node, None)
             self.axis.pop(node, None)
-            self.steps[node] = Step(Kind.UNKNOWN, node, tuple(tensors))
+            known = node not in self.graph.changed and self._needs_all(node)
+            self.steps[node] = Step(Kind.ACROSS if known else Kind.UNKNOWN, node, tuple(tensors))
             seen = self._seen(tensors)
             if len(seen):
-                self.unknown[node] = seen
+                (self.across if known else self.unknown)[node] = seen
                 self._fix(seen)
 
     def _understand(self, node: fx.Node) -> bool:
@@ -201,6 +212,13 @@ class Channels:
         if name in ENTRYWISE or torch.Tag.pointwise in getattr(node.target, "tags", ()):
             return self._entrywise(node)
         return not len(self._seen(node.all_input_nodes))
+
+    def _needs_all(self, node: fx.Node) -> bool:
+        """Whether an operation, on what is no stored tensor, needs all channels."""
+        name, tensors = operation(node), node.all_input_nodes
+        if name in PRODUCTS_OF_TENSORS:
+            return not any(each in self.pure for each in tensors)
+        return name in ACROSS_CHANNELS and tensors[0] not in self.pure
 
     def _put(self, step: Step, axis: int, labels: Tensor) -> bool:
         assert shape(step.node)[axis] == len(labels)
@@ -366,35 +384,34 @@ class Channels:
             return False
         if not any(each in self.axis for each in sources):
             return True
-        numbers = {
-            each: spread(self._labels[each].double(), self.axis[each], shape(each))
-            if each in self.axis
-            else torch.zeros((), dtype=torch.float64).expand(shape(each))
-            for each in sources
-        }
-        result = run(node, numbers, fill=0.0)
+        result = run(node, _numbered(sources, self._labels, self.axis), fill=0.0)
         parts = list(result) if isinstance(result, tuple | list) else [result]
         [labelled, *_] = [each for each in sources if each in self.axis]
-        found = [self._compress(part.long(), self.axis[labelled]) for part in parts]
+        axis, rank = self.axis[labelled], len(shape(labelled))
+        found = [self._compress(part.long(), axis, stays=part.ndim == rank) for part in parts]
         if operation(node) in PARTS:
             self._cut(node, self._labels[labelled], found)
+        if operation(node) == "channel_shuffle" and self.axis[labelled] == 1:  # as many of each group go
+            rows = self._labels[labelled].reshape(argument(node, "groups"), -1)
+            self._join(rows, rows[:1])
         step = Step(Kind.MOVE, node, tuple(sources))
         if isinstance(result, Tensor):
             return found[0] is not None and self._put(step, *found[0])
         self.steps[node], self._parts[node] = step, found
         return True
 
-    def _compress(self, numbers: Tensor, axis: int) -> tuple[int, Tensor] | None:
-        """The axis along which the numbers of a tensor differ, and the numbers along it."""
+    def _compress(self, numbers: Tensor, axis: int, *, stays: bool) -> tuple[int, Tensor] | None:
+        """The axis along which the numbers of a tensor differ, and the numbers along it; of several rather the one
+        along which they did before, if that ``stays``, else the last."""
         if not numbers.ndim or not numbers.numel():
             self._fix(numbers)
             return None
         varying = [k for k in range(numbers.ndim) if (numbers != numbers.narrow(k, 0, 1)).any()]
-        if len(varying) > 1:  # what is left has to be a box
-            rows = numbers.movedim(varying[-1], 0).flatten(1)
-            self._join(rows, rows[:, :1])
         same = axis if axis < numbers.ndim else numbers.ndim - 1
-        best = varying[-1] if varying else same
+        best = same if not varying or (stays and axis in varying) else varying[-1]
+        if len(varying) > 1:  # what is left has to be a box
+            rows = numbers.movedim(best, 0).flatten(1)
+            self._join(rows, rows[:, :1])
         return best, numbers.movedim(best, 0).flatten(1)[:, 0]
 
     def _cut(self, node: fx.Node, whole: Tensor, parts: Sequence[tuple[int, Tensor] | None]) -> None:
@@ -410,6 +427,7 @@ class Channels:
             self._join(rows, rows[:1])
         else:
             self._fix(whole)
+            self.across[node] = whole
 
     def _take_part(self, node: fx.Node) -> bool:
         source, index = arguments(node)
@@ -420,6 +438,48 @@ class Channels:
         if part is None:
             return False
         return self._put(Step(Kind.MOVE, node, (source,)), *part)
+
+
+def channels_behind(channels: Channels, step: Step, mask: Tensor) -> dict[fx.Node, Tensor]:
+    """By source of an operation that is no layer the channels that some of its channels are computed from."""
+    sources = [each for each in step.sources if each in channels.roots]
+    if step.kind is Kind.MOVE:
+        return _moved_from(channels, step, mask)
+    if step.kind is Kind.GROUPED:
+        groups = mask.reshape(step.groups, -1).any(dim=1)
+        return {x: groups.repeat_interleave(len(channels.roots[x]) // step.groups) for x in sources}
+    found = {}
+    for each in sources:
+        count = len(channels.roots[each])
+        found[each] = mask if count == len(mask) else mask.any().expand(count)
+    return found
+
+
+def _moved_from(channels: Channels, step: Step, mask: Tensor) -> dict[fx.Node, Tensor]:
+    axis, part = channels.axis[step.node], None
+    if operation(step.node) == "getitem":
+        step, part = channels.steps[step.sources[0]], step.node.args[1]
+    counted, count = {}, 1  # 0 is what has no channels
+    for each in step.sources:
+        if each in channels.roots:
+            counted[each] = torch.arange(count, count + len(channels.roots[each]))
+            count += len(counted[each])
+    result = run(step.node, _numbered(step.sources, counted, channels.axis), fill=0.0)
+    result = result if part is None else result[part]
+    seen = result.movedim(axis, 0).flatten(1)[mask].unique()
+    return {each: torch.isin(numbers, seen.long()) for each, numbers in counted.items()}
+
+
+def _numbered(
+    sources: Iterable[fx.Node], numbers: dict[fx.Node, Tensor], axis: dict[fx.Node, int]
+) -> dict[fx.Node, Tensor]:
+    """By tensor one that has the numbers of its channels as entries; 0 where it has no channels."""
+    return {
+        each: spread(numbers[each].double(), axis[each], shape(each))
+        if each in numbers
+        else torch.zeros((), dtype=torch.float64).expand(shape(each))
+        for each in sources
+    }
 
 
 def moved(node: fx.Node) -> list[fx.Node]:

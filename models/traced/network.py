@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from nas.groups import Members, join_rows, unit_axes
+from nas.groups import Axis, Members, join_rows, slices, unit_axes
 from nas.models import network
 from nas.models.network import Found, Sight
 from nas.models.price import Currency, factor
@@ -113,7 +113,7 @@ class Anatomy:
         return float(sum(sorted(math.prod(size) for size in self._sizes)[-2:]) / self._example[0])
 
 
-Slices = tuple[str, int]  # the name of a tensor, and the axis along which it has a slice for each unit
+Slices = tuple[str, Axis]  # the name of a tensor, and where its units lie
 
 
 class Searched:
@@ -128,7 +128,8 @@ class Searched:
     def __init__(self, units: Mapping[str, Sequence[Slices]], anatomy: Anatomy, problems: Sequence[str] = ()) -> None:
         self.units, self.anatomy, self.problems = dict(units), anatomy, list(problems)
         self.numbers = {
-            layer: anatomy.channels.stored[anatomy.nodes[name]][axis] for layer, ((name, axis), *_) in units.items()
+            layer: _numbers_of(anatomy.channels.stored[anatomy.nodes[name]], axis)
+            for layer, ((name, axis), *_) in units.items()
         }
         self._silent: list[str] | None = None
 
@@ -140,12 +141,15 @@ class Searched:
             ValueError: there are none.
         """
         names = {id(p): name for name, p in module.named_parameters()}
-        units, problems = find_units(module, Example.of(example))
-        slices = {
-            layer: [(names[id(p)], axis) for p, axis in zip(members, unit_axes(members), strict=True)]
-            for layer, members in units.items()
-        }
-        found = cls(slices, anatomy, problems)
+        units, problems, dense = find_units(module, Example.of(example))
+        found = cls(
+            {
+                layer: [(names[id(p)], axis) for p, axis in zip(members, unit_axes(members), strict=True)]
+                for layer, members in units.items()
+            },
+            anatomy,
+            [*problems, *dense],
+        )
         found._leave_out_what_stays(module, anatomy.channels, Example.of(example))
         if not found.units:
             why = "".join(f": {problem}" for problem in found.problems[:1])
@@ -192,7 +196,7 @@ class Searched:
         trial = copied(module).eval()
         for members in self.of(trial).values():
             for p, axis in zip(members, members.axes, strict=True):
-                p.movedim(axis, 0)[1::2] = 0
+                slices(p, axis)[1::2] = 0
         settle_norms(trial, self.of(trial))
         removal = Removal(channels, trial)
         fit(trial, removal, example)
@@ -200,6 +204,13 @@ class Searched:
             if removal.kept[numbers[1::2]].any():
                 self.problems.append(f"the channels of {layer} stay in evaluation when their weights are zero")
                 del self.units[layer], self.numbers[layer]
+
+
+def _numbers_of(stored: Sequence[Tensor], axis: Axis) -> Tensor:
+    """Of units, from those of the channels along all axes of a tensor that holds them."""
+    k, *cut = axis if isinstance(axis, tuple) else (axis,)
+    along: Axis = (0, cut[0], cut[1], cut[2]) if cut else 0
+    return join_rows([stored[k]], [along])[:, 0]
 
 
 class TracedNet(nn.Module):

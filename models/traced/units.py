@@ -1,37 +1,41 @@
 """Units of any model, found from its graph: what has to be zero together so that a channel is zero and can go."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nas.groups import Members, join_rows, unit_axes
-from nas.models.traced.channels import Channels, Kind, Step, arguments
+from nas.groups import Members, join_rows, slices, unit_axes
+from nas.models.traced.channels import Channels, Kind, Step, arguments, channels_behind
 from nas.models.traced.graph import Example, Inputs, called, copied, operation, shape, trace, unwrap
 from nas.models.traced.shrink import Removal, fit
 from nas.models.traced.values import PRODUCTS, Values, keeps_constants
 
-Space = tuple[int, ...]  # the numbers of the channels that a layer puts out: unit i is the channel numbered space[i]
+Space = tuple[
+    int, ...
+]  # the numbers of the channels that a layer puts out, each once: unit i has those numbered space[i]
 SHIFT = 0.37  # stands for any number but 0
 
 
 @torch.no_grad()
 def coupled_units(model: nn.Module, inputs: Inputs, *, strict: bool = True) -> dict[str, Members]:
-    """The tensors that hold the units of any model, by layer; slice i of all tensors of a layer is its unit i, along
-    the first axis of most tensors, along the second of the weights of transposed convolutions (`nas.groups.Members`).
+    """The tensors that hold the units of any model, by layer: what all tensors of a layer have at i is its unit i
+    (`nas.groups.Members`), one row or several.
 
     A unit is a channel (of a linear layer a feature) with all channels that can only live and die together with it:
-    those that residual sums tie to it, and what depthwise convolutions, normalisations, pooling, activations and
-    flatten make of it. Its tensors are the filters of all layers that put it out, with their biases, and the shifts
-    of the batch normalisations and depthwise convolutions behind. If they are zero, so is the channel, in training
-    and (after `settle_norms`) in evaluation, and `nas.analysis.extract` removes it exactly: that is tried here on a
-    copy. Factors on the way stay free (the scale of a normalisation, the kernel of a depthwise convolution): a zero
-    filter behind a zero factor has no gradient and could never wake. So do the shifts of a normalisation of a
-    concatenation, whose channels belong to several layers; behind it a dead channel is a constant, which layers
-    without zero padding absorb. Channels that the model takes in or puts out are no units, nor are frozen ones.
+    those that residual sums, groups, chunks and shuffles tie to it, and what depthwise convolutions,
+    normalisations, pooling, activations and flatten make of it. Its tensors are the filters of all layers that put
+    it out, with their biases, and the shifts of the batch normalisations and grouped convolutions behind. If they
+    are zero, so is the channel, in training and (after `settle_norms`) in evaluation, and `nas.analysis.extract`
+    removes it exactly: that is tried here on a copy. Factors on the way stay free (the scale of a normalisation,
+    the kernel of a depthwise convolution): a zero filter behind a zero factor has no gradient and could never wake.
+    So does one of two factors that are both zero with the unit, as the halves of a gate. So do the shifts of a
+    normalisation of a concatenation, whose channels belong to several layers; behind it a dead channel is a
+    constant, which layers without zero padding absorb. Channels that the model takes in or puts out are no units,
+    nor are frozen ones, nor those that an operation needs all together (normalisation over channels, attention).
 
     Args:
         model: any module that `torch.export` can trace; it is left as it is.
@@ -45,24 +49,25 @@ def coupled_units(model: nn.Module, inputs: Inputs, *, strict: bool = True) -> d
 
     Raises:
         ValueError: the model cannot be copied, run or traced, or has no units; with ``strict`` also, naming layer and
-            operation: an operation that is not known, channels tied to channels at other places, a channel that is
+            operation: an operation that is not known, channels tied to others without order, a channel that is
             not zero or not constant when its weights are, a forward that notices when channels go.
     """
     model = unwrap(model)
-    units, problems = find_units(model, Example.of(inputs), all_or_none=strict)
+    units, problems, dense = find_units(model, Example.of(inputs), all_or_none=strict)
     if strict and problems:
         raise ValueError(f"coupled_units: {problems[0]}; strict=False leaves such layers out")
     if not units:
-        raise ValueError(f"coupled_units: {type(model).__name__} has no layer whose channels can be units")
+        why = "".join(f": {each}" for each in [*problems, *dense][:1])
+        raise ValueError(f"coupled_units: {type(model).__name__} has no layer whose channels can be units{why}")
     return units
 
 
 @torch.no_grad()
 def find_units(
     model: nn.Module, example: Example, *, all_or_none: bool = False
-) -> tuple[dict[str, Members], list[str]]:
-    """The units of `coupled_units`, perhaps none, and why other layers have none; with ``all_or_none`` it is enough to
-    know one reason.
+) -> tuple[dict[str, Members], list[str], list[str]]:
+    """The units of `coupled_units`, perhaps none, why other layers have none (with ``all_or_none`` one reason is
+    enough), and which layers have none by their nature.
 
     Raises:
         ValueError: the model cannot be copied, run or traced.
@@ -74,7 +79,7 @@ def find_units(
         for layer in _missed(model, example, channels, units):
             search.problems.append(f"{type(model).__name__} computes something else when channels of {layer} go")
             del units[layer]
-    return units, search.problems
+    return units, search.problems, search.dense
 
 
 @torch.no_grad()
@@ -90,9 +95,11 @@ def settle_norms(model: nn.Module, units: Mapping[str, Sequence[Parameter]]) -> 
     """
     norms = {id(m.bias): m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
     for members in units.values():
-        dead = ~join_rows(members, unit_axes(members)).any(dim=1)
-        for norm in (norms[id(p)] for p in members if id(p) in norms):
-            norm.running_mean[dead] = 0  # type: ignore[index]
+        axes = unit_axes(members)
+        dead = ~join_rows(members, axes).any(dim=1)
+        for p, axis in zip(members, axes, strict=True):
+            if id(p) in norms:
+                slices(norms[id(p)].running_mean, axis)[dead] = 0  # type: ignore[arg-type]
 
 
 def _missed(
@@ -107,7 +114,7 @@ def _missed(
             module.running_mean.zero_()
     for members in units.values():
         for p, axis in zip(members, unit_axes(members), strict=True):
-            held[names[id(p)]].movedim(axis, 0)[1::2] = 0
+            slices(held[names[id(p)]], axis)[1::2] = 0
     removal = Removal(channels, copies)
     _, noticed = fit(copies, removal, example)
     lost = {name for numbers in noticed for name in removal.owners(numbers)}
@@ -122,7 +129,11 @@ class _Search:
         held = dict(model.named_parameters(remove_duplicate=False))
         self.parameters = {node: held[name] for node, name in channels.graph.names.items() if name in held}
         self.problems: list[str] = []
+        self.dense: list[str] = []
+        self.factors: dict[str, Tensor] = {}  # by weight which of its rows are free, since they multiply units
         self.layers: dict[Space, list[Step]] = {}
+        self.layouts: dict[fx.Node, tuple[int, int] | None] = {}
+        self.spaces = {node: self._lay_out(node, numbers) for node, numbers in channels.roots.items()}
         for step in channels.steps.values():
             if step.kind is Kind.MIX:
                 self.layers.setdefault(self._space(step.node), []).append(step)
@@ -130,11 +141,22 @@ class _Search:
         self._leave_unknown()
         self._leave_frozen()
         self._leave_unaligned()
+        self._visit()
+        while self._free_factors():
+            self._visit()
+        self._leave_unabsorbed()
+        self.units = {self.name(space): members for space, members in self.members.items() if self.is_free(space)}
+
+    def _visit(self) -> None:
         self.members: dict[Space, Members] = {}
         self.causes: dict[int, str] = {}  # by number the first operation behind which the channel is not zero
         self.states = _States(self)
-        self._leave_unabsorbed()
-        self.units = {self.name(space): members for space, members in self.members.items() if self.is_free(space)}
+
+    def _lay_out(self, node: fx.Node, numbers: Tensor) -> Space:
+        """The units among the channels of a tensor, in order; all its channels if they lie without order."""
+        laid = layout(numbers)
+        self.layouts[node] = None if laid is None else laid[1:]
+        return tuple((numbers if laid is None else laid[0]).tolist())
 
     # What cannot be a unit
 
@@ -156,15 +178,21 @@ class _Search:
                 self.problems.append(f"the channels of {self.name(touched[0])} meet {what}, which is not understood")
             elif self._is_layer(node):
                 self.problems.append(f"{what} is a layer that is not understood")
+        known: set[Space] = set()
+        for node, numbers in self.channels.across.items():
+            seen = set(numbers.tolist())
+            for space in (space for space in self.layers if space not in known and not seen.isdisjoint(space)):
+                known.add(space)
+                self.dense.append(f"the channels of {self.name(space)} stay, since {called(node)} needs all of them")
 
     def _leave_frozen(self) -> None:
         for space, layers in self.layers.items():
-            trained = [layer for layer in layers if all(p.requires_grad for p in self._tensors(layer))]
-            if len(trained) < len(layers):
+            held = [[each for each in (layer.weight, layer.bias) if each is not None] for layer in layers]
+            if not all(each in self.parameters and self.parameters[each].requires_grad for each in sum(held, [])):
                 self.free[list(space)] = False
 
     def _leave_unaligned(self) -> None:
-        """Layers with a channel that is another channel of theirs, or one of a layer with other channels."""
+        """Layers with a channel of other layers that have other units, or whose channels repeat without order."""
         numbers = torch.tensor([number for space in self.layers for number in space], dtype=torch.long)
         crowded = torch.bincount(numbers, minlength=len(self.free)) > 1
         for space in self.layers:
@@ -188,15 +216,84 @@ class _Search:
                     cause = self.causes[number]
                     self.leave(space, f"are not zero behind {cause} when their weights are, and {step.name} sees it")
 
+    def _free_factors(self) -> bool:
+        """Where units are multiplied with each other let one factor be free, as a gate; whether they are anywhere."""
+        found = False
+        for step, mask in self.states.squares:
+            spaces = [space for space, _ in self.free_layers(self.channels.roots[step.node][mask])]
+            factors = [each for each in arguments(step.node) if each in self.channels.roots]
+            choices = [self._rows_behind(each, mask, spaces) for each in reversed(factors)]
+            freed = self._free_rows(next(filter(self._are_last, choices), {}))
+            for space in spaces:
+                if not freed or all(self._taken(layer.node) == 0 for layer in self.layers[space]):
+                    self.leave(space, f"are multiplied with each other by {step.name}, so that they could never wake")
+            found |= bool(spaces)
+        return found
+
+    def _free_rows(self, rows: Mapping[fx.Node, Tensor]) -> bool:
+        """Let these rows of layers be free; whether some were not."""
+        before = {node: self._rows_that_multiply(node) for node in rows}
+        for node, mask in rows.items():
+            self.factors[self._weight(node)] = self._rows_that_multiply(node) | mask
+        return any(bool((mask & ~before[node]).any()) for node, mask in rows.items())
+
+    def _are_last(self, rows: Mapping[fx.Node, Tensor]) -> bool:
+        """Whether these rows are the last parts of each layer, or the whole of it."""
+        parts = [rows[node].reshape(self.outer(node), -1) for node in rows]
+        return bool(parts) and all(bool(each.all()) or not each[0].any() for each in parts)
+
+    def _rows_behind(self, node: fx.Node, mask: Tensor, spaces: Collection[Space]) -> dict[fx.Node, Tensor]:
+        """By layer that puts out such units the rows that these channels of a tensor come from directly."""
+        waiting = {node: mask}
+        found: dict[fx.Node, Tensor] = {}
+        for each in reversed(self.channels.graph.nodes):
+            if each not in waiting:
+                continue
+            step = self.channels.steps.get(each)
+            if step is not None and step.kind is Kind.MIX:
+                found |= {each: waiting[each]} if self.spaces[each] in spaces else {}
+            elif step is not None:
+                for source, rows in channels_behind(self.channels, step, waiting[each]).items():
+                    waiting[source] = waiting.get(source, torch.zeros_like(rows)) | rows
+        return found
+
     # Layers and their tensors
 
-    def add(self, space: Space, tensors: Sequence[Parameter], axis: int = 0) -> None:
-        """Let tensors belong to units; ``axis`` is that of the units in those that are no vectors."""
-        members = self.members.setdefault(space, Members())
+    def outer(self, node: fx.Node) -> int:
+        """In how many parts of its channels each unit has some."""
+        return (self.layouts[node] or (1, 1))[0]
+
+    def _taken(self, node: fx.Node, zero: Tensor | None = None) -> int:
+        """How many of the first of these parts are of units, which are those that are ``zero`` and no factor."""
+        rows = ~self._rows_that_multiply(node)
+        parts = (rows if zero is None else rows & zero).reshape(self.outer(node), -1).all(dim=1)
+        return int(parts.cumprod(0).sum())
+
+    def _rows_that_multiply(self, node: fx.Node) -> Tensor:
+        """Which rows of a layer are factors of units."""
+        none = torch.zeros_like(self.channels.roots[node], dtype=torch.bool)
+        return self.factors.get(self._weight(node), none)
+
+    def _weight(self, node: fx.Node) -> str:
+        return self.channels.graph.names.get(self.channels.steps[node].weight, "")  # type: ignore[arg-type]
+
+    def add(self, step: Step, tensors: Sequence[Parameter], zero: Tensor, axis: int = 0) -> Tensor:
+        """Let tensors belong to units, where channels of the step are ``zero``; which channels then do.
+
+        Their axis is ``axis`` in tensors that are no vectors.
+        """
+        outer, inner = self.layouts[step.node] or (1, 1)
+        taken = self._taken(step.node, zero)
+        members = self.members.setdefault(self.spaces[step.node], Members()) if taken else Members()
+        known = {id(p): own for p, own in zip(members, members.axes, strict=True)}
+        for own in (known.get(id(p)) for p in tensors):
+            taken = min(taken, own[3]) if isinstance(own, tuple) else taken
         for p in tensors:
-            if not any(p is member for member in members):
+            if id(p) not in known:
+                own = axis if p.ndim > 1 else 0
                 members.append(p)
-                members.axes.append(axis if p.ndim > 1 else 0)
+                members.axes.append(own if outer == inner == 1 else (own, outer, inner, taken))
+        return (torch.arange(len(zero)) < taken * len(zero) // outer).bool()
 
     def _tensors(self, step: Step) -> list[Parameter]:
         return [self.parameters[each] for each in (step.weight, step.bias) if each in self.parameters]
@@ -214,15 +311,17 @@ class _Search:
         return bool(self.free[list(space)].all())
 
     def name(self, space: Space) -> str:
-        return self.channels.graph.names[self.layers[space][0].weight].removesuffix(".weight")  # type: ignore[index]
+        layers = [layer for layer in self.layers[space] if self._taken(layer.node)]
+        [first, *_] = layers or self.layers[space]
+        return self.channels.graph.names[first.weight].removesuffix(".weight")  # type: ignore[index]
 
     def _space(self, node: fx.Node) -> Space:
-        return tuple(self.channels.roots[node].tolist()) if node in self.channels.roots else ()
+        return self.spaces.get(node, ())
 
     def _is_layer(self, node: fx.Node) -> bool:
         """Whether a node makes channels by a weight, understood or not."""
         step = self.channels.steps.get(node)
-        if step is None or step.kind not in (Kind.MIX, Kind.UNKNOWN):
+        if step is None or step.kind not in (Kind.MIX, Kind.UNKNOWN) or operation(node) == "index":
             return False
         return any(self.parameters[each].ndim > 1 for each in node.all_input_nodes if each in self.parameters)
 
@@ -237,19 +336,18 @@ class _States(Values):
 
     def __init__(self, search: _Search) -> None:
         self.search = search
+        self.squares: list[tuple[Step, Tensor]] = []  # products of units, with a mask of their channels
         stored = search.channels.graph.stored
         super().__init__(search.channels, {node: _any_numbers(tensor) for node, tensor in stored.items()})
 
     def _value(self, step: Step) -> Tensor:
         numbers = self.channels.roots[step.node]
-        space = tuple(numbers.tolist())
+        space = self.search.spaces[step.node]
         if step.kind is Kind.MIX:
-            values = torch.where(self.search.free[numbers], 0.0, math.nan).double()
+            values = torch.full((len(numbers),), math.nan, dtype=torch.float64)
             if self.search.is_free(space):
-                self.search.add(space, self.search._tensors(step), step.axes[0])
-        elif self._shifts_unit(step, space):
-            self.search.add(space, [self.search.parameters[step.bias]])  # type: ignore[index]
-            values = torch.zeros(len(numbers), dtype=torch.float64)
+                zero = self.search.add(step, self.search._tensors(step), torch.ones_like(numbers).bool(), step.axes[0])
+                values[zero] = 0
         else:
             values = super()._value(step)
             zeros = [self.of[each].eq(0).all() for each in step.sources if each in self.of]
@@ -258,32 +356,52 @@ class _States(Values):
             else:
                 accident = values.isinf() | torch.tensor(_settles_late(step) and bool(zeros))
             values = values.where(values.isnan() | (values.eq(0) & ~accident), SHIFT)
-            self._leave_squares(step, numbers)
+            if self._shifts_units(step, space):
+                before = self.of[step.sources[0]].eq(0)
+                zero = before.reshape(max(1, step.groups), -1).all(dim=1) if step.kind is Kind.GROUPED else before
+                zero = zero.repeat_interleave(len(values) // len(zero))
+                values[self.search.add(step, [self.search.parameters[step.bias]], zero)] = 0  # type: ignore[index]
+            self._note_squares(step)
         for number in numbers[values.ne(0)].tolist():
             self.search.causes.setdefault(number, step.name)
         return values
 
-    def _shifts_unit(self, step: Step, space: Space) -> bool:
-        """Whether the shift of a normalisation or depthwise convolution is of a unit: all that it sees is zero."""
+    def _shifts_units(self, step: Step, space: Space) -> bool:
+        """Whether the shift of a normalisation or grouped convolution may be of units."""
         if step.kind not in (Kind.NORM, Kind.GROUPED) or step.bias not in self.search.parameters:
             return False
-        before = self.of.get(step.sources[0])
         trained = self.search.parameters[step.bias].requires_grad
-        return space in self.search.members and trained and before is not None and not before.ne(0).any()
+        return space in self.search.members and trained and step.sources[0] in self.of
 
     def _sees_zeros(self, step: Step) -> Tensor:
         """Whether all that an operation reads of a channel is zero."""
         axis, size = self.channels.axis[step.node], shape(step.node)
         return torch.stack([self.vector(each, axis, size) == 0 for each in step.sources]).all(dim=0)
 
-    def _leave_squares(self, step: Step, numbers: Tensor) -> None:
+    def _note_squares(self, step: Step) -> None:
         if step.kind is Kind.ENTRYWISE and operation(step.node) in PRODUCTS:
             factors = [self.of[each] for each in arguments(step.node) if each in self.of]
-            if len(factors) == 2 and len(factors[0]) == len(factors[1]) == len(numbers):
-                for space, _ in self.search.free_layers(numbers[torch.maximum(*factors) == 0]):
-                    self.search.leave(
-                        space, f"are multiplied with each other by {step.name}, so that they could never wake"
-                    )
+            if len(factors) == 2 and len(factors[0]) == len(factors[1]):
+                zero = torch.maximum(*factors) == 0
+                if self.search.free_layers(self.channels.roots[step.node][zero]):
+                    self.squares.append((step, zero))
+
+
+def layout(numbers: Tensor) -> tuple[Tensor, int, int] | None:
+    """The different ones among the numbers of channels, in order, and the outer and inner slices that each has
+    (`nas.groups.Axis`); None if they do not lie so."""
+    if not len(numbers):
+        return numbers, 1, 1
+    _, places = numbers.unique(return_inverse=True)
+    first = torch.full((int(places.max()) + 1,), len(numbers)).scatter_reduce_(
+        0, places, torch.arange(len(numbers)), "amin"
+    )
+    units = numbers[first.sort().values]
+    inner = int((numbers != numbers[0]).nonzero()[0]) if len(units) > 1 else len(numbers)
+    outer, left = divmod(len(numbers), len(units) * inner)
+    if left or not torch.equal(numbers, units.repeat_interleave(inner).repeat(outer)):
+        return None
+    return units, outer, inner
 
 
 def _any_numbers(tensor: Tensor) -> Tensor:
