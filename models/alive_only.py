@@ -41,10 +41,17 @@ def alive_only(net: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class LiveNode:
-    """What is alive at a node: its rows, and those of its projections by their sources."""
+    """What is alive at a node: its rows; those of edges by their keys that are computed at the lower resolution of
+    their sources; and those of its projections by their sources."""
 
     rows: SparseRows
+    coarse: Mapping[str, SparseRows]
     projections: Mapping[str, SparseRows]
+
+    @property
+    def saves(self) -> bool:
+        """Whether torch would take longer."""
+        return any(part.saves for part in (self.rows, *self.coarse.values(), *self.projections.values()))
 
 
 class Liveness:
@@ -64,20 +71,26 @@ class Liveness:
         awake = torch.cat([part for node in self.net.named_nodes().values() for part in _magnitudes(node)]).ne(0)
         if self._awake is None or not torch.equal(awake, self._awake):
             nodes = self._find()
-            parts = [part for node in nodes.values() for part in (node.rows, *node.projections.values())]
-            self._awake, self._nodes = awake, nodes if any(part.saves for part in parts) else {}
+            self._awake, self._nodes = awake, nodes if any(node.saves for node in nodes.values()) else {}
         return self._nodes
 
     def _find(self) -> dict[str, LiveNode]:
         emits = {INPUT: torch.ones(self.net.plan.units[INPUT], dtype=torch.bool)}
         nodes = {}
         for name, node in self.net.named_nodes().items():
-            rows = node.bias.ne(0)
+            rows, fine, coarse = node.bias.ne(0), [], {}
+            alive = rows
             for edge, weight in node.weighted_edges():
                 own = _largest_of_rows(weight).ne(0)
-                rows = rows | (own & emits[edge.source] if edge.operation == DEPTHWISE else own)
-            whole = _sparse_rows(node, list(node.weighted_edges()), rows, emits, node.plan.activation)
-            emits[name], projections = rows, {}
+                own = own & emits[edge.source] if edge.operation == DEPTHWISE else own
+                alive = alive | own
+                if node.levels[edge.source] > 0 and edge.kernel == 1 and node.plan.activation == "identity":
+                    coarse[edge.key] = _sparse_rows(node, [(edge, weight)], own, emits, "identity")
+                else:
+                    fine.append((edge, weight))
+                    rows = rows | own
+            whole = _sparse_rows(node, fine, rows, emits, node.plan.activation)
+            emits[name], projections = alive, {}
             for skip, gate in zip(node.plan.skips, node.gates.tolist(), strict=True):
                 if gate:
                     emits[name] = emits[name] | emits[skip.source]
@@ -85,7 +98,7 @@ class Liveness:
                 own = _largest_of_rows(matrix).ne(0)
                 projections[source] = _sparse_rows(node, [(Edge(source), matrix)], own, emits, "identity")
                 emits[name] = emits[name] | own
-            nodes[name] = LiveNode(whole, projections)
+            nodes[name] = LiveNode(whole, coarse, projections)
         return nodes
 
 

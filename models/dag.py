@@ -97,11 +97,14 @@ class DagNode(nn.Module):
         """The same, computed where it is not zero (`nas.models.alive_only`)."""
         x = live.rows(
             [resample(states[source], self.levels[source]) for source in live.rows.sources],
-            [weight for _, weight in self.weighted_edges()],
+            [weight for edge, weight in self.weighted_edges() if edge.key not in live.coarse],
             self.bias if self.plan.bias else None,
             [states[skip.source] for skip in self.plan.skips],
             self.gates if self.plan.skips else None,
         )
+        for edge, weight in self.weighted_edges():
+            if part := live.coarse.get(edge.key):
+                x = x + resample(part([states[edge.source]], [weight]), self.levels[edge.source])
         for source, part in live.projections.items():
             x = x + part([resample(states[source], self.levels[source])], [self._matrix(source)])
         return x
@@ -115,7 +118,7 @@ class DagNode(nn.Module):
         skips = zip(self.plan.skips, self.gates, strict=True)
         terms = {s.source: gate * self._taken(states[s.source], f"skip{k}") for k, (s, gate) in enumerate(skips)}
         for name in self.projections:
-            terms[name] = _apply(None, resample(states[name], self.levels[name]), self._matrix(name), None)
+            terms[name] = _apply(None, states[name], self._matrix(name), None, self.levels[name])
         return terms
 
     def _matrix(self, source: str) -> Tensor:
@@ -127,11 +130,11 @@ class DagNode(nn.Module):
         """sum_j A_j(x_j) + b, on the rows that this node computes."""
         total, bias = None, self.bias if self.plan.bias else None
         for k, (edge, weight) in enumerate(self.weighted_edges()):
-            source = resample(self._taken(states[edge.source], f"edge{k}"), self.levels[edge.source])
+            source, levels = self._taken(states[edge.source], f"edge{k}"), self.levels[edge.source]
             if total is None and edge.put is None:
-                total, bias = _apply(edge, source, weight, bias), None
+                total, bias = _apply(edge, source, weight, bias, levels), None
             else:
-                term = _apply(edge, source, weight, None)
+                term = _apply(edge, source, weight, None, levels)
                 start = _zeros_like(term, self.plan.num_rows, self.unit_axis) if total is None else total
                 total = self._placed(start, term, f"edge{k}", total is None)
         if total is None:
@@ -167,11 +170,15 @@ def resample(x: Tensor, levels: int) -> Tensor:
     return F.avg_pool2d(x, 2**-levels) if levels < 0 else x
 
 
-def _apply(edge: Edge | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _apply(edge: Edge | None, x: Tensor, weight: Tensor, bias: Tensor | None, levels: int) -> Tensor:
+    """What an edge (or projection) makes of ``x``, which is ``levels`` below its node: pixels are repeated last, where
+    that is the same."""
     if weight.ndim == 2:
         return F.linear(x, weight, bias)
+    last = levels if weight.shape[-1] == 1 and levels > 0 else 0
     groups = len(weight) if edge is not None and edge.operation == DEPTHWISE else 1
-    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=groups)
+    y = F.conv2d(resample(x, levels - last), weight, bias, padding=weight.shape[-1] // 2, groups=groups)
+    return resample(y, last)
 
 
 @torch.no_grad()

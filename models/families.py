@@ -2,8 +2,8 @@
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from itertools import cycle, pairwise
 
 from nas.models.plan import DEPTHWISE, INPUT, MAX_SIZE, OUTPUT, POINTWISE, Edge, Node, Plan, Skip
 
@@ -34,18 +34,23 @@ def residual(like: Plan, blocks: int, width: int) -> Plan:
     return _finished(like, nodes)
 
 
-def separable(like: Plan, blocks: int, kernel: int, width: int) -> Plan:
+def separable(like: Plan, blocks: int, kernel: int, width: int, *, scales: Sequence[int] = (0,)) -> Plan:
     """A trunk with blocks t + P2 relu(P1 D t + b), D depthwise with this ``kernel``, P1 and P2 pointwise, all of one
-    width; other arguments as of `chain`. Convolutional plans only."""
+    width; the blocks have these ``scales`` in turn, as in `nas.models.separable_autoencoder`. Other arguments as of
+    `chain`. Convolutional plans only."""
     nodes = [_stem(like, width)]
-    for k in range(1, blocks + 1):
+    for k, level in zip(range(1, blocks + 1), cycle(scales), strict=False):
         depthwise, within = Edge(f"t{k - 1}", kernel, DEPTHWISE), Edge(f"d{k}", 1, POINTWISE)
         nodes += [
-            Node(f"d{k}", width, (depthwise,), activation="identity", searched=False, bias=False),
-            Node(f"h{k}", width, (within,)),
+            Node(f"d{k}", width, (depthwise,), activation="identity", searched=False, bias=False, level=level),
+            Node(f"h{k}", width, (within,), level=level),
             _sum(k, width, Edge(f"h{k}", 1, POINTWISE)),
         ]
     return _finished(like, nodes)
+
+
+def _scaled(like: Plan, blocks: int, kernel: int, digits: int, width: int) -> Plan:
+    return separable(like, blocks, kernel, width, scales=(0, *map(int, str(digits))))
 
 
 FAMILIES: dict[str, tuple[Callable[..., Plan], str]] = {
@@ -53,11 +58,13 @@ FAMILIES: dict[str, tuple[Callable[..., Plan], str]] = {
     r"chain(\d+)": (chain, "chain of {0} hidden layers"),
     r"residual(\d+)": (residual, "{0} residual blocks"),
     r"separable(\d+)k(\d*[13579])": (separable, "{0} separable blocks {1}x{1}"),
+    r"separable(\d+)k(\d*[13579])s0([1-9]+)": (_scaled, "{0} separable blocks {1}x{1} at scales 0{2}"),
 }
 
 
 def hand_made(name: str, like: Plan, width: int) -> Plan:
-    """The network that a ``name`` such as "chain3", "residual2" or "separable5k7" (5 blocks, 7 x 7) stands for.
+    """The network that a ``name`` such as "chain3", "residual2", "separable5k7" (5 blocks, 7 x 7) or "separable6k3s012"
+    (of the scales 0, 1 and 2 in turn) stands for.
 
     Raises:
         ValueError: no family has this name.
@@ -80,7 +87,7 @@ def widest(name: str, like: Plan, params: int) -> Plan | None:
         ValueError: no family has this name.
     """
     build, *_ = _parsed(name)
-    if build is separable and not like.is_convolutional:
+    if build in (separable, _scaled) and not like.is_convolutional:
         return None
     widths = range(NARROWEST, MAX_SIZE)
     fitting = bisect_right(widths, params, key=lambda width: hand_made(name, like, width).num_params)
@@ -111,4 +118,5 @@ def _sum(k: int, width: int, edge: Edge) -> Node:
 def _finished(like: Plan, nodes: list[Node]) -> Plan:
     last = _edge(like, nodes[-1].name)
     out = Node(OUTPUT, like.units[OUTPUT], (last,), activation="identity", searched=False)
-    return Plan(like.channels, (*nodes, out), like.patch, like.offset, like.residual, like.pooled, extra=like.extra)
+    levels = max(node.level for node in nodes)
+    return Plan(like.channels, (*nodes, out), like.patch, like.offset, like.residual, like.pooled, levels, like.extra)

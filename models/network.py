@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from nas.models import price
 from nas.models.alive import active_rows, find_alive, spread
 from nas.models.compact import alive_plan, compact, expand, kept_units
+from nas.models.compact import restricted as restricted_plan
 from nas.models.dag import DagNet
 from nas.models.plan import Plan
 from nas.models.price import Currency
 from nas.models.reach import grain, reach
 from nas.models.store import load
+from nas.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,13 @@ def inner(net: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
 def within(small: nn.Module, units: Mapping[str, Tensor], net: nn.Module) -> nn.Module:
     """The inverse of `inner`: what ``small``, trained since, computes, as a network with all the units of ``net``."""
     return expand(_dag(small), units, _dag(net))
+
+
+@singledispatch
+def restricted(net: nn.Module) -> tuple[nn.Module, dict[str, Selection]]:
+    """What is alive in ``net`` as a smaller network with the same outputs and gradients in training, to round-off; and
+    by name of each of its tensors which part of that of ``net`` it is."""
+    return restricted_plan(_dag(net))
 
 
 @singledispatch

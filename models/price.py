@@ -1,6 +1,7 @@
 """What a network costs, from its plan alone, and what each of its searched groups adds to that."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from statistics import fmean
 from typing import Literal
@@ -15,13 +16,25 @@ def total(plan: Plan, currency: Currency) -> float:
     """Number of parameters, or of multiply-adds per pixel (per vector where there are no pixels).
 
     A weight is used once per position; with p x p pixels as channels and at a level l there are 1 / (p^2 4^l) positions
-    per pixel.
+    per pixel. What is pointwise is computed at the lower of the resolutions that it joins.
     """
     if currency == "params":
         return plan.num_params
-    shapes, levels = plan.shapes, plan.node_levels
-    weights = (name for name in shapes if ".edges." in name or ".projections." in name)
-    return math.fsum(math.prod(shapes[name]) * _positions(plan, levels[name.split(".")[1]]) for name in weights)
+    shapes = plan.shapes
+    return math.fsum(
+        math.prod(shapes[f"nodes.{node.name}.{name}"]) * _positions(plan, level)
+        for node in plan.nodes
+        for name, level in _levels(plan, node)
+    )
+
+
+def _levels(plan: Plan, node: Node) -> Iterator[tuple[str, int]]:
+    """The names of the weights of edges and projections, and at which level they are used."""
+    levels = plan.node_levels
+    for edge in node.edges:
+        yield f"edges.{edge.key}", max(node.level, levels[edge.source] if edge.kernel == 1 else 0)
+    for source in node.projections:
+        yield f"projections.{source}", max(node.level, levels[source])
 
 
 def _positions(plan: Plan, level: int) -> float:
@@ -49,12 +62,13 @@ def prices(plan: Plan, currency: Currency) -> dict[str, float]:
     for node in plan.nodes:
         if node.whole:
             found[f"{node.name}.whole"] = _for_it_alone(_at_cores(plan), node, currency)
-        each = _each(plan, node.level, currency)
+        each = {name: _each(plan, level, currency) for name, level in _levels(plan, node)}
         for source in node.projections:
-            found[f"{node.name}.projections.{source}"] = each * node.units * plan.units[source]
+            name = f"projections.{source}"
+            found[f"{node.name}.{name}"] = each[name] * node.units * plan.units[source]
         for edge in node.edges:
             shape = edge.shape(node.num_rows, plan.units[edge.source])
-            name, weights = f"{node.name}.edges.{edge.key}", each * math.prod(shape)
+            name, weights = f"{node.name}.edges.{edge.key}", each[f"edges.{edge.key}"] * math.prod(shape)
             if edge.block:
                 found |= {name: weights / shape[0], f"{name}.whole": weights}
             elif edge.core is not None:

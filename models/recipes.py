@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import nn
 
 from nas.models.dag import DagNet
-from nas.models.plan import DEPTHWISE, INPUT, MAX_SIZE, OUTPUT, POINTWISE, Edge, Node, Plan, Skip
+from nas.models.plan import DEPTHWISE, INPUT, MAX_LEVELS, MAX_SIZE, OUTPUT, POINTWISE, Edge, Node, Plan, Skip
 from nas.registry import Registry
 
 
@@ -221,6 +221,7 @@ def separable_autoencoder(
     kernel: int | Sequence[int] = 7,
     core: int | None = 3,
     levels: int = 0,
+    scales: int | Sequence[int] = 0,
     patch: int = 2,
     residual: bool = True,
     offset: float = 0.5,
@@ -237,6 +238,9 @@ def separable_autoencoder(
     With ``levels`` the blocks in the middle work at half the resolution, as in a U-Net: means over 2 x 2 pixels of the
     trunk lead down to a trunk of their own through a pointwise edge, and back up, each pixel repeated, likewise.
 
+    With ``scales`` there is one trunk of full resolution, and a block of scale s sees means of the trunk over 2^s x 2^s
+    pixels; what it adds is repeated for all of these. Blocks of higher scales see farther and compute 4^s times less.
+
     Args:
         channels, patch, residual, offset: as in `conv_skip_autoencoder`.
         depth: number of blocks, >= 1.
@@ -245,6 +249,8 @@ def separable_autoencoder(
         kernel: largest side of the depthwise kernels, odd, or one for every block.
         core: side that the kernels start with; None, or where it is not smaller than the kernel: they don't grow.
         levels: how often the resolution is halved, at most (depth - 1) / 2.
+        scales: scale of the blocks, 0 to 10; several are taken in turn: with (0, 1, 2) every third block works at a
+            quarter of the resolution. Not beside ``levels``.
 
     Raises:
         ValueError: a size out of range.
@@ -254,11 +260,12 @@ def separable_autoencoder(
     _check_levels(name, levels, depth)
     hidden, kernels = _sizes(name, "hidden", hidden, depth), _sizes(name, "kernel", kernel, depth)
     widths = _sizes(name, "width", width, levels + 1)
+    scales = _checked_scales(name, scales, levels)
     trunk = _Trunk(widths, channels * patch**2)
     for k, (units, side) in enumerate(zip(hidden, kernels, strict=True)):
         trunk.go_to(min(k, levels, depth - 1 - k))
-        trunk.add_block(units, side, core if core is not None and core < side else None)
-    return DagNet(Plan(channels, trunk.finished(), patch, offset, residual, levels=levels))
+        trunk.add_block(units, side, core if core is not None and core < side else None, scales[k % len(scales)])
+    return DagNet(Plan(channels, trunk.finished(), patch, offset, residual, levels=levels + max(scales)))
 
 
 class _Trunk:
@@ -278,19 +285,20 @@ class _Trunk:
             self._add(f"up{level}", level, Edge(self.last[self.level], 1, POINTWISE))
         self.level = level
 
-    def add_block(self, hidden: int, kernel: int, core: int | None) -> None:
+    def add_block(self, hidden: int, kernel: int, core: int | None, scale: int) -> None:
         self.blocks += 1
-        k, level, first, last = self.blocks, self.level, self.first[self.level], self.last[self.level]
+        k, first, last = self.blocks, self.first[self.level], self.last[self.level]
+        level, width = self.level + scale, self.widths[self.level]
         depthwise = Edge(last, kernel, DEPTHWISE, core=core)
         self.nodes.append(
             Node(
-                f"d{k}", self.widths[level], (depthwise,),
+                f"d{k}", width, (depthwise,),
                 activation="identity", searched=False, tied=first, bias=False, level=level,
             )
         )  # fmt: skip
         within = Edge(f"d{k}", 1, POINTWISE)
         self.nodes.append(Node(f"h{k}", hidden, (within,), activation="right_relu", whole=True, level=level))
-        self._add(f"t{k}", level, Edge(f"h{k}", 1, POINTWISE))
+        self._add(f"t{k}", self.level, Edge(f"h{k}", 1, POINTWISE))
 
     def finished(self) -> tuple[Node, ...]:
         self.go_to(0)
@@ -440,6 +448,15 @@ def _sizes(recipe: str, name: str, sizes: int | Sequence[int], count: int) -> li
 def _check_levels(recipe: str, levels: int, depth: int) -> None:
     if not isinstance(levels, int) or not 0 <= levels <= (depth - 1) // 2:
         raise ValueError(f"{recipe}(levels=...) must be an integer from 0 to (depth - 1) / 2, got {levels} for {depth}")
+
+
+def _checked_scales(recipe: str, scales: int | Sequence[int], levels: int) -> list[int]:
+    scales = [scales] if isinstance(scales, int) else list(scales)
+    if not scales or not all(type(scale) is int and 0 <= scale <= MAX_LEVELS for scale in scales):
+        raise ValueError(f"{recipe}(scales=...) must be integers from 0 to {MAX_LEVELS}, got {scales}")
+    if levels and any(scales):
+        raise ValueError(f"{recipe} takes levels or scales, not both; got levels {levels} and scales {scales}")
+    return scales
 
 
 def _check_positive(recipe: str, **sizes: int) -> None:

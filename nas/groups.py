@@ -255,6 +255,12 @@ def num_units(tensor: Tensor, axis: Axis) -> int:
     return tensor.shape[k] // (outer * inner)
 
 
+def unit_of(tensor: Tensor, axis: Axis) -> Tensor:
+    """By index along the axis of the units which unit this is of; where it is of none, beside which one it lies."""
+    k, _, inner, _ = axis if isinstance(axis, tuple) else (axis, 1, 1, 1)
+    return torch.arange(tensor.shape[k], device=tensor.device) // inner % max(1, num_units(tensor, axis))
+
+
 def slices(tensor: Tensor, axis: Axis) -> Tensor:
     """A view of shape (units, ...): what each unit has of a tensor."""
     if not isinstance(axis, tuple):
@@ -267,7 +273,7 @@ def slices(tensor: Tensor, axis: Axis) -> Tensor:
 
 def whole_axis(axis: Axis) -> Axis:
     """With what is of no unit counted to the units."""
-    return (*axis[:2], axis[2], axis[1]) if isinstance(axis, tuple) else axis
+    return (axis[0], axis[1], axis[2], axis[1]) if isinstance(axis, tuple) else axis
 
 
 def unit_size(tensors: Sequence[Tensor], axes: Sequence[Axis] | None = None) -> int:
@@ -320,14 +326,14 @@ def unit_norms(tensors: Sequence[Tensor], axes: Sequence[Axis] | None = None) ->
     return joined
 
 
-def along(per_unit: Tensor, tensor: Tensor, axis: Axis, rest: float = 1.0) -> Tensor:
-    """A vector with one entry per unit, broadcastable to ``tensor`` whose units lie along ``axis``; ``rest`` where it
-    has none."""
+def along(per_unit: Tensor, tensor: Tensor, axis: Axis) -> Tensor:
+    """A vector with one entry per unit, broadcastable to ``tensor`` whose units lie along ``axis``; 1 where it has
+    none."""
     if not isinstance(axis, tuple):
         return per_unit.reshape(-1, *(1,) * (tensor.ndim - 1 - axis))
     k, outer, inner, taken = axis
     parts = per_unit[None, :, None].repeat(outer, 1, inner)
-    parts[taken:] = rest
+    parts[taken:] = 1
     return parts.reshape(-1, *(1,) * (tensor.ndim - 1 - k))
 
 

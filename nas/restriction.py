@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from nas.bregman import AdaBreg, LinBreg, shared_rms, sharing
-from nas.groups import ENTRIES
+from nas.groups import ENTRIES, Axis, unit_of
 from nas.parts import alive_entries
 from nas.penalised import axes_of, gradient, state_dtype
 from nas.penalties import L1, GroupLasso, LogSum, NonNegativeL1, Penalty, SparseGroup, Zero, groups_of
@@ -200,16 +200,19 @@ def _pieces(group: Group, trained: Trained) -> list[_Piece]:
     axes = axes_of(group["joint"], len(members))
     if axes is None:
         return [_alone(p, *trained[p], _free_axes(penalty, p.ndim)) for p in members if p in trained]
-    plain = [axis for axis in axes if isinstance(axis, int)]
-    if len(plain) < len(axes):
-        raise ValueError("coarse steps know units of one slice per tensor, along an axis that they fill")
-    given = [trained[p][1][axis] for p, axis in zip(members, plain, strict=True) if p in trained]
+    given = [_units(p, axis, trained[p][1]) for p, axis in zip(members, axes, strict=True) if p in trained]
     if not given:
         return []
     some, units = [index for index in given if index is not None], None
     if 0 in _free_axes(penalty, 2) and len(some) == len(given):
         units = torch.cat(some).unique()
-    return [_joint(p, axis, units, *trained.get(p, (None, None))) for p, axis in zip(members, plain, strict=True)]
+    return [_joint(p, axis, units, *trained.get(p, (None, None))) for p, axis in zip(members, axes, strict=True)]
+
+
+def _units(whole: Tensor, axis: Axis, part: Selection) -> Tensor | None:
+    """Of which units a part of a tensor has slices; None: of all."""
+    index = part[axis[0] if isinstance(axis, tuple) else axis]
+    return None if index is None else unit_of(whole, axis)[index]
 
 
 def _alone(whole: Tensor, small: Parameter, part: Selection, free: Sequence[int]) -> _Piece:
@@ -218,14 +221,16 @@ def _alone(whole: Tensor, small: Parameter, part: Selection, free: Sequence[int]
     return _Piece(whole, outer, inner, small)
 
 
-def _joint(whole: Tensor, axis: int, units: Tensor | None, small: Parameter | None, part: Selection | None) -> _Piece:
+def _joint(whole: Tensor, axis: Axis, units: Tensor | None, small: Parameter | None, part: Selection | None) -> _Piece:
     """Of joint units those with these indices, whole."""
-    outer = tuple(units if k == axis else None for k in range(whole.ndim))
+    along = axis[0] if isinstance(axis, tuple) else axis
+    rows = None if units is None else torch.isin(unit_of(whole, axis), units).nonzero()[:, 0]
+    outer = tuple(rows if k == along else None for k in range(whole.ndim))
     inner = outer if part is None else part
-    if units is not None and part is not None:
-        own = part[axis]
-        places = None if own is None or len(own) == len(units) else torch.searchsorted(units, own)
-        inner = tuple(places if k == axis else index for k, index in enumerate(part))
+    if rows is not None and part is not None:
+        own = part[along]
+        places = None if own is None or len(own) == len(rows) else torch.searchsorted(rows, own)
+        inner = tuple(places if k == along else index for k, index in enumerate(part))
     return _Piece(whole, outer, inner, small)
 
 

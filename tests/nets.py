@@ -27,6 +27,7 @@ SUPERNETS = {
     "U-Net": lambda: conv_skip_autoencoder(depth=3, width=[8, 12, 8], levels=1, projections=True),
     "separable": lambda: separable_autoencoder(depth=2, width=12, hidden=16, kernel=7),
     "separable U-Net": lambda: separable_autoencoder(depth=3, width=[12, 16], hidden=12, kernel=5, levels=1),
+    "scales": lambda: separable_autoencoder(depth=3, width=12, hidden=12, kernel=5, scales=(0, 1, 2), patch=1),
     "mixed": lambda: mixed_autoencoder(depth=2, width=12, kernel=5),
     "dense convolutions": lambda: dense_conv(depth=3, growth=8, patch=2, residual=True),
     "fully connected": lambda: skip_autoencoder(depth=3, patch=4),
@@ -229,6 +230,7 @@ def _random_separable(choose):
         choose.choice([1, 1, 3]), depth=depth, width=[choose.randint(1, 6) for _ in range(levels + 1)],
         hidden=[choose.randint(1, 6) for _ in range(depth)], kernel=[choose.choice([1, 3, 5, 7]) for _ in range(depth)],
         core=choose.choice([None, 1, 3]), levels=levels, patch=choose.choice([1, 2]), residual=choose.random() < 0.5,
+        scales=0 if levels else choose.choice([0, 1, (0, 1), (2, 0, 1)]),
     )  # fmt: skip
 
 

@@ -75,6 +75,16 @@ def test_families_are_the_ones_of_the_evidence():
     assert widest("chain5", like, 14_000).nodes[0].units == 18
     assert widest("separable5k7", like, 14_000).nodes[0].units == 24
     assert describe("separable5k7") == "5 separable blocks 7x7"
+    scaled = widest("separable6k3s012", like, 14_000)
+    assert [node.level for node in scaled.nodes if node.name.startswith("d")] == [
+        0,
+        1,
+        2,
+        0,
+        1,
+        2,
+    ] and scaled.levels == 2
+    assert describe("separable6k3s012") == "6 separable blocks 3x3 at scales 012"
     assert widest("chain1", like, 100) is None
     assert widest("separable3k5", dense_mlp().plan, 10**6) is None
     assert len(hand_made_networks(mlp(patch=2, outputs=3).plan, 1000)) == 8

@@ -46,6 +46,9 @@ RECIPES = {
     "mlp": lambda depth: mlp(widths=[4] * depth, patch=2),
     "separable_autoencoder": lambda depth: separable_autoencoder(depth=max(1, depth // 3), width=3, hidden=4),
     "separable_autoencoder with levels": lambda depth: separable_autoencoder(depth=depth, width=3, hidden=4, levels=1),
+    "separable_autoencoder with scales": lambda depth: separable_autoencoder(
+        depth=max(1, depth // 3), width=3, hidden=4, scales=(0, 1),
+    ),
     "mixed_autoencoder": lambda depth: mixed_autoencoder(depth=depth, width=3),
 }  # fmt: skip
 

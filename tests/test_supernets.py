@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from nas import AdaBreg, GroupLasso, SparseGroup, describe, param_groups, sparse_start
 from nas.models import (
@@ -21,6 +22,7 @@ from nas.models import (
     skip_autoencoder,
 )
 from nas.models.dag import ACTIVATIONS
+from nas.models.price import total
 from tests.nets import full
 
 U_NET = {"depth": 5, "width": [6, 5, 4, 5, 6], "levels": 2, "projections": True, "patch": 1}
@@ -117,9 +119,32 @@ def test_classifiers_return_logits_that_can_be_negative():
     assert mlp()(pictures).shape == pictures.shape
 
 
+def test_the_equation_of_a_block_at_a_scale():
+    """It sees means of the trunk over 4 x 4 pixels, and repeats what it adds."""
+    net = filled(separable_autoencoder(depth=1, width=3, hidden=4, kernel=3, core=None, scales=2, patch=1)).double()
+    x = torch.rand(1, 1, 8, 12, dtype=torch.float64)
+    states, nodes = net.states(x), net.nodes
+    coarse = F.conv2d(F.avg_pool2d(states["t0"], 4), nodes["d1"].edges["t0_depthwise"], padding=1, groups=3)
+    hidden = F.relu(F.conv2d(coarse, nodes["h1"].edges["d1_pointwise"], nodes["h1"].bias))
+    repeated = hidden.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    added = F.conv2d(repeated, nodes["t1"].edges["h1_pointwise"])
+    torch.testing.assert_close(states["t1"], nodes["t1"].gates[0] * states["t0"] + added, rtol=0, atol=1e-12)
+    with FlopCounterMode(display=False) as counted:
+        net(x)
+    assert counted.get_total_flops() / 2 / 96 == total(net.plan, "flops") == 2 * 27 + (27 + 12 + 12) / 16
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: separable_autoencoder(scales=[0, -1]),
+            r"separable_autoencoder\(scales=...\) must be integers from 0 to 10, got \[0, -1\]",
+        ),
+        (
+            lambda: separable_autoencoder(scales=1, levels=1),
+            r"takes levels or scales, not both; got levels 1 and scales \[1\]",
+        ),
         (
             lambda: conv_skip_autoencoder(levels=3),
             r"levels=...\) must be an integer from 0 to \(depth - 1\) / 2, got 3",

@@ -170,7 +170,7 @@ def _node(plan: Plan, node: Node) -> Iterator[str]:
     if node.num_rows:
         linear = [_edge_term(plan, node, edge, every) for edge in _edges(node)]
         if not linear:
-            zeros = f"torch.zeros_like({_state(plan, INPUT, node)}[{every}:1])"
+            zeros = f"torch.zeros_like({_resampled(f'x_{INPUT}', -node.level)}[{every}:1])"
             linear = [zeros if node.bias else f"{zeros}.expand({_unit_sizes(plan, node.num_rows)})"]
         if _biased(node) is None and node.bias:
             linear.append(f"self.bias_{node.name}" + ("[:, None, None]" if plan.is_convolutional else ""))
@@ -184,9 +184,9 @@ def _node(plan: Plan, node: Node) -> Iterator[str]:
         term = f"self.gate_{skip.source}_{node.name} * x_{skip.source}{taken}"
         terms.append(term if skip.put is None else _placed(term, f"PUT_{skip.source}_{node.name}", node))
     for source in node.projections:
-        terms.append(f"self.projection_{source}_{node.name}({_state(plan, source, node)})")
+        terms.append(_pointwise(plan, f"self.projection_{source}_{node.name}", f"x_{source}", source, node))
     if not terms:  # nothing arrives here
-        zeros = f"torch.zeros_like({_state(plan, INPUT, node)}[{every}:1])"
+        zeros = f"torch.zeros_like({_resampled(f'x_{INPUT}', -node.level)}[{every}:1])"
         terms = [f"{zeros}.expand({_unit_sizes(plan, node.units)})"]
     yield _sum(name, terms)
 
@@ -194,7 +194,11 @@ def _node(plan: Plan, node: Node) -> Iterator[str]:
 def _edge_term(plan: Plan, node: Node, edge: Edge, every: str) -> str:
     """What an edge brings to the rows of a node."""
     taken = "" if edge.take is None else f"[{every}TAKE_EDGE_{edge.key}_{node.name}]"
-    term = f"self.{_edge(plan, edge, node.name)}({_state(plan, edge.source, node, taken)})"
+    layer = f"self.{_edge(plan, edge, node.name)}"
+    if edge.kernel == 1:
+        term = _pointwise(plan, layer, f"x_{edge.source}{taken}", edge.source, node)
+    else:
+        term = f"{layer}({_resampled(f'x_{edge.source}{taken}', plan.node_levels[edge.source] - node.level)})"
     return term if edge.put is None else f"place({term}, PUT_EDGE_{edge.key}_{node.name}, {node.num_rows})"
 
 
@@ -203,9 +207,14 @@ def _unit_sizes(plan: Plan, units: int) -> str:
     return f"-1, {units}, -1, -1" if plan.is_convolutional else f"*x_{INPUT}.shape[:-1], {units}"
 
 
-def _state(plan: Plan, source: str, node: Node, taken: str = "") -> str:
-    """The state of ``source``, or some units of it, at the resolution of ``node``."""
-    levels, x = plan.node_levels[source] - node.level, f"x_{source}{taken}"
+def _pointwise(plan: Plan, layer: str, x: str, source: str, node: Node) -> str:
+    """What a layer that sees single pixels makes of ``x``: pixels are repeated last."""
+    levels = plan.node_levels[source] - node.level
+    return _resampled(f"{layer}({_resampled(x, min(levels, 0))})", max(levels, 0))
+
+
+def _resampled(x: str, levels: int) -> str:
+    """``x`` at a resolution that is so much higher."""
     if levels > 0:
         return f'F.interpolate({x}, scale_factor={2**levels}, mode="nearest")'
     return f"F.avg_pool2d({x}, {2**-levels})" if levels < 0 else x

@@ -460,9 +460,8 @@ def channels_behind(channels: Channels, step: Step, mask: Tensor) -> dict[fx.Nod
     if step.kind is Kind.MOVE:
         return _moved_from(channels, step, mask)
     if step.kind is Kind.GROUPED:
-        [x] = sources
         groups = mask.reshape(step.groups, -1).any(dim=1)
-        return {x: groups.repeat_interleave(len(channels.roots[x]) // step.groups)}
+        return {x: groups.repeat_interleave(len(channels.roots[x]) // step.groups) for x in sources}
     found = {}
     for each in sources:
         count = len(channels.roots[each])

@@ -17,11 +17,13 @@ from nas.groups import Axis, Members, join_rows, slices, unit_axes
 from nas.models import network
 from nas.models.network import Found, Sight
 from nas.models.price import Currency, factor
+from nas.models.traced.awake import silent_layers
 from nas.models.traced.channels import Channels, Kind
 from nas.models.traced.graph import Example, copied, operation, shape, trace, unwrap
-from nas.models.traced.shrink import Removal, fit, keep_one
+from nas.models.traced.shrink import Removal, fit, held_by, keep_one, narrow, parts_of
 from nas.models.traced.store import filled, read_tensors, write_module
 from nas.models.traced.units import find_units, settle_norms
+from nas.selection import Selection, write
 
 EVERYWHERE = 1 << 20  # pixels: the reach of a network that sees all of a picture
 PROBES = 128, 512  # sides, at least, of the pictures on which it is found out how far a network sees
@@ -111,6 +113,9 @@ class Anatomy:
         return float(sum(sorted(math.prod(size) for size in self._sizes)[-2:]) / self._example[0])
 
 
+Slices = tuple[str, Axis]  # the name of a tensor, and where its units lie
+
+
 class Searched:
     """The units of a module that a search can take away; copies of the module share it.
 
@@ -120,22 +125,36 @@ class Searched:
         problems: why other layers have none.
     """
 
-    def __init__(self, module: nn.Module, anatomy: Anatomy, example: Tensor) -> None:
-        names = {id(p): name for name, p in module.named_parameters()}
-        units, problems, dense = find_units(module, Example.of(example))
-        self.problems = [*problems, *dense]
-        self.units = {
-            layer: [(names[id(p)], axis) for p, axis in zip(members, unit_axes(members), strict=True)]
-            for layer, members in units.items()
-        }
+    def __init__(self, units: Mapping[str, Sequence[Slices]], anatomy: Anatomy, problems: Sequence[str] = ()) -> None:
+        self.units, self.anatomy, self.problems = dict(units), anatomy, list(problems)
         self.numbers = {
             layer: _numbers_of(anatomy.channels.stored[anatomy.nodes[name]], axis)
-            for layer, ((name, axis), *_) in self.units.items()
+            for layer, ((name, axis), *_) in units.items()
         }
-        self._leave_out_what_stays(module, anatomy.channels, Example.of(example))
-        if not self.units:
-            why = "".join(f": {problem}" for problem in self.problems[:1])
+        self._silent: list[str] | None = None
+
+    @classmethod
+    def find(cls, module: nn.Module, anatomy: Anatomy, example: Tensor) -> "Searched":
+        """The units of a module.
+
+        Raises:
+            ValueError: there are none.
+        """
+        names = {id(p): name for name, p in module.named_parameters()}
+        units, problems, dense = find_units(module, Example.of(example))
+        found = cls(
+            {
+                layer: [(names[id(p)], axis) for p, axis in zip(members, unit_axes(members), strict=True)]
+                for layer, members in units.items()
+            },
+            anatomy,
+            [*problems, *dense],
+        )
+        found._leave_out_what_stays(module, anatomy.channels, Example.of(example))
+        if not found.units:
+            why = "".join(f": {problem}" for problem in found.problems[:1])
             raise ValueError(f"{type(module).__name__} has no layer whose channels can be units{why}")
+        return found
 
     def __deepcopy__(self, memo: object) -> "Searched":
         return self
@@ -153,6 +172,23 @@ class Searched:
         return {
             layer: join_rows(members, members.axes).ne(0).any(dim=1).cpu() for layer, members in self.of(module).items()
         }
+
+    def awake(self, module: nn.Module, example: Tensor) -> Tensor:
+        """Which channels are of no unit that can be left out in training as it sleeps: a mask over their numbers."""
+        channels, alive = self.anatomy.channels, self.alive(module)
+        if self._silent is None:
+            self._silent = silent_layers(module, channels, self.units, self.numbers, Example.of(example))
+        kept = self.channels_of({layer: alive[layer].nonzero()[:, 0] for layer in self._silent})
+        keep_one(channels, kept)
+        return kept
+
+    def channels_of(self, units: Mapping[str, Tensor]) -> Tensor:
+        """All channels, but of these layers only those of ``units``: a mask over their numbers."""
+        kept = torch.ones_like(self.anatomy.channels.fixed)
+        for layer, indices in units.items():
+            kept[self.numbers[layer]] = False
+            kept[self.numbers[layer][indices]] = True
+        return kept
 
     @torch.no_grad()
     def _leave_out_what_stays(self, module: nn.Module, channels: Channels, example: Example) -> None:
@@ -215,7 +251,7 @@ class TracedNet(nn.Module):
             ValueError: there are none.
         """
         if self._searched is None:
-            self._searched = Searched(self.module, self.anatomy, self.origin.example)
+            self._searched = Searched.find(self.module, self.anatomy, self.origin.example)
         return self._searched
 
     def forward(self, x: Tensor) -> Tensor:
@@ -235,20 +271,21 @@ class TracedNet(nn.Module):
 
     def alive_channels(self) -> Tensor:
         """Which channels are of no unit that is zero, and one of each layer at least: a mask over their numbers."""
-        kept = torch.ones_like(self.anatomy.channels.fixed)
-        for layer, alive in self.searched.alive(self.module).items():
-            kept[self.searched.numbers[layer][~alive]] = False
+        alive = self.searched.alive(self.module)
+        kept = self.searched.channels_of({layer: mask.nonzero()[:, 0] for layer, mask in alive.items()})
         keep_one(self.anatomy.channels, kept)
         return kept
 
     def layers_at(self, units: Mapping[str, Sequence[int]]) -> dict[str, int]:
         """How many channels each layer puts out when these units are alive, by layer."""
-        kept = torch.ones_like(self.anatomy.channels.fixed)
-        for layer, alive in units.items():
-            numbers = self.searched.numbers[layer]
-            kept[numbers] = False
-            kept[numbers[list(alive)]] = True
-        return self.anatomy.outputs(kept)
+        alive = {layer: torch.tensor(each, dtype=torch.long) for layer, each in units.items()}
+        return self.anatomy.outputs(self.searched.channels_of(alive))
+
+    def parts(self, kept: Tensor) -> dict[str, Selection]:
+        """Of all parameters and buffers what is of channels that are ``kept``, a mask over their numbers."""
+        held, found = held_by(self), parts_of(self.anatomy.channels, kept)
+        parts = {id(held[f"module.{name}"]): part for name, part in found.items()}
+        return {name: parts.get(id(tensor), (None,) * tensor.ndim) for name, tensor in held.items()}
 
     def cut(self) -> tuple[nn.Module, Removal]:
         """The module without what is dead, on the CPU, and what was removed."""
@@ -305,13 +342,31 @@ def _(net: TracedNet, currency: Currency) -> dict[str, float]:
 
 
 @network.inner.register
+@torch.no_grad()
 def _(net: TracedNet) -> tuple[TracedNet, dict[str, Tensor]]:
-    return copy.deepcopy(net), {layer: torch.arange(n) for layer, n in network.widths(net).items()}
+    kept, module = net.searched.awake(net.module, net.origin.example), copy.deepcopy(net.module)
+    narrow(module, parts_of(net.anatomy.channels, kept))
+    small = TracedNet(module, net.origin)
+    small._searched = Searched(net.searched.units, small.anatomy, net.searched.problems)
+    return small, {layer: kept[numbers].nonzero()[:, 0] for layer, numbers in net.searched.numbers.items()}
 
 
 @network.within.register
-def _(small: TracedNet, units: Mapping[str, Tensor], net: nn.Module) -> TracedNet:
-    return small
+@torch.no_grad()
+def _(small: TracedNet, units: Mapping[str, Tensor], net: TracedNet) -> TracedNet:
+    whole = copy.deepcopy(net)
+    held, parts = held_by(whole), whole.parts(net.searched.channels_of(units))
+    for name, tensor in held_by(small).items():
+        write(held[name], parts[name], tensor)
+    return whole
+
+
+@network.restricted.register
+@torch.no_grad()
+def _(net: TracedNet) -> tuple[TracedNet, dict[str, Selection]]:
+    kept, small = net.searched.awake(net.module, net.origin.example), copy.deepcopy(net)
+    narrow(small.module, parts_of(net.anatomy.channels, kept))
+    return small, net.parts(kept)
 
 
 @network.settle.register

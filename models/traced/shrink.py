@@ -1,7 +1,7 @@
 """Removal of dead channels from any module, exactly: what is zero, what nobody reads, what is constant."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from nas.models.traced.channels import Channels, Kind, Step
 from nas.models.traced.graph import Example, call, copied, trace, unwrap
 from nas.models.traced.values import Values
+from nas.selection import Selection, indices, selected
 
 # Largest difference of an output that is round-off, relative to the largest output if that is above 1
 AGREE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -105,34 +106,8 @@ class Removal:
 
     def apply(self, model: nn.Module) -> None:
         """Narrow a copy of the module in place."""
-        names = self.channels.graph.names
         self._absorb(model)
-        held = held_by(model)
-        first: dict[str, fx.Node] = {}
-        for node, name in names.items():
-            first.setdefault(name, node)
-        for name, node in first.items():
-            old = held[name]
-            new = self._narrowed(old, node)
-            if new.shape != old.shape:
-                self._replace(model, [each for each, tensor in held.items() if tensor is old], old, new)
-        for name in first:
-            resize(model.get_submodule(name.rpartition(".")[0]))
-
-    def _narrowed(self, tensor: Tensor, node: fx.Node) -> Tensor:
-        for axis, numbers in enumerate(self.channels.stored[node]):
-            kept = self.kept[numbers]
-            if not kept.all():
-                tensor = tensor.detach().index_select(axis, kept.nonzero()[:, 0])
-        return tensor
-
-    def _replace(self, model: nn.Module, owners: list[str], old: Tensor, new: Tensor) -> None:
-        new = new.contiguous(memory_format=_format(old))
-        if isinstance(old, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=old.requires_grad)
-        for name in owners:
-            place, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(place), attribute, new)
+        narrow(model, parts_of(self.channels, self.kept))
 
     def _absorb(self, model: nn.Module) -> None:
         """Take constants of channels that go into the biases of those that read them."""
@@ -153,6 +128,35 @@ class Removal:
                     module.bias = nn.Parameter(bias[self.kept[rows]], requires_grad=weight.requires_grad)
                 else:
                     getattr(module, attribute).data = bias
+
+
+def parts_of(channels: Channels, kept: Tensor) -> dict[str, Selection]:
+    """By name of a stored tensor the part of it that is of channels that are ``kept``, a mask over their numbers."""
+    first: dict[str, fx.Node] = {}
+    for node, name in channels.graph.names.items():
+        first.setdefault(name, node)
+    return {name: tuple(indices(kept[numbers]) for numbers in channels.stored[node]) for name, node in first.items()}
+
+
+def narrow(model: nn.Module, parts: Mapping[str, Selection]) -> None:
+    """Leave of the tensors of a module these parts alone, in place."""
+    held = held_by(model)
+    for name, part in parts.items():
+        old = held[name]
+        new = selected(old.detach(), part)
+        if new.shape != old.shape:
+            _replace(model, [each for each, tensor in held.items() if tensor is old], old, new)
+    for name in parts:
+        resize(model.get_submodule(name.rpartition(".")[0]))
+
+
+def _replace(model: nn.Module, owners: list[str], old: Tensor, new: Tensor) -> None:
+    new = new.contiguous(memory_format=_format(old))
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    for name in owners:
+        place, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(place), attribute, new)
 
 
 def keep_one(channels: Channels, kept: Tensor) -> None:

@@ -22,18 +22,20 @@ SHIFT = 0.37  # stands for any number but 0
 
 @torch.no_grad()
 def coupled_units(model: nn.Module, inputs: Inputs, *, strict: bool = True) -> dict[str, Members]:
-    """The tensors that hold the units of any model, by layer; slice i of all tensors of a layer is its unit i, along
-    the first axis of most tensors, along the second of the weights of transposed convolutions (`nas.groups.Members`).
+    """The tensors that hold the units of any model, by layer: what all tensors of a layer have at i is its unit i
+    (`nas.groups.Members`), one row or several.
 
     A unit is a channel (of a linear layer a feature) with all channels that can only live and die together with it:
-    those that residual sums tie to it, and what depthwise convolutions, normalisations, pooling, activations and
-    flatten make of it. Its tensors are the filters of all layers that put it out, with their biases, and the shifts
-    of the batch normalisations and depthwise convolutions behind. If they are zero, so is the channel, in training
-    and (after `settle_norms`) in evaluation, and `nas.analysis.extract` removes it exactly: that is tried here on a
-    copy. Factors on the way stay free (the scale of a normalisation, the kernel of a depthwise convolution): a zero
-    filter behind a zero factor has no gradient and could never wake. So do the shifts of a normalisation of a
-    concatenation, whose channels belong to several layers; behind it a dead channel is a constant, which layers
-    without zero padding absorb. Channels that the model takes in or puts out are no units, nor are frozen ones.
+    those that residual sums, groups, chunks and shuffles tie to it, and what depthwise convolutions,
+    normalisations, pooling, activations and flatten make of it. Its tensors are the filters of all layers that put
+    it out, with their biases, and the shifts of the batch normalisations and grouped convolutions behind. If they
+    are zero, so is the channel, in training and (after `settle_norms`) in evaluation, and `nas.analysis.extract`
+    removes it exactly: that is tried here on a copy. Factors on the way stay free (the scale of a normalisation,
+    the kernel of a depthwise convolution): a zero filter behind a zero factor has no gradient and could never wake.
+    So does one of two factors that are both zero with the unit, as the halves of a gate. So do the shifts of a
+    normalisation of a concatenation, whose channels belong to several layers; behind it a dead channel is a
+    constant, which layers without zero padding absorb. Channels that the model takes in or puts out are no units,
+    nor are frozen ones, nor those that an operation needs all together (normalisation over channels, attention).
 
     Args:
         model: any module that `torch.export` can trace; it is left as it is.
@@ -47,7 +49,7 @@ def coupled_units(model: nn.Module, inputs: Inputs, *, strict: bool = True) -> d
 
     Raises:
         ValueError: the model cannot be copied, run or traced, or has no units; with ``strict`` also, naming layer and
-            operation: an operation that is not known, channels tied to channels at other places, a channel that is
+            operation: an operation that is not known, channels tied to others without order, a channel that is
             not zero or not constant when its weights are, a forward that notices when channels go.
     """
     model = unwrap(model)

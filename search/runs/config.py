@@ -10,7 +10,6 @@ import yaml
 from torch import nn
 
 from nas.models.build import Factory
-from nas.models.dag import DagNet
 from nas.models.price import CHEAPEST, Currency
 from nas.registry import Unknown
 from nas.search.data.dataset import Pictures
@@ -305,14 +304,10 @@ class SearchConfig:
         """The supernet, before its sparse start: a `DagNet` or a `TracedNet`.
 
         Raises:
-            ValueError: the supernet does not take the ``model_options`` or ``coarse`` steps, or cannot be made or
-                traced.
+            ValueError: the supernet does not take the ``model_options``, or cannot be made or traced.
         """
         check_options(self.model, self.model_options, self._known_options())
-        net = Factory.find(self.model).build(self.channels, self.num_extra, self.model_options, self.crop)
-        if self.coarse and not isinstance(net, DagNet):
-            raise ValueError(f"coarse steps are for supernets that are plans, which {self.model} is not")
-        return net
+        return Factory.find(self.model).build(self.channels, self.num_extra, self.model_options, self.crop)
 
     @property
     def num_extra(self) -> int:

@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from nas.bregman import AdaBreg, LinBreg
 from nas.models.alive_only import alive_only
-from nas.models.dag import DagNet
 from nas.models.network import find, settle
 from nas.penalised import Penalised
 from nas.restriction import check_restricts
@@ -77,8 +76,8 @@ class Loop:
         scheduler: stepped after every batch.
         on_step: called between two steps of an epoch; the state is complete then.
         compute: precision, and whether to compile.
-        coarse: of a `DagNet`: how many steps on what is alive follow each full step (`nas.search.training.coarse`),
-            with which an epoch begins.
+        coarse: of a `DagNet` or `TracedNet`: how many steps on what is alive follow each full step
+            (`nas.search.training.coarse`), with which an epoch begins.
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
@@ -139,11 +138,7 @@ class Loop:
         if len(self._losses) % (self.coarse + 1) == 0:
             self._leave_level()
         elif self._level is None:
-            self._level = self._coarse_level()
-
-    def _coarse_level(self) -> CoarseLevel:
-        assert isinstance(self.net, DagNet)
-        return CoarseLevel(self.net, self.optimizer)
+            self._level = CoarseLevel(self.net, self.optimizer)
 
     def _leave_level(self) -> None:
         if self._level is not None:
@@ -197,7 +192,7 @@ class Loop:
         if scaler := state.get("scaler"):  # empty under another precision than fp16
             self._scaler.load_state_dict(scaler)
         if state.get("level") is not None:
-            self._level = self._coarse_level()
+            self._level = CoarseLevel(self.net, self.optimizer)
             self._level.load_state_dict(state["level"])
         torch.set_rng_state(state["random"])
         self.epoch, self._num_samples = state["epoch"], state["num_samples"]
