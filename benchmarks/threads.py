@@ -27,12 +27,12 @@ class Net(nn.Module):
 
     def __init__(self, run: Callable[..., Any], **layers: nn.Module | nn.Parameter) -> None:
         super().__init__()
-        self.function = run
+        self.run = run
         for name, layer in layers.items():
             setattr(self, name, layer)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        return self.__dict__["function"](self, *inputs, **named)
+        return self.run(self, *inputs, **named)
 
 
 @dataclass(frozen=True)
