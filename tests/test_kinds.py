@@ -313,6 +313,11 @@ LAZY = nn.Sequential(nn.LazyConv2d(4, 1), nn.GELU(), conv(4, 2))
         (nn.Linear(3, 2), torch.zeros(3, dtype=torch.long), r"Linear cannot compute inputs of int64 \(1, 3\)"),
         (Net(lambda m, x: "text", a=conv(3, 4)), X, "Net returns no tensor, but str"),
         (Net(lambda m, x: x if x.sum() > 0 else -x), X, "torch.export cannot trace Net: Could not guard on data-dep"),
+        (
+            Net(lambda m, x: (y := m.a(x))[y > 0], a=conv(3, 4)),
+            X,
+            "Net makes tensors whose sizes depend on the numbers that it is given",
+        ),
     ],
 )
 def test_what_cannot_be_run_or_traced_is_refused_in_one_line(model, x, message, capfd):

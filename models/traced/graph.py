@@ -129,6 +129,8 @@ def trace(model: nn.Module, example: Example, *, training: bool = False) -> Grap
     except Exception as problem:
         call(copied(model).train(training), example)  # says what is wrong with the model or the inputs
         raise ValueError(f"torch.export cannot trace {type(model).__name__}: {_line(problem)}") from None
+    if any(isinstance(size, torch.SymInt) for node in program.graph.nodes for size in _sizes(node)):
+        raise ValueError(f"{type(model).__name__} makes tensors whose sizes depend on the numbers that it is given")
     return _graph(program, model)
 
 
@@ -222,8 +224,12 @@ def operation(node: fx.Node) -> str:
 
 def shape(node: fx.Node) -> tuple[int, ...]:
     """Of a tensor; empty for anything else."""
+    return tuple(map(int, _sizes(node)))
+
+
+def _sizes(node: fx.Node) -> tuple[int | torch.SymInt, ...]:
     value = node.meta.get("val")
-    return tuple(map(int, value.shape)) if isinstance(value, Tensor) else ()
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def called(node: fx.Node) -> str:
