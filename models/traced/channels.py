@@ -228,7 +228,8 @@ class Channels:
         return name in ACROSS_CHANNELS and tensors[0] not in self.pure
 
     def _put(self, step: Step, axis: int, labels: Tensor) -> bool:
-        assert shape(step.node)[axis] == len(labels)
+        if shape(step.node)[axis] != len(labels):  # nothing to compute with: a layer without inputs
+            return False
         self.steps[step.node], self.axis[step.node], self._labels[step.node] = step, axis, labels
         return True
 
