@@ -12,7 +12,17 @@ from torch import nn
 from nas import AdaBreg, coupled_units, param_groups, settle_norms, sparse_start
 from nas.analysis import describe_changes, extract
 from nas.groups import join_rows
-from tests.test_coupled import SHAPE, Net, assert_dead_are_zero, assert_removed, conv, kill, named, randomise
+from tests.test_coupled import (
+    SHAPE,
+    Net,
+    assert_dead_are_zero,
+    assert_removed,
+    conv,
+    kill,
+    named,
+    random_killed,
+    randomise,
+)
 
 
 class LayerNorm2d(nn.Module):
@@ -356,24 +366,9 @@ class RandomRows(nn.Module):
         return self.head(torch.cat([each.mean((2, 3)) for each in found[1:]], 1))
 
 
-def check_random(seed):
-    """Units of a random graph are zero when they are dead, and go; whether there were any."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    model, x = RandomRows(seed).double(), torch.randn(4, *SHAPE, dtype=torch.float64)
-    try:
-        units = coupled_units(model, x, strict=False)
-    except ValueError as problem:
-        assert "has no layer whose channels can be units" in str(problem)
-        return False
-    randomise(model, generator)
-    alive = kill(units, 0.5, generator)
-    settle_norms(model, units)
-    assert_removed(model.eval(), units, alive, x)
-    return True
-
-
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=5)
 def test_units_of_random_graphs_with_parts_are_removed_exactly(seed):
-    check_random(seed)
+    if killed := random_killed(RandomRows, seed):
+        model, *others = killed
+        assert_removed(model.eval(), *others)

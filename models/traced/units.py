@@ -14,9 +14,8 @@ from nas.models.traced.graph import Example, Inputs, called, copied, operation, 
 from nas.models.traced.shrink import Removal, fit
 from nas.models.traced.values import PRODUCTS, Values, keeps_constants
 
-Space = tuple[
-    int, ...
-]  # the numbers of the channels that a layer puts out, each once: unit i has those numbered space[i]
+# The numbers of the channels that a layer puts out, each once: unit i has those numbered space[i]
+Space = tuple[int, ...]
 SHIFT = 0.37  # stands for any number but 0
 
 
