@@ -187,6 +187,9 @@ def test_on_the_command_line_the_level_is_given_or_said(place, capsys):
     (note,) = notes()
     assert note.startswith("estimated noise of sigma ")
     assert float(note.split()[4]) == pytest.approx(20, rel=0.1)
+    assert note.endswith(" of 255")
+    Image.new("L", (64, 64), 128).save("a.png")
+    assert notes() == ["estimated noise of sigma 0.0 of 255, taken for 5.0: the network was trained for 5 to 55"]
     assert notes("--sigma", "30") == notes("--peak", "50") == []
 
 
