@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
+from nas.files import write_bytes, write_text
 from nas.models.traced.graph import unwrap
 from nas.models.traced.shrink import held_by, resize
 
@@ -44,8 +45,8 @@ def write_module(model: nn.Module, folder: Path, factory: str, options: Mapping[
     except TypeError as problem:
         raise ValueError(f"save_module(options=...) must be plain data: {problem}") from None
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_tensors(model), folder / WEIGHTS)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    write_bytes(folder / WEIGHTS, save(_tensors(model)))
+    write_text(folder / CONFIG, text + "\n")
 
 
 def load_module(folder: Path | str) -> nn.Module:
