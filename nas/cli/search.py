@@ -94,9 +94,8 @@ def run_to_the_end(engine: Search, how_to_go_on: str) -> Result:
     name, before = score_trivial(engine.validation, engine.task)
     _announce(engine)
     start, trivial = engine.points[0], before[metric.key]
-    print(
-        f"at the start {_alive(start, run)}: {metric.text(start.headline)}; {name} in validation: {metric.text(trivial)}"
-    )
+    print(f"at the start {_alive(start, run)}: {metric.text(start.headline)}", end="; ")
+    print(f"{name} in validation: {metric.text(trivial)}")
     if isinstance(engine.net, TracedNet) and metric.key == PSNR.key and start.headline < trivial - 3:
         print("that is worse than no network: a last layer that starts near zero lets it learn, and grow, faster")
     iterate(engine, how_to_go_on)
