@@ -183,6 +183,7 @@ def test_the_road_to_the_end(found, capsys):
 
     pytest.importorskip("onnxruntime")
     assert nas(found, "export", "--format=onnx") == 0
+    assert nas(found, "export", "--format=onnx", "--int8") == 0
     assert nas(found, "export", "--format=python") == 0
 
     code, said = nas(found, "retrain", "--epochs=1", capsys=capsys)
