@@ -5,8 +5,9 @@
 
 Words after the options choose models by what their lines begin with. `coupled_units` accepts a model whole if all its
 layers with channels of their own are units, in part (strict=False) if some stay dense. Then half of the units of every
-layer are set to zero, and extraction has to remove them. Every model is tried in a process of its own, which has a
-limited time. Printed are the layers with units, parameters before and after, the difference of the outputs in double
+layer are set to zero, normalisations are given the statistics of a batch, so that the outputs are numbers of ordinary
+size, and extraction has to remove what is zero. Every model is tried in a process of its own, which has a limited time
+and memory. Printed are the layers with units, parameters before and after, the difference of the outputs in double
 precision, the seconds that `coupled_units` and `extract` took the processor, and why a model is not accepted whole; at
 last how many models had which answer, and the commonest reasons.
 """
@@ -31,14 +32,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas import coupled_units, settle_norms
+from nas import coupled_units
 from nas.analysis import extract
-from nas.groups import Members, slices
+from nas.groups import Members
+from nas.models.traced.graph import Example
+from nas.models.traced.units import kill_half, stir
 from nas.search.data.vision import import_torchvision
 
 LIST = Path(__file__).with_suffix(".txt")
 MOST = 60e6  # parameters; larger models are left out
 PATIENCE = 120  # seconds of the processor for one model
+MEMORY = 10 << 30  # bytes for one model
 SIDE = 96  # of the pictures for models of timm that take any size
 
 
@@ -51,7 +55,7 @@ class Verdict:
         reason: why it is not whole.
         layers: with units.
         before, after: parameters.
-        difference: of the outputs in double precision.
+        difference: of the outputs in double precision, relative to the largest.
         found, extracted: seconds of the processor for `coupled_units` and for `extract`.
     """
 
@@ -92,13 +96,6 @@ def build(line: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return model, tuple(torch.rand(2, *shape) for shape in shapes)
 
 
-@torch.no_grad()
-def kill(units: Mapping[str, Members]) -> None:
-    for members in units.values():
-        for p, axis in zip(members, members.axes, strict=True):
-            slices(p, axis)[1::2] = 0
-
-
 def judge(line: str) -> Verdict:
     torch.manual_seed(0)
     verdict = Verdict(line.split()[0], "absent")
@@ -114,14 +111,14 @@ def judge(line: str) -> Verdict:
     units = _find(model, inputs, verdict)
     if not units:
         return verdict
-    kill(units)
-    settle_norms(model, units)
+    stir(model)
+    kill_half(model, units, Example.of(tuple(torch.cat([torch.rand(x.shape), torch.randn(x.shape)]) for x in inputs)))
     began = time.process_time()
-    small, certificate = extract(model.eval(), [tuple(x[0] for x in inputs)])
+    small, certificate = extract(model, [tuple(x[0] for x in inputs)])
     verdict.extracted = time.process_time() - began
     verdict.after = sum(p.numel() for p in small.parameters())
-    verdict.difference = certificate.max_abs_float64
-    if not certificate.holds or verdict.after >= verdict.before:
+    verdict.difference = certificate.max_rel_float64
+    if not certificate.holds or verdict.difference > certificate.tolerance_float64 or verdict.after >= verdict.before:
         verdict.answer = "wrong"
     return verdict
 
@@ -147,6 +144,7 @@ def _find(model: nn.Module, inputs: tuple[Tensor, ...], verdict: Verdict) -> Map
 
 def _work(line: str, answers: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE, PATIENCE))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")
     try:
         verdict = judge(line)

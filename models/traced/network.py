@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from nas.groups import Axis, Members, join_rows, slices, unit_axes
+from nas.groups import Axis, Members, join_rows, unit_axes
 from nas.models import network
 from nas.models.network import Found, Sight
 from nas.models.price import Currency, factor
@@ -22,7 +22,7 @@ from nas.models.traced.channels import Channels, Kind
 from nas.models.traced.graph import Example, copied, operation, shape, trace, unwrap
 from nas.models.traced.shrink import Removal, fit, held_by, keep_one, narrow, parts_of
 from nas.models.traced.store import filled, read_tensors, write_module
-from nas.models.traced.units import find_units, settle_norms
+from nas.models.traced.units import find_units, kill_half, settle_norms, stir
 from nas.selection import Selection, write
 
 EVERYWHERE = 1 << 20  # pixels: the reach of a network that sees all of a picture
@@ -193,11 +193,9 @@ class Searched:
     @torch.no_grad()
     def _leave_out_what_stays(self, module: nn.Module, channels: Channels, example: Example) -> None:
         """Of layers whose dead units an extraction would keep nothing is searched: tried on a copy."""
-        trial = copied(module).eval()
-        for members in self.of(trial).values():
-            for p, axis in zip(members, members.axes, strict=True):
-                slices(p, axis)[1::2] = 0
-        settle_norms(trial, self.of(trial))
+        trial = copied(module)
+        stir(trial)
+        kill_half(trial, self.of(trial), example)
         removal = Removal(channels, trial)
         fit(trial, removal, example)
         for layer, numbers in list(self.numbers.items()):

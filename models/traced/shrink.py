@@ -14,7 +14,7 @@ from nas.models.traced.values import Values
 from nas.selection import Selection, indices, selected
 
 # Largest difference of an output that is round-off, relative to the largest output if that is above 1
-AGREE = {torch.float64: 1e-6, torch.float32: 1e-3}
+AGREE = {torch.float64: 1e-10, torch.float32: 1e-3}
 LAYERS = (Kind.MIX, Kind.GROUPED, Kind.NORM)
 
 
@@ -174,33 +174,34 @@ def held_by(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def shrunk(model: nn.Module, example: Example) -> tuple[nn.Module, Removal]:
+def shrunk(model: nn.Module, *examples: Example) -> tuple[nn.Module, Removal]:
     """A smaller copy of a module that computes the same in evaluation mode, and what was removed from it.
 
-    Layers stay as they are whose removed channels a forward would notice, for instance since it reshapes to sizes
-    that it has in stock.
+    Tried on the examples, of which the first is traced. Layers stay as they are whose removed channels a forward
+    would notice, for instance since it reshapes to sizes that it has in stock.
 
     Raises:
         ValueError: the module cannot be copied, run or traced; or it computes something else with fewer channels,
             whichever they are.
     """
     model = copied(unwrap(model)).eval()
-    removal = Removal(Channels(trace(model, example)), model)
-    return fit(model, removal, example)[0], removal
+    removal = Removal(Channels(trace(model, examples[0])), model)
+    return fit(model, removal, *examples)[0], removal
 
 
 @torch.no_grad()
-def fit(model: nn.Module, removal: Removal, example: Example) -> tuple[nn.Module, list[Tensor]]:
-    """A narrow copy of a module that computes the same, and the numbers of channels that stay since it notices.
+def fit(model: nn.Module, removal: Removal, *examples: Example) -> tuple[nn.Module, list[Tensor]]:
+    """A narrow copy of a module that computes the same on the examples, and the numbers of channels that stay since it
+    notices.
 
     Raises:
         ValueError: there is none.
     """
-    full, batch = _in_double(model, example)
-    expected = call(full, batch)
+    full, pairs = _computed(model, examples)
 
     def agrees() -> bool:
-        return _agree(expected, removal.applied_to(full), batch)
+        small = removal.applied_to(full)
+        return all(_agree(expected, small, batch) for batch, expected in pairs)
 
     if agrees():
         return removal.applied_to(model), []
@@ -227,14 +228,18 @@ def fit(model: nn.Module, removal: Removal, example: Example) -> tuple[nn.Module
     return removal.applied_to(model), noticed
 
 
-def _in_double(model: nn.Module, example: Example) -> tuple[nn.Module, Example]:
-    """A module and its batch in double precision; as they are if its forward computes in another one."""
-    full, batch = copied(model).double(), example.map(lambda x: x.double() if x.is_floating_point() else x)
+def _computed(model: nn.Module, examples: Sequence[Example]) -> tuple[nn.Module, list[tuple[Example, list[Tensor]]]]:
+    """A module in double precision, its batches, and what it makes of each; as they are if its forward computes in
+    another precision."""
+    full = copied(model).double()
+    batches = [each.map(lambda x: x.double() if x.is_floating_point() else x) for each in examples]
     try:
-        found = call(full, batch)
+        pairs = [(batch, call(full, batch)) for batch in batches]
+        if all(y.dtype == torch.float64 for _, found in pairs for y in found if y.is_floating_point()):
+            return full, pairs
     except ValueError:
-        return model, example
-    return (full, batch) if all(y.dtype == torch.float64 for y in found if y.is_floating_point()) else (model, example)
+        pass
+    return model, [(batch, call(model, batch)) for batch in examples]
 
 
 def _agree(expected: Sequence[Tensor], small: nn.Module, example: Example) -> bool:
