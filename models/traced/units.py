@@ -385,8 +385,8 @@ class _States(Values):
                 zero = zero.repeat_interleave(len(values) // len(zero))
                 values[self.search.add(step, [self.search.parameters[step.bias]], zero)] = 0  # type: ignore[index]
             self._note_squares(step)
-        for number in numbers[values.ne(0)].tolist():
-            self.search.causes.setdefault(number, step.name)
+        if new := [number for number in numbers[values.ne(0)].tolist() if number not in self.search.causes]:
+            self.search.causes |= dict.fromkeys(new, step.name)
         return values
 
     def _shifts_units(self, step: Step, space: Space) -> bool:

@@ -39,7 +39,9 @@ class Values:
         if step is not None and step.kind is Kind.MOVE and step.sources[0] in self.parts:
             self.of[node] = self.parts[step.sources[0]][node.args[1]]  # type: ignore[index]
         elif step is not None and node in self.channels.axis:
-            self.of[node] = self._value(step)
+            value = self._value(step)
+            changes = node in self.channels.graph.changed
+            self.of[node] = torch.full_like(value, math.nan) if changes else value
         elif step is not None and node in self.channels.parts:
             self._move_parts(step)
 
