@@ -148,16 +148,14 @@ def sizes_of(channels: Channels, kept: Tensor) -> dict[str, dict[int, int]]:
     """By submodule that gives operations numbers of channels (a view, a split, groups) how many of which are left when
     some are ``kept``, a mask over their numbers; without those of which it could be either of two."""
     found: dict[str, dict[int, set[int]]] = {}
-    told: set[str] = set()
     for node in channels.graph.nodes:
         seen = [channels.roots[each] for each in (node, *node.all_input_nodes) if each in channels.roots]
         seen += [part[1] for part in channels.parts.get(node, []) if part is not None]
-        sizes = found.setdefault(owner(node), {})
-        for numbers in seen:
-            sizes.setdefault(len(numbers), set()).add(int(kept[numbers].sum()))
+        sizes = {len(numbers) for numbers in seen}
         if any(type(given) is int and given in sizes for given in tree_leaves((node.args, node.kwargs))):
-            told.add(owner(node))
-    sure = {path: {old: min(new) for old, new in found[path].items() if len(new) == 1} for path in told}
+            for numbers in seen:
+                found.setdefault(owner(node), {}).setdefault(len(numbers), set()).add(int(kept[numbers].sum()))
+    sure = {path: {old: min(new) for old, new in sizes.items() if len(new) == 1} for path, sizes in found.items()}
     changed = {path: {old: new for old, new in sizes.items() if old != new} for path, sizes in sure.items()}
     return {path: sizes for path, sizes in changed.items() if sizes}
 
