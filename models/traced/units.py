@@ -197,7 +197,7 @@ class _Search:
             seen = set(numbers.tolist())
             touched = [space for space in self.layers if not seen.isdisjoint(space)]
             what = called(node) + (" in place" if node in self.channels.graph.changed else "")
-            if touched and node in before_layers:
+            if touched and node in before_layers and node not in self.channels.roots:
                 self.problems.append(f"the channels of {self.name(touched[0])} meet {what}, which is not understood")
             elif self._is_layer(node):
                 self.problems.append(f"{what} is a layer that is not understood")

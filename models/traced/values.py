@@ -158,7 +158,7 @@ class Values:
     def _spread(self, step: Step) -> dict[fx.Node, Tensor]:
         found = {}
         for each in step.sources:
-            if each in self.of:
+            if each in self.of and each not in self.whole:
                 found[each] = spread(self.of[each], self.channels.axis[each], shape(each))
             else:
                 found[each] = self.whole.get(each, torch.full((), math.nan).double().expand(shape(each)))
