@@ -737,8 +737,15 @@ DENSE = {
         weight=nn.Parameter(torch.ones(5, 4)),
         bias=nn.Parameter(torch.ones(3)),
     ),
+    "a bias that is changed": Net(
+        lambda m, x: m.b(F.linear(m.a(x), m.weight, changed_part(m.bias[None].clone())[0])),
+        a=nn.Linear(8, 4),
+        b=nn.Linear(5, 2),
+        weight=nn.Parameter(torch.ones(5, 4)),
+        bias=nn.Parameter(torch.ones(5)),
+    ),
     "attention with stored weights of places": Net(
-        lambda m, x: m.b(F.scaled_dot_product_attention(*m.c(m.a(x)).chunk(3, -1), m.places)),
+        lambda m, x: m.b(attended(m.c(m.a(x)), m.places)),
         a=nn.Linear(8, 4),
         c=nn.Linear(4, 12),
         b=nn.Linear(4, 2),
@@ -750,6 +757,11 @@ DENSE = {
 }
 
 
+def attended(x, places):
+    q, k, v = x.chunk(3, -1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=places)
+
+
 def changed_part(x):
     x[:, :2] = x[:, :2].sigmoid()
     return x
@@ -758,7 +770,7 @@ def changed_part(x):
 @pytest.mark.parametrize(("name", "model"), DENSE.items(), ids=DENSE)
 def test_what_a_layer_reads_can_go_where_what_it_puts_out_stays(name, model):
     x = torch.randn(2, *SHAPE)
-    units = coupled_units(model, x, strict=not name.startswith("a change"))
+    units = coupled_units(model, x, strict=name != "a change in place of a part")
     assert named(model, units) == {"a": ["a.weight", "a.bias"]}
     randomise(model, torch.Generator().manual_seed(0))
     alive = kill(units, 0.5, torch.Generator().manual_seed(0))

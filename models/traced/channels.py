@@ -265,8 +265,6 @@ class Channels:
             out, into = (1, 0) if name in TRANSPOSED else (0, 1)
         if weight not in self.graph.names or (name in TRANSPOSED and groups > 1):
             return False
-        if bias is not None and bias not in self.pure:
-            return False
         labels = self.stored[weight]
         for k, each in enumerate(labels):
             if k not in (out, into):

@@ -113,7 +113,8 @@ class Values:
         )
 
     def bias(self, step: Step) -> Tensor:
-        return self.tensor(step.bias) if step.bias is not None else torch.zeros((), dtype=torch.float64)
+        unknown = torch.full((), 0 if step.bias is None else math.nan, dtype=torch.float64)
+        return self.whole.get(step.bias, unknown).double()  # type: ignore[arg-type]
 
     def _mix(self, step: Step) -> Tensor:
         weight, moving = self.matrix(step), self.moving(step)
