@@ -191,7 +191,13 @@ def test_on_the_command_line_the_level_is_given_or_said(place, capsys):
     assert float(note.split()[4]) == pytest.approx(20, rel=0.1)
     assert note.endswith(" of 255")
     Image.new("L", (64, 64), 128).save("a.png")
-    assert notes() == ["estimated noise of sigma 0.0 of 255, taken for 5.0: the network was trained for 5 to 55"]
+    assert notes() == [
+        "estimated noise of sigma 0.0 of 255, taken for 5.0, the nearest that the network was trained for"
+    ]
+    colour = 128 + 25 * np.random.default_rng(0).normal(size=(64, 64, 3))
+    Image.fromarray(np.rint(colour).astype(np.uint8)).save("a.png")
+    (note,) = notes()  # seen as brightness and differences, in which the same noise has other levels
+    assert [float(word.strip(",")) for word in note.split()[4:7]] == pytest.approx([25] * 3, rel=0.1)
     assert notes("--sigma", "30") == notes("--peak", "50") == []
 
 

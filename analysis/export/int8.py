@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nas.analysis.export.export import check_writable, export, files_of, load_onnx
+from nas.files import naming
 from nas.models.traced.network import TracedNet
 from nas.search.tasks.task import Example, Scores, Task, by_condition, predict, score
 
@@ -72,7 +73,7 @@ def export_int8(net: nn.Module, path: Path, pictures: Sequence[Tensor]) -> nn.Mo
     if not pictures:
         raise ValueError("int8 needs pictures to calibrate on, and there are none")
     check_writable(files_of(path, "onnx"))
-    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as place:
+    with naming(path), tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as place:
         exact, new = Path(place) / "exact.onnx", Path(place) / "int8.onnx"
         export(net, exact, "onnx")
         batches = [x[None] for x in _chosen(pictures, SIDE if _takes_any_size(exact) else max(pictures[0].shape))]

@@ -125,20 +125,21 @@ def _levels(net: nn.Module, frame: np.ndarray, sheet: Sheet, noise: Noise) -> tu
     if not sight(net).extra:
         return [], ""
     low, high = noise.within
+    parts = OPPONENT_NOISE if _mixes(net, sheet) else [1.0] * (1 if together else sheet.colours)
     if noise.level is not None:
-        parts = OPPONENT_NOISE if _mixes(net, sheet) else [1.0] * (1 if together else sheet.colours)
         return [max(low, part * noise.level) / 255 for part in parts], ""
     middle = torch.from_numpy(sheet.values.to_unit(_middle(frame)[..., : sheet.colours])).permute(2, 0, 1)
     found = estimate_sigma(opponent(middle) if _mixes(net, sheet) else middle)
     found = [math.hypot(*found) / math.sqrt(len(found))] if together else found
     levels = [min(max(level, low / 255), high / 255) for level in found]
-    said, used = _texts(found), _texts(levels)
-    beyond = "" if used == said else f", taken for {used}: the network was trained for {low:g} to {high:g}"
+    said, used = _texts(found, parts), _texts(levels, parts)
+    beyond = "" if used == said else f", taken for {used}, the nearest that the network was trained for"
     return levels, f"estimated noise of sigma {said} of 255{beyond}"
 
 
-def _texts(levels: Sequence[float]) -> str:
-    return ", ".join(f"{255 * level:.1f}" for level in levels)
+def _texts(levels: Sequence[float], parts: Sequence[float]) -> str:
+    """Levels of noise of channels in which white noise of 1 in the picture is noise of ``parts``, as of the picture."""
+    return ", ".join(f"{255 * level / part:.1f}" for level, part in zip(levels, parts, strict=True))
 
 
 def _clean(
