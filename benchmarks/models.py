@@ -5,13 +5,15 @@
 
 Words after the options choose models by what their lines begin with. `coupled_units` accepts a model whole if all its
 layers with channels of their own are units, in part (strict=False) if some stay dense. Then half of the units of every
-layer are set to zero, and extraction has to remove them. Every model is tried in a process of its own, which has a
-limited time. Printed are the layers with units, parameters before and after, the difference of the outputs in double
+layer are set to zero, normalisations are given the statistics of a batch, so that the outputs are numbers of ordinary
+size, and extraction has to remove what is zero. Every model is tried in a process of its own, which has a limited time
+and memory. Printed are the layers with units, parameters before and after, the difference of the outputs in double
 precision, the seconds that `coupled_units` and `extract` took the processor, and why a model is not accepted whole; at
 last how many models had which answer, and the commonest reasons.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -31,14 +33,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas import coupled_units, settle_norms
 from nas.analysis import extract
-from nas.groups import Members, slices
+from nas.groups import Members
+from nas.models.traced.graph import Example
+from nas.models.traced.units import find_units, kill_half, stir
 from nas.search.data.vision import import_torchvision
 
 LIST = Path(__file__).with_suffix(".txt")
+PACKAGES = ("timm", "segmentation_models_pytorch", "deepinv.models", "spandrel", "monai.networks.nets", "basicsr.archs")
 MOST = 60e6  # parameters; larger models are left out
 PATIENCE = 120  # seconds of the processor for one model
+MEMORY = 10 << 30  # bytes for one model
 SIDE = 96  # of the pictures for models of timm that take any size
 
 
@@ -51,7 +56,8 @@ class Verdict:
         reason: why it is not whole.
         layers: with units.
         before, after: parameters.
-        difference: of the outputs in double precision.
+        difference, single: of the outputs in double and in single precision, relative to the largest; the first one
+            tells whether extraction is wrong.
         found, extracted: seconds of the processor for `coupled_units` and for `extract`.
     """
 
@@ -62,11 +68,12 @@ class Verdict:
     before: int = 0
     after: int = 0
     difference: float = 0.0
+    single: float = 0.0
     found: float = 0.0
     extracted: float = 0.0
 
     def __str__(self) -> str:
-        numbers = f"{self.layers:>4} {self.before:>9} {self.after:>9} {self.difference:6.0e}"
+        numbers = f"{self.layers:>4} {self.before:>9} {self.after:>9} {self.difference:6.0e} {self.single:6.0e}"
         return f"{self.answer:<12}{self.name:<44}{numbers} {self.found:6.1f} {self.extracted:6.1f} s  {self.reason}"
 
 
@@ -92,13 +99,6 @@ def build(line: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return model, tuple(torch.rand(2, *shape) for shape in shapes)
 
 
-@torch.no_grad()
-def kill(units: Mapping[str, Members]) -> None:
-    for members in units.values():
-        for p, axis in zip(members, members.axes, strict=True):
-            slices(p, axis)[1::2] = 0
-
-
 def judge(line: str) -> Verdict:
     torch.manual_seed(0)
     verdict = Verdict(line.split()[0], "absent")
@@ -114,39 +114,35 @@ def judge(line: str) -> Verdict:
     units = _find(model, inputs, verdict)
     if not units:
         return verdict
-    kill(units)
-    settle_norms(model, units)
+    stir(model)
+    kill_half(model, units, Example.of(tuple(torch.cat([torch.rand(x.shape), torch.randn(x.shape)]) for x in inputs)))
     began = time.process_time()
-    small, certificate = extract(model.eval(), [tuple(x[0] for x in inputs)])
+    small, certificate = extract(model, [tuple(x[0] for x in inputs)])
     verdict.extracted = time.process_time() - began
     verdict.after = sum(p.numel() for p in small.parameters())
-    verdict.difference = certificate.max_abs_float64
-    if not certificate.holds or verdict.after >= verdict.before:
+    verdict.difference, verdict.single = certificate.max_rel_float64, certificate.max_rel_float32
+    if not verdict.difference <= certificate.tolerance_float64 or verdict.after >= verdict.before:
         verdict.answer = "wrong"
     return verdict
 
 
 def _find(model: nn.Module, inputs: tuple[Tensor, ...], verdict: Verdict) -> Mapping[str, Members]:
-    """The units of a model; what is known of it is written down."""
-    began, units = time.process_time(), {}
+    """The units of a model, as `coupled_units` finds them; what is known of it is written down."""
+    began = time.process_time()
     try:
-        units, verdict.answer = coupled_units(model, inputs), "whole"
+        units, problems, dense = find_units(model, Example.of(inputs))
     except ValueError as problem:
-        verdict.reason = str(problem).removeprefix("coupled_units: ").partition("; strict=False")[0]
-        untraceable = re.search("cannot (trace|compute|be copied)", verdict.reason)
-        verdict.answer = "untraceable" if untraceable else "part"
-    verdict.found = time.process_time() - began
-    if verdict.answer == "part":
-        try:
-            units = coupled_units(model, inputs, strict=False)
-        except ValueError:
-            verdict.answer = "no unit"
-    verdict.layers = len(units)
+        verdict.answer, verdict.reason = "untraceable", str(problem)
+        return {}
+    verdict.found, verdict.layers = time.process_time() - began, len(units)
+    verdict.answer = "no unit" if not units else "part" if problems else "whole"
+    verdict.reason = next(iter([*problems, *([] if units else dense)]), "")
     return units
 
 
 def _work(line: str, answers: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE, PATIENCE))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")
     try:
         verdict = judge(line)
@@ -185,7 +181,9 @@ def main() -> None:
     given = parser.parse_args()
     torchvision = import_torchvision()
     sys.modules["torchvision.transforms.functional_tensor"] = torchvision.transforms.functional  # basicsr asks for it
-    importlib.import_module("torch.export")  # once, for all
+    for package in ("torch.export", *PACKAGES):  # once, for all
+        with contextlib.suppress(ImportError):
+            importlib.import_module(package)
     listed = [line for line in LIST.read_text().splitlines() if line and not line.startswith("#")]
     chosen = [line for line in listed if line.startswith(tuple(given.names or [""]))]
     verdicts = []

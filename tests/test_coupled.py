@@ -565,6 +565,15 @@ REFUSED = {
         Net(lambda m, x: m.b(changed_view(m.a(x))), a=conv(3, 4), b=conv(4, 2)),
         "a in place is a layer that is not understood",
     ),
+    "a scale by its width in front of a normalisation": (
+        Net(
+            lambda m, x: m.b(m.a(x)) + m.norm(x * len(m.a.weight) ** -0.5).sum(),  # 0 as long as the shift is
+            a=conv(3, 4),
+            norm=nn.LayerNorm(8),
+            b=conv(4, 2),
+        ),
+        "Net computes something else when channels of a go",
+    ),
 }
 
 
@@ -649,6 +658,60 @@ ACCEPTED = {
 }
 
 
+ACCEPTED |= {
+    "a stored matrix, transposed": (
+        Net(
+            lambda m, x: m.b(m.a(x) @ m.matrix.t()),
+            a=nn.Linear(8, 4),
+            b=nn.Linear(5, 2),
+            matrix=nn.Parameter(torch.ones(5, 4)),
+        ),
+        {"a": ["a.weight", "a.bias"], "matrix": ["matrix"]},
+    ),
+    "a region of another precision": (
+        Net(lambda m, x: m.b(in_single_precision(m.a, x)), a=conv(3, 4), b=conv(4, 2)),
+        {"a": ["a.weight", "a.bias"]},
+    ),
+    "a region without gradients": (
+        Net(lambda m, x: m.b(m.a(x)) + without_gradient(m.c, x), a=conv(3, 4), b=conv(4, 2), c=conv(3, 2)),
+        {"a": ["a.weight", "a.bias"]},
+    ),
+    "layers that read stored numbers": (
+        Net(
+            lambda m, x: m.b(m.a(x)) + m.d(F.gelu(m.c(m.places))).sum(),
+            a=conv(3, 4),
+            b=conv(4, 2),
+            c=nn.Linear(2, 5),
+            d=nn.Linear(5, 2),
+            places=nn.Parameter(torch.rand(6, 2)),
+        ),
+        {"a": ["a.weight", "a.bias"], "c": ["c.weight", "c.bias"]},
+    ),
+    "positions that are chosen": (
+        Net(
+            lambda m, x: m.b(m.a(x)[:, :, torch.tensor([[3, 1], [0, 2]])].sum(2).index_select(2, torch.tensor([1, 0]))),
+            a=conv(3, 4),
+            b=conv(4, 2),
+        ),
+        {"a": ["a.weight", "a.bias"]},
+    ),
+    "channels that are repeated": (
+        Net(lambda m, x: m.b(m.a(x).repeat_interleave(2, 1)), a=conv(3, 4), b=conv(8, 2)),
+        {"a": ["a.weight", "a.bias"]},
+    ),
+}
+
+
+def in_single_precision(layer, x):
+    with torch.autocast("cpu", enabled=False):
+        return layer(x) * 2
+
+
+def without_gradient(layer, x):
+    with torch.no_grad():
+        return layer(x)
+
+
 def squeezed(m, x):
     y = F.adaptive_avg_pool2d(x, 1).view(x.size(0), x.size(1))
     return x * m.excite(F.gelu(m.squeeze(y))).sigmoid().view(x.size(0), x.size(1), 1, 1).expand_as(x)
@@ -664,6 +727,54 @@ def test_what_is_understood(model, units):
     alive = kill(found, 0.5, torch.Generator().manual_seed(0))
     settle_norms(model, found)
     assert_removed(model.eval(), found, alive, x)
+
+
+DENSE = {
+    "a bias that is computed": Net(
+        lambda m, x: m.b(F.linear(m.a(x), m.weight, torch.cat([m.bias, torch.zeros(2)]))),
+        a=nn.Linear(8, 4),
+        b=nn.Linear(5, 2),
+        weight=nn.Parameter(torch.ones(5, 4)),
+        bias=nn.Parameter(torch.ones(3)),
+    ),
+    "a bias that is changed": Net(
+        lambda m, x: m.b(F.linear(m.a(x), m.weight, changed_part(m.bias[None].clone())[0])),
+        a=nn.Linear(8, 4),
+        b=nn.Linear(5, 2),
+        weight=nn.Parameter(torch.ones(5, 4)),
+        bias=nn.Parameter(torch.ones(5)),
+    ),
+    "attention with stored weights of places": Net(
+        lambda m, x: m.b(attended(m.c(m.a(x)), m.places)),
+        a=nn.Linear(8, 4),
+        c=nn.Linear(4, 12),
+        b=nn.Linear(4, 2),
+        places=nn.Parameter(torch.rand(8, 8)),
+    ),
+    "a change in place of a part": Net(
+        lambda m, x: m.b(changed_part(m.c(m.a(x)))), a=conv(3, 4), c=conv(4, 6), b=conv(6, 2)
+    ),
+}
+
+
+def attended(x, places):
+    q, k, v = x.chunk(3, -1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=places)
+
+
+def changed_part(x):
+    x[:, :2] = x[:, :2].sigmoid()
+    return x
+
+
+@pytest.mark.parametrize(("name", "model"), DENSE.items(), ids=DENSE)
+def test_what_a_layer_reads_can_go_where_what_it_puts_out_stays(name, model):
+    x = torch.randn(2, *SHAPE)
+    units = coupled_units(model, x, strict=name != "a change in place of a part")
+    assert named(model, units) == {"a": ["a.weight", "a.bias"]}
+    randomise(model, torch.Generator().manual_seed(0))
+    alive = kill(units, 0.5, torch.Generator().manual_seed(0))
+    assert_removed(model.eval(), units, alive, x)
 
 
 @pytest.mark.parametrize(("model", "message"), REFUSED.values(), ids=REFUSED)

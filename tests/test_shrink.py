@@ -304,6 +304,29 @@ def test_reused_modules_and_changes_in_place():
     assert_same_function(model, (4,))
 
 
+class Scaled(nn.Module):
+    """Scaled by its width, which a normalisation over a batch hides but for its epsilon; its mean over the batch hides
+    even that."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+        self.one = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        y = F.batch_norm(x * len(self.a.weight) ** -0.5, None, None, self.one, training=True)
+        return self.b(self.a(x)).sum((2, 3)) + y.sum((1, 2, 3))[:, None]
+
+
+def test_what_one_example_hides_others_show():
+    torch.manual_seed(0)
+    model = Scaled()
+    with torch.no_grad():
+        model.a.weight[1:], model.a.bias[1:] = 0, 0
+    small, certificate = extract(model, [torch.randn(3, 5, 5)])
+    assert certificate.holds and small.a.out_channels == 4
+
+
 def test_a_model_that_cannot_be_traced_is_refused():
     class Branch(nn.Module):
         def forward(self, x):

@@ -80,7 +80,7 @@ def extract(
 
 def _extract_module(net: nn.Module, inputs: Sequence[Inputs], seed: int) -> tuple[nn.Module, Certificate]:
     examples = [*(_one_batch(each) for each in inputs), *_random_like(inputs[0], seed)]
-    small, removal = shrunk(net, examples[0])
+    small, removal = shrunk(net, examples[0], *examples[len(inputs) :])
     single, largest = _compare(net, removal, examples, torch.float32)
     try:
         double, largest = _compare(net, removal, examples, torch.float64)

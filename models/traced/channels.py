@@ -21,7 +21,16 @@ MOVES = {
     *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "t", "mT", "numpy_T"),
     *("squeeze", "unsqueeze", "expand", "expand_as", "repeat", "cat", "concat", "concatenate", "stack", "select"),
     *("slice", "narrow", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "pad", "constant_pad_nd"),
-    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "view_as", "reshape_as", "_unsafe_view", "swapdims"),
+    *(
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "repeat_interleave",
+        "view_as",
+        "reshape_as",
+        "_unsafe_view",
+        "swapdims",
+    ),
 }
 PARTS = {"slice", "narrow", "select", "chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
 ALONG = {  # what mixes along the axes that it is given
@@ -32,15 +41,17 @@ ACROSS_CHANNELS = {  # beside norms over channels, what needs all channels where
     *("mean", "sum", "amax", "amin", "var", "std", "softmax", "log_softmax", "logsumexp", "linalg_vector_norm"),
     *("layer_norm", "group_norm", "rms_norm"),
 }
-PRODUCTS_OF_TENSORS = {"matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"}
+TRANSPOSITIONS = {"t", "transpose", "permute", "mT", "numpy_T", "swapaxes", "swapdims"}  # of a matrix
+ATTENTION = "scaled_dot_product_attention"
+PRODUCTS_OF_TENSORS = {"matmul", "bmm", "baddbmm", "einsum", ATTENTION}
+INDEXED = {"index", "index_select"}
 POSITIONS = (
     *("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool"),
     *("upsample", "reflection_pad", "replication_pad"),
 )
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
-
-
+LAYERS = {"linear", *CONVOLUTIONS, *TRANSPOSED}
 # What makes a tensor like another one, whatever that holds
 LIKE = {"new_empty", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like", "empty_like"}
 
@@ -189,7 +200,10 @@ class Channels:
             return  # a check, or a number
         if not _is_random(node) and node not in self.graph.changed and all(each in self.pure for each in tensors):
             self.pure.add(node)
-        if node in self.graph.changed or not self._understand(node):
+        if node in self.graph.changed and operation(node) in LAYERS and self._understand(node):
+            self.unknown[node] = self._labels[node]  # what it reads is known, if not what it puts out in the end
+            self._fix(self._labels[node])
+        elif node in self.graph.changed or not self._understand(node):
             self._labels.pop(node, None)
             self.axis.pop(node, None)
             known = node not in self.graph.changed and self._needs_all(node)
@@ -204,16 +218,20 @@ class Channels:
         name = operation(node)
         if name == "getitem":
             return self._take_part(node)
-        if name in ("linear", *CONVOLUTIONS, *TRANSPOSED):
+        if name in LAYERS:
             return self._layer(node, name)
         if name in ("matmul", "mm"):
             return self._product(node)
         if name in ("batch_norm", "instance_norm"):
             return self._norm(node)
+        if self._is_turned(node):
+            return True
         if name in MOVES and not (name in ("pad", "constant_pad_nd") and not self._pads_channels(node)):
             return self._move(node)
         if (axes := self._mixed_axes(node, name)) is not None:
             return self._along(node, axes)
+        if name in INDEXED:
+            return self._index(node)
         if name in LIKE:
             return self._like(node)
         if name in ENTRYWISE or torch.Tag.pointwise in getattr(node.target, "tags", ()):
@@ -224,13 +242,15 @@ class Channels:
         """Whether an operation, on what is no stored tensor, needs all channels."""
         name, tensors = operation(node), node.all_input_nodes
         if name in PRODUCTS_OF_TENSORS:
-            return not any(each in self.pure for each in tensors)
+            return name == ATTENTION or not any(each in self.pure for each in tensors)
         return name in ACROSS_CHANNELS and tensors[0] not in self.pure
 
     def _put(self, step: Step, axis: int, labels: Tensor) -> bool:
         if shape(step.node)[axis] != len(labels):  # nothing to compute with: a layer without inputs
             return False
         self.steps[step.node], self.axis[step.node], self._labels[step.node] = step, axis, labels
+        if step.kind in (Kind.MIX, Kind.GROUPED):  # it has channels that can go, whatever it reads
+            self.pure.discard(step.node)
         return True
 
     # Layers
@@ -243,35 +263,45 @@ class Channels:
         else:
             axis = len(shape(node)) - int(name[-2]) - 1
             out, into = (1, 0) if name in TRANSPOSED else (0, 1)
-        if weight not in self.graph.names or x in self.pure or (name in TRANSPOSED and groups > 1):
-            return False
-        if bias is not None and bias not in self.graph.names:
+        if weight not in self.graph.names or (name in TRANSPOSED and groups > 1):
             return False
         labels = self.stored[weight]
         for k, each in enumerate(labels):
             if k not in (out, into):
                 self._fix(each)
-        if bias is not None:
+        if bias in self.graph.names:
             self._join(self.stored[bias][0], labels[out])
+        elif bias is not None:  # computed, so that nobody says what a part of it would be
+            self._fix(torch.cat([labels[out], self._seen([bias])]))
+            self.across[node] = labels[out]
         if groups > 1:
             return self._grouped(Step(Kind.GROUPED, node, (x,), weight, bias, (0, 1), groups), axis)
         self._feed(x, axis, labels[into])
         return self._put(Step(Kind.MIX, node, (x,), weight, bias, (out, into)), axis, labels[out])
 
     def _product(self, node: fx.Node) -> bool:
-        """A matrix product with a stored matrix on the right."""
+        """A matrix product with a stored matrix on the right, perhaps transposed."""
         x, weight = arguments(node)
-        if weight not in self.graph.names or len(self.stored[weight]) != 2 or x in self.pure:
+        out, into = 1, 0
+        while weight not in self.graph.names and operation(weight) in TRANSPOSITIONS and len(shape(weight)) == 2:
+            weight, out, into = weight.all_input_nodes[0], into, out
+        if weight not in self.graph.names or len(self.stored[weight]) != 2:
             return False
         axis = len(shape(node)) - 1
-        self._feed(x, axis, self.stored[weight][0])
-        return self._put(Step(Kind.MIX, node, (x,), weight, None, (1, 0)), axis, self.stored[weight][1])
+        self._feed(x, axis, self.stored[weight][into])
+        return self._put(Step(Kind.MIX, node, (x,), weight, None, (out, into)), axis, self.stored[weight][out])
+
+    def _is_turned(self, node: fx.Node) -> bool:
+        """Whether a node is a stored matrix, transposed for products."""
+        [x, *_] = node.all_input_nodes or [node]
+        turned = x in self.graph.names and operation(node) in TRANSPOSITIONS and len(shape(x)) == 2
+        return turned and all(operation(user) in ("matmul", "mm") for user in node.users)
 
     def _feed(self, x: fx.Node, axis: int, labels: Tensor) -> None:
         """Tie the channels of ``x`` to those that a layer reads along this axis."""
-        if self.axis.get(x) == axis:
+        if self.axis.get(x) == axis and x not in self.pure:
             self._join(self._labels[x], labels)
-        else:  # positions are mixed, or what the model takes in
+        else:  # positions are mixed, or what the model takes in or holds
             self._fix(labels)
             self._fix(self._seen([x]))
 
@@ -281,7 +311,7 @@ class Channels:
         self._fix(weight[1])
         out = weight[0].reshape(step.groups, -1)
         self._join(out, out[:, :1])
-        if self.axis.get(x) == axis:
+        if self.axis.get(x) == axis and x not in self.pure:
             self._join(self._labels[x].reshape(step.groups, -1), out[:, :1])
         else:
             self._fix(weight[0])
@@ -385,6 +415,22 @@ class Channels:
         self.steps[node] = step
         self._parts[node] = [(axis if kept else axis - sum(k < axis for k in mixed), self._labels[x])]
         return True
+
+    def _index(self, node: fx.Node) -> bool:
+        """Positions that are chosen by stored numbers."""
+        x, *choice = node.all_input_nodes
+        if x not in self.axis or not all(each in self.pure for each in choice):
+            return not len(self._seen([x]))
+        axis, given = self.axis[x], node.args[1]
+        if operation(node) == "index_select":
+            chosen = [int(given) % len(shape(x))]  # type: ignore[arg-type]
+        else:
+            chosen = [k for k, each in enumerate(given) if each is not None]  # type: ignore[arg-type]
+        if axis in chosen or chosen != list(range(chosen[0], chosen[-1] + 1)):
+            return False
+        added = len(shape(node)) - len(shape(x))
+        step = Step(Kind.ALONG, node, (x, *choice))
+        return self._put(step, axis if axis < chosen[0] else axis + added, self._labels[x])
 
     # Entries that move
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+REGIONS = {"wrap_with_autocast", "wrap_with_set_grad_enabled"}
 VIEWS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}  # return their input in evaluation
 
 
@@ -150,10 +151,26 @@ def _graph(program: "ExportedProgram", model: nn.Module) -> Graph:
             stored[node], names[node] = held[target].detach().cpu(), first[id(held[target])]
         elif spec.kind is InputKind.CONSTANT_TENSOR:
             stored[node] = program.constants[target].detach()
+    _inline(program.graph_module)
     changed = _read_results(program.graph)
     [output] = program.graph.find_nodes(op="output")
     listed = tuple(node for node in program.graph.nodes if node.op != "output")
     return Graph(listed, stored, names, tuple(output.all_input_nodes), frozenset(changed))
+
+
+def _inline(module: fx.GraphModule) -> None:
+    """Let regions of another precision or without gradients be part of the graph around them."""
+    for node in [each for each in module.graph.nodes if str(each.target) in REGIONS]:
+        place = next(k for k, each in enumerate(node.args) if isinstance(each, fx.Node) and each.op == "get_attr")
+        inner: Any = getattr(module, str(node.args[place].target))
+        _inline(inner)
+        known = dict(zip(inner.graph.find_nodes(op="placeholder"), node.args[place + 1 :], strict=True))
+        with module.graph.inserting_before(node):
+            outputs = module.graph.graph_copy(inner.graph, known)
+        for user in list(node.users):
+            user.replace_all_uses_with(outputs[user.args[1]])  # type: ignore[index]
+            module.graph.erase_node(user)
+        module.graph.erase_node(node)
 
 
 def _read_results(graph: fx.Graph) -> set[fx.Node]:
@@ -230,6 +247,11 @@ def shape(node: fx.Node) -> tuple[int, ...]:
 def _sizes(node: fx.Node) -> tuple[int | torch.SymInt, ...]:
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def owner(node: fx.Node) -> str:
+    """The submodule whose forward does an operation."""
+    return str(list(node.meta.get("nn_module_stack", {"": ("", "")}).values())[-1][0])
 
 
 def called(node: fx.Node) -> str:

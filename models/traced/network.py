@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from nas.groups import Axis, Members, join_rows, slices, unit_axes
+from nas.groups import Axis, Members, join_rows, unit_axes
 from nas.models import network
 from nas.models.network import Found, Sight
 from nas.models.price import Currency, factor
@@ -21,8 +21,8 @@ from nas.models.traced.awake import silent_layers
 from nas.models.traced.channels import Channels, Kind
 from nas.models.traced.graph import Example, copied, operation, shape, trace, unwrap
 from nas.models.traced.shrink import Removal, fit, held_by, keep_one, narrow, parts_of
-from nas.models.traced.store import filled, read_tensors, write_module
-from nas.models.traced.units import find_units, settle_norms
+from nas.models.traced.store import Numbers, filled, other_numbers, read_module, write_module
+from nas.models.traced.units import find_units, kill_half, settle_norms, stir
 from nas.selection import Selection, write
 
 EVERYWHERE = 1 << 20  # pixels: the reach of a network that sees all of a picture
@@ -39,6 +39,7 @@ class Origin:
         channels: of a picture.
         extra: channels of the input behind those.
         example: a batch of two inputs.
+        numbers: by submodule and attribute what is another number in it than the factory makes, since channels went.
     """
 
     factory: str
@@ -46,6 +47,7 @@ class Origin:
     channels: int
     extra: int
     example: Tensor
+    numbers: Numbers = field(default_factory=dict)
 
     def __deepcopy__(self, memo: object) -> "Origin":
         return self
@@ -193,11 +195,9 @@ class Searched:
     @torch.no_grad()
     def _leave_out_what_stays(self, module: nn.Module, channels: Channels, example: Example) -> None:
         """Of layers whose dead units an extraction would keep nothing is searched: tried on a copy."""
-        trial = copied(module).eval()
-        for members in self.of(trial).values():
-            for p, axis in zip(members, members.axes, strict=True):
-                slices(p, axis)[1::2] = 0
-        settle_norms(trial, self.of(trial))
+        trial = copied(module)
+        stir(trial)
+        kill_half(trial, self.of(trial), example)
         removal = Removal(channels, trial)
         fit(trial, removal, example)
         for layer, numbers in list(self.numbers.items()):
@@ -320,7 +320,11 @@ def _(net: TracedNet) -> list[str]:
 @network.compacted.register
 @torch.no_grad()
 def _(net: TracedNet) -> TracedNet:
-    return TracedNet(net.cut()[0], net.origin).to(next(net.parameters()).device).eval()
+    small = net.cut()[0]
+    numbers = {**net.origin.numbers}
+    for path, changed in other_numbers(net.module, small).items():
+        numbers[path] = {**numbers.get(path, {}), **changed}
+    return TracedNet(small, replace(net.origin, numbers=numbers)).to(next(net.parameters()).device).eval()
 
 
 @network.cost.register
@@ -437,10 +441,11 @@ def _(net: TracedNet, batch: int, side: int) -> tuple[int, ...]:
 
 @network.save.register
 def _(net: TracedNet, folder: Path) -> None:
-    write_module(net.module, folder, net.origin.factory, net.origin.options)
+    write_module(net.module, folder, net.origin.factory, net.origin.options, net.origin.numbers)
 
 
 @network.load_like.register
 def _(net: TracedNet, folder: Path) -> TracedNet:
-    module = filled(copy.deepcopy(net.module).cpu(), read_tensors(folder), net.origin.factory)
-    return TracedNet(module, net.origin).eval()
+    tensors, numbers = read_module(folder)
+    module = filled(copy.deepcopy(net.module).cpu(), tensors, net.origin.factory, numbers)
+    return TracedNet(module, replace(net.origin, numbers=numbers)).eval()

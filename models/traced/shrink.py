@@ -2,19 +2,22 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._pytree import tree_leaves, tree_map
 
 from nas.models.traced.channels import Channels, Kind, Step
-from nas.models.traced.graph import Example, call, copied, trace, unwrap
+from nas.models.traced.graph import Example, call, copied, owner, trace, unwrap
 from nas.models.traced.values import Values
 from nas.selection import Selection, indices, selected
 
 # Largest difference of an output that is round-off, relative to the largest output if that is above 1
-AGREE = {torch.float64: 1e-6, torch.float32: 1e-3}
+AGREE = {torch.float64: 1e-10, torch.float32: 1e-3}
+SIZED = (_ConvNd, nn.Linear, _NormBase, nn.PReLU)  # what `resize` knows
 LAYERS = (Kind.MIX, Kind.GROUPED, Kind.NORM)
 
 
@@ -25,11 +28,12 @@ class Removal:
         channels: of the module.
         values: of its channels.
         kept: by number of a channel whether it stays.
+        renumbers: whether sizes that modules hold as plain numbers become those that are left.
         layers: the layers and normalisations.
     """
 
     def __init__(self, channels: Channels, model: nn.Module) -> None:
-        self.channels, self.model = channels, model
+        self.channels, self.model, self.renumbers = channels, model, False
         held = held_by(model)
         stored = {
             node: held.get(channels.graph.names.get(node, ""), each) for node, each in channels.graph.stored.items()
@@ -80,7 +84,7 @@ class Removal:
         readers = [each for each in self.layers if step.bias is not None and each.bias is not None]
         names = self.channels.graph.names
         if step.bias is not None:
-            return sum(names[each.bias] == names[step.bias] for each in readers) == 1  # type: ignore[index]
+            return step.bias in names and sum(names.get(each.bias) == names[step.bias] for each in readers) == 1  # type: ignore[arg-type]
         owner, _, name = names[step.weight].rpartition(".")  # type: ignore[index]
         uses = sum(each.weight is not None and names[each.weight] == names[step.weight] for each in self.layers)  # type: ignore[index]
         return name == "weight" and uses == 1 and isinstance(self.model.get_submodule(owner), nn.Linear | _ConvNd)
@@ -108,6 +112,8 @@ class Removal:
         """Narrow a copy of the module in place."""
         self._absorb(model)
         narrow(model, parts_of(self.channels, self.kept))
+        if self.renumbers:
+            renumber(model, sizes_of(self.channels, self.kept))
 
     def _absorb(self, model: nn.Module) -> None:
         """Take constants of channels that go into the biases of those that read them."""
@@ -136,6 +142,41 @@ def parts_of(channels: Channels, kept: Tensor) -> dict[str, Selection]:
     for node, name in channels.graph.names.items():
         first.setdefault(name, node)
     return {name: tuple(indices(kept[numbers]) for numbers in channels.stored[node]) for name, node in first.items()}
+
+
+def sizes_of(channels: Channels, kept: Tensor) -> dict[str, dict[int, int]]:
+    """By submodule that gives operations numbers of channels (a view, a split, groups) how many of which are left when
+    some are ``kept``, a mask over their numbers; without those of which it could be either of two."""
+    found: dict[str, dict[int, set[int]]] = {}
+    for node in channels.graph.nodes:
+        seen = [channels.roots[each] for each in (node, *node.all_input_nodes) if each in channels.roots]
+        seen += [part[1] for part in channels.parts.get(node, []) if part is not None]
+        sizes = {len(numbers) for numbers in seen}
+        if any(type(given) is int and given in sizes for given in tree_leaves((node.args, node.kwargs))):
+            for numbers in seen:
+                found.setdefault(owner(node), {}).setdefault(len(numbers), set()).add(int(kept[numbers].sum()))
+    sure = {path: {old: min(new) for old, new in sizes.items() if len(new) == 1} for path, sizes in found.items()}
+    changed = {path: {old: new for old, new in sizes.items() if old != new} for path, sizes in sure.items()}
+    return {path: sizes for path, sizes in changed.items() if sizes}
+
+
+def renumber(model: nn.Module, sizes: Mapping[str, Mapping[int, int]]) -> None:
+    """Let submodules hold other numbers, alone or in lists, in place; modules of torch have been resized."""
+    for path, changed in sizes.items():
+        module = model.get_submodule(path)
+        for name, value in list(numbers_in(module).items()):
+            setattr(module, name, tree_map(lambda size, new=changed: new.get(size, size), value))
+
+
+def numbers_in(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module of no class of torch that are numbers, or lists of numbers."""
+    if isinstance(module, SIZED):
+        return {}
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if type(value) is int or (type(value) in (list, tuple) and all(type(each) is int for each in value))
+    }
 
 
 def narrow(model: nn.Module, parts: Mapping[str, Selection]) -> None:
@@ -174,33 +215,39 @@ def held_by(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def shrunk(model: nn.Module, example: Example) -> tuple[nn.Module, Removal]:
+def shrunk(model: nn.Module, *examples: Example) -> tuple[nn.Module, Removal]:
     """A smaller copy of a module that computes the same in evaluation mode, and what was removed from it.
 
-    Layers stay as they are whose removed channels a forward would notice, for instance since it reshapes to sizes
-    that it has in stock.
+    Tried on the examples, of which the first is traced. Layers stay as they are whose removed channels a forward
+    would notice, for instance since it reshapes to sizes that it has in stock.
 
     Raises:
         ValueError: the module cannot be copied, run or traced; or it computes something else with fewer channels,
             whichever they are.
     """
     model = copied(unwrap(model)).eval()
-    removal = Removal(Channels(trace(model, example)), model)
-    return fit(model, removal, example)[0], removal
+    removal = Removal(Channels(trace(model, examples[0])), model)
+    return fit(model, removal, *examples)[0], removal
 
 
 @torch.no_grad()
-def fit(model: nn.Module, removal: Removal, example: Example) -> tuple[nn.Module, list[Tensor]]:
-    """A narrow copy of a module that computes the same, and the numbers of channels that stay since it notices.
+def fit(model: nn.Module, removal: Removal, *examples: Example) -> tuple[nn.Module, list[Tensor]]:
+    """A narrow copy of a module that computes the same on the examples, and the numbers of channels that stay since it
+    notices.
 
     Raises:
         ValueError: there is none.
     """
-    full, batch = _in_double(model, example)
-    expected = call(full, batch)
+    full, pairs = _computed(model, examples)
 
     def agrees() -> bool:
-        return _agree(expected, removal.applied_to(full), batch)
+        for removal.renumbers in (False, True):
+            small = removal.applied_to(full)
+            if all(_agree(expected, small, batch) for batch, expected in pairs):
+                return True
+            if not sizes_of(removal.channels, removal.kept):
+                return False
+        return False
 
     if agrees():
         return removal.applied_to(model), []
@@ -227,14 +274,18 @@ def fit(model: nn.Module, removal: Removal, example: Example) -> tuple[nn.Module
     return removal.applied_to(model), noticed
 
 
-def _in_double(model: nn.Module, example: Example) -> tuple[nn.Module, Example]:
-    """A module and its batch in double precision; as they are if its forward computes in another one."""
-    full, batch = copied(model).double(), example.map(lambda x: x.double() if x.is_floating_point() else x)
+def _computed(model: nn.Module, examples: Sequence[Example]) -> tuple[nn.Module, list[tuple[Example, list[Tensor]]]]:
+    """A module in double precision, its batches, and what it makes of each; as they are if its forward computes in
+    another precision."""
+    full = copied(model).double()
+    batches = [each.map(lambda x: x.double() if x.is_floating_point() else x) for each in examples]
     try:
-        found = call(full, batch)
+        pairs = [(batch, call(full, batch)) for batch in batches]
+        if all(y.dtype == torch.float64 for _, found in pairs for y in found if y.is_floating_point()):
+            return full, pairs
     except ValueError:
-        return model, example
-    return (full, batch) if all(y.dtype == torch.float64 for y in found if y.is_floating_point()) else (model, example)
+        pass
+    return model, [(batch, call(model, batch)) for batch in examples]
 
 
 def _agree(expected: Sequence[Tensor], small: nn.Module, example: Example) -> bool:

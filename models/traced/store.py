@@ -6,16 +6,19 @@ import runpy
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from nas.models.traced.graph import unwrap
-from nas.models.traced.shrink import held_by, resize
+from nas.models.traced.shrink import held_by, numbers_in, resize
 
+Numbers = Mapping[str, Mapping[str, Any]]  # by submodule and attribute
 CONFIG, WEIGHTS = "module.json", "model.safetensors"
 
 
@@ -33,14 +36,17 @@ def save_module(model: nn.Module, folder: Path | str, factory: str, options: Map
         OSError: the folder cannot be written.
     """
     model = unwrap(model)
-    filled(_make(factory, dict(options or {})), _tensors(model), factory)
-    write_module(model, Path(folder), factory, options or {})
+    made = filled(_make(factory, dict(options or {})), _tensors(model), factory)
+    write_module(model, Path(folder), factory, options or {}, other_numbers(made, model))
 
 
-def write_module(model: nn.Module, folder: Path, factory: str, options: Mapping[str, Any]) -> None:
-    """`save_module`, without a look at what the factory makes."""
+def write_module(
+    model: nn.Module, folder: Path, factory: str, options: Mapping[str, Any], numbers: Numbers = MappingProxyType({})
+) -> None:
+    """`save_module`, without a look at what the factory makes, in which ``numbers`` are others."""
     try:
-        text = json.dumps({"factory": factory, "options": dict(options)}, indent=2)
+        held = {"numbers": dict(numbers)} if numbers else {}
+        text = json.dumps({"factory": factory, "options": dict(options), **held}, indent=2)
     except TypeError as problem:
         raise ValueError(f"save_module(options=...) must be plain data: {problem}") from None
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,26 +62,40 @@ def load_module(folder: Path | str) -> nn.Module:
         OSError: a file is missing or cannot be read.
     """
     folder = Path(folder)
-    text, tensors = (folder / CONFIG).read_text(encoding="utf-8"), read_tensors(folder)
+    tensors, numbers = read_module(folder)
     try:
-        config = json.loads(text)
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         factory, options = str(config["factory"]), dict(config["options"])
     except (ValueError, KeyError, TypeError) as problem:
         raise _damaged(folder, problem) from None
-    return filled(_make(factory, options), tensors, factory).eval()
+    return filled(_make(factory, options), tensors, factory, numbers).eval()
 
 
-def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """What `write_module` wrote of the weights.
+def read_module(folder: Path) -> tuple[dict[str, torch.Tensor], Numbers]:
+    """What `write_module` wrote of the weights, and of the numbers that modules hold.
 
     Raises:
         ValueError: they are damaged.
-        OSError: the file is missing or cannot be read.
+        OSError: a file is missing or cannot be read.
     """
+    text = (folder / CONFIG).read_text(encoding="utf-8")
     try:
-        return load_file(folder / WEIGHTS)
-    except (ValueError, SafetensorError) as problem:
+        numbers = {str(path): dict(held) for path, held in dict(json.loads(text).get("numbers", {})).items()}
+        if not all(type(each) is int for each in tree_leaves(numbers)):
+            raise ValueError("the numbers of its modules are no integers")
+        return load_file(folder / WEIGHTS), numbers
+    except (ValueError, TypeError, AttributeError, SafetensorError) as problem:
         raise _damaged(folder, problem) from None
+
+
+def other_numbers(model: nn.Module, other: nn.Module) -> Numbers:
+    """By submodule the numbers that another copy of a module holds in their place."""
+    found: dict[str, dict[str, Any]] = {}
+    for path, module in model.named_modules():
+        theirs = numbers_in(other.get_submodule(path))
+        if changed := {name: theirs[name] for name, own in numbers_in(module).items() if theirs.get(name, own) != own}:
+            found[path] = changed
+    return found
 
 
 def _damaged(folder: Path, problem: Exception) -> ValueError:
@@ -109,8 +129,10 @@ def _held_once(model: nn.Module) -> dict[str, torch.Tensor]:
     return dict(found.values())
 
 
-def filled(model: nn.Module, tensors: Mapping[str, torch.Tensor], factory: str) -> nn.Module:
-    """The module with tensors of other sizes put into it, in place.
+def filled(
+    model: nn.Module, tensors: Mapping[str, torch.Tensor], factory: str, numbers: Numbers = MappingProxyType({})
+) -> nn.Module:
+    """The module with tensors of other sizes, and numbers, put into it, in place.
 
     Raises:
         ValueError: it has other parts; ``factory`` is said to have made it.
@@ -118,6 +140,7 @@ def filled(model: nn.Module, tensors: Mapping[str, torch.Tensor], factory: str) 
     held = held_by(model)
     expected = _held_once(model)
     extra = {name for name in tensors.keys() - expected.keys() if not name.endswith("bias")}  # constants make biases
+    extra |= {f"{path}.{name}" for path, name in _unknown(model, numbers)}
     if other := sorted(extra | (expected.keys() - tensors.keys())):
         raise ValueError(f"{factory} makes a module of other parts: they differ in {other[0]}")
     for name, new in tensors.items():
@@ -131,4 +154,14 @@ def filled(model: nn.Module, tensors: Mapping[str, torch.Tensor], factory: str) 
             setattr(model.get_submodule(place), attribute, value)
     for module in model.modules():
         resize(module)
+    for path, changed in numbers.items():
+        held_numbers = numbers_in(model.get_submodule(path))
+        for attribute, number in changed.items():
+            setattr(model.get_submodule(path), attribute, type(held_numbers[attribute])(number))
     return model
+
+
+def _unknown(model: nn.Module, numbers: Numbers) -> list[tuple[str, str]]:
+    """The submodules and attributes that a module lacks."""
+    held = {path: numbers_in(module) for path, module in model.named_modules()}
+    return [(path, name) for path, changed in numbers.items() for name in changed if name not in held.get(path, {})]

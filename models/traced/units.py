@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.groups import Members, join_rows, slices, unit_axes
 from nas.models.traced.channels import Channels, Kind, Step, arguments, channels_behind
-from nas.models.traced.graph import Example, Inputs, called, copied, operation, shape, trace, unwrap
+from nas.models.traced.graph import Example, Inputs, call, called, copied, operation, shape, trace, unwrap
 from nas.models.traced.shrink import Removal, fit
 from nas.models.traced.values import PRODUCTS, Values, keeps_constants
 
@@ -105,19 +105,43 @@ def _missed(
     model: nn.Module, example: Example, channels: Channels, units: Mapping[str, Sequence[Parameter]]
 ) -> list[str]:
     """The layers of which the forward of a model would notice that units go: every other one is taken from a copy."""
-    copies = copied(model).eval()
-    held = dict(copies.named_parameters(remove_duplicate=False))
     names = {id(p): name for name, p in model.named_parameters()}
-    for module in copies.modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            module.running_mean.zero_()
-    for members in units.values():
-        for p, axis in zip(members, unit_axes(members), strict=True):
-            slices(held[names[id(p)]], axis)[1::2] = 0
-    removal = Removal(channels, copies)
-    _, noticed = fit(copies, removal, example)
+    trial = copied(model)
+    stir(trial)
+    held = dict(trial.named_parameters(remove_duplicate=False))
+    theirs = {
+        layer: Members((held[names[id(p)]] for p in members), unit_axes(members)) for layer, members in units.items()
+    }
+    kill_half(trial, theirs, example)
+    removal = Removal(channels, trial)
+    _, noticed = fit(trial, removal, example)
     lost = {name for numbers in noticed for name in removal.owners(numbers)}
     return [layer for layer, members in units.items() if any(names[id(p)] in lost for p in members)]
+
+
+@torch.no_grad()
+def stir(trial: nn.Module) -> None:
+    """Let the parameters of a copy hide nothing: those with one value in all their entries, such as gates, scales and
+    shifts at the start of a training, become random numbers near it."""
+    generator = torch.Generator().manual_seed(0)
+    for p in trial.parameters():
+        if p.is_floating_point() and p.numel() and bool((p == p.flatten()[0]).all()):
+            p.add_(0.1 * torch.rand(p.shape, generator=generator))
+
+
+@torch.no_grad()
+def kill_half(trial: nn.Module, units: Mapping[str, Sequence[Parameter]], example: Example) -> None:
+    """Set every other unit of a copy to zero and let normalisations see a batch, so that what they put out is neither
+    too small nor too large for a comparison; it is in evaluation mode afterwards."""
+    for members in units.values():
+        for p, axis in zip(members, unit_axes(members), strict=True):
+            slices(p, axis)[1::2] = 0
+    for module in trial.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = 1.0
+    call(trial.train(), example)
+    settle_norms(trial, units)
+    trial.eval()
 
 
 class _Search:
@@ -173,7 +197,7 @@ class _Search:
             seen = set(numbers.tolist())
             touched = [space for space in self.layers if not seen.isdisjoint(space)]
             what = called(node) + (" in place" if node in self.channels.graph.changed else "")
-            if touched and node in before_layers:
+            if touched and node in before_layers and node not in self.channels.roots:
                 self.problems.append(f"the channels of {self.name(touched[0])} meet {what}, which is not understood")
             elif self._is_layer(node):
                 self.problems.append(f"{what} is a layer that is not understood")
@@ -361,8 +385,8 @@ class _States(Values):
                 zero = zero.repeat_interleave(len(values) // len(zero))
                 values[self.search.add(step, [self.search.parameters[step.bias]], zero)] = 0  # type: ignore[index]
             self._note_squares(step)
-        for number in numbers[values.ne(0)].tolist():
-            self.search.causes.setdefault(number, step.name)
+        if new := [number for number in numbers[values.ne(0)].tolist() if number not in self.search.causes]:
+            self.search.causes |= dict.fromkeys(new, step.name)
         return values
 
     def _shifts_units(self, step: Step, space: Space) -> bool:

@@ -39,7 +39,9 @@ class Values:
         if step is not None and step.kind is Kind.MOVE and step.sources[0] in self.parts:
             self.of[node] = self.parts[step.sources[0]][node.args[1]]  # type: ignore[index]
         elif step is not None and node in self.channels.axis:
-            self.of[node] = self._value(step)
+            value = self._value(step)
+            changes = node in self.channels.graph.changed
+            self.of[node] = torch.full_like(value, math.nan) if changes else value
         elif step is not None and node in self.channels.parts:
             self._move_parts(step)
 
@@ -111,7 +113,8 @@ class Values:
         )
 
     def bias(self, step: Step) -> Tensor:
-        return self.tensor(step.bias) if step.bias is not None else torch.zeros((), dtype=torch.float64)
+        unknown = torch.full((), 0 if step.bias is None else math.nan, dtype=torch.float64)
+        return self.whole.get(step.bias, unknown).double()  # type: ignore[arg-type]
 
     def _mix(self, step: Step) -> Tensor:
         weight, moving = self.matrix(step), self.moving(step)
@@ -156,7 +159,7 @@ class Values:
     def _spread(self, step: Step) -> dict[fx.Node, Tensor]:
         found = {}
         for each in step.sources:
-            if each in self.of:
+            if each in self.of and each not in self.whole:
                 found[each] = spread(self.of[each], self.channels.axis[each], shape(each))
             else:
                 found[each] = self.whole.get(each, torch.full((), math.nan).double().expand(shape(each)))
