@@ -24,7 +24,8 @@ class Denoise(Restoration):
     With a range of levels one network is trained for all of them and told the level by a channel behind those of the
     picture that is sigma / 255 everywhere (Zhang et al., FFDNet, arXiv 1710.04026). In training the square roots
     of the levels are uniform in the range: with uniform levels strong noise, of which more is left, would count for
-    more, with uniform logarithms weak noise. Validation and test take those of 15, 25 and 50 that lie in it, or its ends.
+    more, with uniform logarithms weak noise. Validation and test take those of 15, 25 and 50 that lie in it, or its
+    ends.
 
     Args:
         sigma: standard deviation of the Gaussian noise on the 0..255 scale, in (0, 255], or the ends of a range of
