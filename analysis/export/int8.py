@@ -138,9 +138,8 @@ def _takes_any_size(exact: Path) -> bool:
 
 def _chosen(pictures: Sequence[Tensor], side: int) -> list[Tensor]:
     """The middle of some of them."""
-    middles = [_middle(picture, side) for picture in pictures]
-    most = max(1, PIXELS // middles[0][0].numel())
-    return Random(0).sample(middles, min(most, len(middles)))
+    most = max(1, PIXELS // _middle(pictures[0], side)[0].numel())
+    return [_middle(picture, side) for picture in Random(0).sample(pictures, min(most, len(pictures)))]
 
 
 def _middle(picture: Tensor, side: int) -> Tensor:
