@@ -28,6 +28,7 @@ from nas.search.tasks.use import Noise, denoise_pixels, denoise_sheet
 from nas.search.training.compute import Compute
 from nas.search.training.loop import Snapshot, search, snapshot
 from nas.search.training.retrain import retrain
+from nas.search.zoo.shipped import shipped
 
 __all__ = [
     "LOGGERS",
@@ -85,6 +86,7 @@ __all__ = [
     "retrain",
     "score",
     "search",
+    "shipped",
     "snapshot",
     "thin_out",
     "write_sheet",

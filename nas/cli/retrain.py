@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -25,21 +27,27 @@ from nas.files import alone
 from nas.search.retraining.config import RetrainConfig
 from nas.search.retraining.retraining import RetrainResult, RunRetraining
 from nas.search.retraining.table import summarised, table
+from nas.search.runs.config import SearchConfig
+from nas.search.runs.options import ROOTS
 from nas.search.runs.path import Choice
 from nas.search.runs.run import RETRAINED, Run
 from nas.search.tasks.task import Metric, Scores
 from nas.search.training import ranks
+from nas.search.zoo.adopted import adopt
+from nas.search.zoo.shipped import find_shipped, shipped
 
 
 def parser() -> ArgumentParser:
     parser = make_run_parser(
-        "Train the compact network (extracted anew if you choose one) with Adam; measure it beside classical methods."
+        "Train the compact network (extracted anew if you choose one) with Adam; measure it beside classical methods.",
+        "run folder of nas search, or a network of nas zoo to be trained on your pictures",
     )
     parser.add_argument("--epochs", type=int, default=120, help="epochs, as long as those of the search")
     parser.add_argument(
         "--batch", type=int, help="crops, or pictures to classify, per step (default: as in the search)"
     )
     parser.add_argument("--crop", type=int, help="side of the training crops in pixels (default: as in the search)")
+    parser.add_argument("--out", type=Path, help="run folder to make for a network of nas zoo (default: runs/NAME)")
     add_choice(parser)
     parser.add_argument("--from_scratch", action="store_true", help="forget the found weights, keep the topology")
     parser.add_argument("--rewind_epoch", type=int, help="start with the weights of this epoch of the search")
@@ -66,7 +74,25 @@ def parser() -> ArgumentParser:
 
 def perform(options: Namespace) -> Result:
     config = retrain_config(options)
+    name = str(options.run)
+    if not options.run.is_dir() and (options.out is not None or name in {each.name for each in shipped()}):
+        run = _adopted(name, options.out or Path("runs") / name, config, force=options.force)
+        return retrain(run, replace(config, instead={}), options)
+    if options.out is not None:
+        raise ValueError(f"--out is for a network of nas zoo; {name} is a folder, and what is retrained stays in it")
     return retrain(Run.open(options.run), config, options, force=options.force)
+
+
+def _adopted(name: str, out: Path, config: RetrainConfig, *, force: bool) -> Run:
+    """A new run of a shipped network, on the pictures that the options say."""
+    learnt: dict[str, Any] = {"sigma": "{:g}:{:g}".format(*find_shipped(name).sigma), **config.instead}
+    learnt |= {root: Path(learnt[root]) for root in ROOTS if root in learnt}
+    run = Run(out, SearchConfig(model=name, density=1.0, epochs=1, sizes="none", **learnt).at_absolute_roots())
+    config.training(run, run.data()).batches(config.seed)  # what is wrong with batch and crop is said now
+    ranks.on_first(lambda: adopt(run, force=force))
+    with ranks.by_first(alone(out)):
+        ranks.on_first(lambda: extract_into(run, Choice(), timed=False))
+    return run
 
 
 def retrain(run: Run, config: RetrainConfig, options: Namespace, *, force: bool = False) -> Result:

@@ -29,10 +29,10 @@ def make_parser(description: str, **options: Any) -> ArgumentParser:
     return ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, **options)
 
 
-def make_run_parser(description: str) -> ArgumentParser:
+def make_run_parser(description: str, run: str = "run folder of nas search") -> ArgumentParser:
     """A parser of a verb that works on a run."""
     parser = make_parser(description)
-    parser.add_argument("run", type=Path, help="run folder of nas search")
+    parser.add_argument("run", type=Path, help=run)
     return parser
 
 

@@ -3,9 +3,11 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nas.models.dag import DagNet
+from nas.models.recipes import RECIPES
 from nas.models.store import fingerprint
 from nas.models.store import load as load_stored
 
@@ -80,3 +82,14 @@ def load(network: str | Path) -> DagNet:
     """
     folder = Path(network)
     return load_stored(folder) if folder.is_dir() else find_shipped(str(network)).load()
+
+
+def _alike(name: str, channels: int = 1) -> DagNet:
+    """A network with the topology of the shipped one, and weights of its own."""
+    plan = find_shipped(name).load().plan
+    if channels != plan.channels:
+        raise ValueError(f"{name} takes pictures of {plan.channels} channel, got channels={channels}")
+    return DagNet(plan)
+
+
+RECIPES.update({each.name: partial(_alike, each.name) for each in shipped()})  # what a run may begin with
