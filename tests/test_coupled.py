@@ -695,6 +695,10 @@ ACCEPTED |= {
         ),
         {"a": ["a.weight", "a.bias"]},
     ),
+    "a constant behind a dropout of nothing": (
+        nn.Sequential(conv(3, 4), nn.Sigmoid(), nn.Dropout(0.0), conv(4, 2)),
+        {"0": ["0.weight", "0.bias"]},
+    ),
     "channels that are repeated": (
         Net(lambda m, x: m.b(m.a(x).repeat_interleave(2, 1)), a=conv(3, 4), b=conv(8, 2)),
         {"a": ["a.weight", "a.bias"]},
