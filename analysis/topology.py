@@ -43,6 +43,7 @@ def topology(
         * layer: the position in the plan,
         * alive, total: numbers of units (1 and 1 at unit level),
         * norm: Euclidean norm of the biases and of the weights that read alive units; 0 for the input,
+        * scale: how often the resolution of the input is halved there; absent in the graph of a module,
         * born: the epoch since which it has been alive, at node level the earliest of its units; if births are given,
 
         those at node level born_last, the latest birth, and where units died num_died and died, their number and the
@@ -87,14 +88,14 @@ def topology(
 @torch.no_grad()
 def _node_graph(net: DagNet, births: Epochs, deaths: Epochs) -> nx.DiGraph:
     alive = find_alive(net)
-    norms = _unit_norms(net, alive.units)
+    norms, scales = _unit_norms(net, alive.units), net.plan.node_levels
     graph = nx.DiGraph(level="node")
     for layer, (name, mask) in enumerate(alive.units.items()):
         if mask.any() or name in (INPUT, OUTPUT):
             born = [births[name][unit] for unit in _indices(mask) if unit in births.get(name, {})]
             lived = ages(born, deaths.get(name, {}).values())
             size = {"alive": int(mask.sum()), "total": len(mask), "norm": float(norms[name][mask].norm())}
-            graph.add_node(name, kind=_kind(name), layer=layer, **size, **lived)
+            graph.add_node(name, kind=_kind(name), layer=layer, scale=scales[name], **size, **lived)
     for name, node in net.named_nodes().items():
         rows = _rows_of(node, alive.units[name])
         for edge, weight in node.weighted_edges():
@@ -110,12 +111,12 @@ def _node_graph(net: DagNet, births: Epochs, deaths: Epochs) -> nx.DiGraph:
 @torch.no_grad()
 def _unit_graph(net: DagNet, births: Epochs) -> nx.DiGraph:
     alive = find_alive(net)
-    norms = _unit_norms(net, alive.units)
+    norms, scales = _unit_norms(net, alive.units), net.plan.node_levels
     graph = nx.DiGraph(level="unit")
     for layer, (name, mask) in enumerate(alive.units.items()):
         for unit in _indices(mask):
             age = {"born": births[name][unit]} if unit in births.get(name, {}) else {}
-            size = {"alive": 1, "total": 1, "norm": float(norms[name][unit])}
+            size = {"alive": 1, "total": 1, "norm": float(norms[name][unit]), "scale": scales[name]}
             graph.add_node(f"{name}.{unit}", kind=_kind(name), layer=layer, **size, node=name, index=unit, **age)
     for name, node in net.named_nodes().items():
         rows = range(net.plan.units[name]) if node.plan.rows is None else node.plan.rows

@@ -4,6 +4,7 @@
         --lr 0.005 --terms "where the pictures come from, and on what terms"
 
 A channel with the level of the noise is put behind the picture, with weights of zero, so that it begins as it was.
+With --alone 15 it learns that level instead, in as many steps and without being told: what knowing one level is worth.
 """
 
 import argparse
@@ -43,12 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--terms", required=True, help="for the card: the training pictures, and their terms")
     parser.add_argument("--epochs", type=int, default=80, help=f"of {STEPS} steps")
     parser.add_argument("--lr", type=float, default=5e-3, help="highest learning rate")
+    parser.add_argument("--alone", type=float, metavar="SIGMA", help="train for this level alone")
     parser.add_argument("--out", type=Path, default=NETWORKS, help="folder for the folder of the network")
     options = parser.parse_args(arguments)
     try:
-        net = told_the_level(load(options.network))
-        train(net, options.train, options.epochs, options.lr)
-        print(write(net, options.out / options.name, options.terms, options.test))
+        found = load(options.network)
+        if options.alone is None:
+            net, sigma = told_the_level(found), SIGMA
+        else:
+            net, sigma = found, (options.alone, options.alone)
+        train(net, sigma, options.train, options.epochs, options.lr)
+        print(write(net, sigma, options.out / options.name, options.terms, options.test))
     except (ValueError, OSError, FloatingPointError) as problem:
         parser.error(sentence(problem))
 
@@ -67,10 +73,13 @@ def _corner(tensor: Tensor) -> tuple[slice, ...]:
     return tuple(slice(n) for n in tensor.shape)
 
 
-def train(net: DagNet, root: Path, epochs: int, lr: float) -> None:
-    """In place, on all levels; it ends with its best weights."""
-    sigma, channels = f"{SIGMA[0]:g}:{SIGMA[1]:g}", net.plan.channels
-    config = SearchConfig(data="folder", data_root=root, channels=channels, sigma=sigma, steps=STEPS, crop=CROP)
+def train(net: DagNet, sigma: tuple[float, float], root: Path, epochs: int, lr: float) -> None:
+    """In place, on the levels between two; it ends with its best weights."""
+    low, high = sigma
+    config = SearchConfig(
+        data="folder", data_root=root, channels=net.plan.channels, sigma=low if low == high else f"{low:g}:{high:g}",
+        steps=STEPS, crop=CROP,
+    )  # fmt: skip
     run = Run(Path(), config)
     data = run.data()
     task, validation = run.task(data), run.validation(data)[:VALIDATED]
@@ -85,10 +94,11 @@ def train(net: DagNet, root: Path, epochs: int, lr: float) -> None:
     ).run()  # fmt: skip
 
 
-def write(net: DagNet, folder: Path, terms: str, test: Path) -> Shipped:
+def write(net: DagNet, sigma: tuple[float, float], folder: Path, terms: str, test: Path) -> Shipped:
     """Store the network with its card."""
-    psnr = {f"{sigma:g}": round(measured(net, test, sigma), 2) for sigma in MEASURED}
-    card = Shipped(folder.name, SIGMA, net.plan.num_params, total(net.plan, "flops"), psnr, terms, fingerprint(net))
+    levels = [level for level in MEASURED if sigma[0] <= level <= sigma[1]]
+    psnr = {f"{level:g}": round(measured(net, test, level), 2) for level in levels}
+    card = Shipped(folder.name, sigma, net.plan.num_params, total(net.plan, "flops"), psnr, terms, fingerprint(net))
     folder.mkdir(parents=True, exist_ok=True)
     net.save_pretrained(folder)
     (folder / CARD).write_text(json.dumps(dataclasses.asdict(card), indent=1) + "\n", encoding="utf-8")

@@ -55,13 +55,13 @@ def find_alive(net: DagNet) -> Alive:
         rows = pick(wanted, node.plan.rows)
         for edge, weight in node.weighted_edges():
             source = edge.source
-            used = edge_reads(edge, weight, node.plan.num_rows, units[source])[rows].any(dim=0)
-            read[source] |= used
-            if (used & emits[source]).any():
-                carried = dense_weight(edge, weight, node.plan.num_rows, units[source])[rows][:, emits[source]]
-                kernels[edge.key, name] = side(carried) if edge.kernel else 1
+            used = reads(weight) & between(edge, rows, torch.ones(units[source], dtype=torch.bool))
+            read[source] |= spread(columns(edge, used), edge.take, units[source])
+            used &= between(edge, rows, emits[source])
+            if used.any():
+                kernels[edge.key, name] = side(weight[used]) if edge.kernel else 1
                 if source in node.plan.block_sources:
-                    skips[source, name] = math.hypot(skips.get((source, name), 0.0), float(carried.norm()))
+                    skips[source, name] = math.hypot(skips.get((source, name), 0.0), float(weight[used].norm()))
         for source, matrix in node.projections.items():
             used = reads(matrix)[wanted].any(dim=0)
             read[source] |= used
@@ -80,9 +80,25 @@ def active_rows(node: DagNode, sources: Mapping[str, Tensor]) -> Tensor:
     """Which rows of a node are not zero on the given units of its sources; shape (rows,)."""
     active = node.bias.ne(0).cpu()
     for edge, weight in node.weighted_edges():
-        units = sources[edge.source]
-        active = active | edge_reads(edge, weight, node.plan.num_rows, len(units))[:, units].any(dim=1)
+        read = (reads(weight) & beside(edge, sources[edge.source])).any(dim=1)
+        active = active | spread(read, edge.put, node.plan.num_rows)
     return active
+
+
+def beside(edge: Edge, values: Tensor) -> Tensor:
+    """What is known of the units of the source, as it stands beside the weights (rows, columns) of an edge."""
+    taken = pick(values, edge.take)
+    return taken[:, None] if edge.operation == DEPTHWISE else taken
+
+
+def between(edge: Edge, rows: Tensor, units: Tensor) -> Tensor:
+    """Which of the weights (rows, columns) of an edge stand between these rows of its node and units of its source."""
+    return pick(rows, edge.put)[:, None] & beside(edge, units)
+
+
+def columns(edge: Edge, used: Tensor) -> Tensor:
+    """Which units, of those that an edge takes, its ``used`` weights (rows, columns) read."""
+    return used[:, 0] if edge.operation == DEPTHWISE else used.any(dim=0)
 
 
 def edge_reads(edge: Edge, weight: Tensor, rows: int, units: int) -> Tensor:

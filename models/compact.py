@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas.models.alive import active_rows, edge_reads, find_alive, pick, side
+from nas.models.alive import active_rows, between, columns, find_alive, pick, reads, side
 from nas.models.bypass import bypass
 from nas.models.dag import DagNet, DagNode
 from nas.models.fold import fold_constants
@@ -234,8 +234,8 @@ def _restrict_edge(
     left."""
     put, take = pick(rows, edge.put), pick(kept, edge.take)
     if tight:
-        read = edge_reads(edge, weight, len(rows), len(kept)) & rows[:, None] & kept
-        put, take = pick(read.any(dim=1), edge.put), pick(read.any(dim=0), edge.take)
+        used = reads(weight) & between(edge, rows, kept)
+        put, take = used.any(dim=1), columns(edge, used)
     if edge.operation == DEPTHWISE:
         put = take = put & take
     part: Selection = (indices(put), None if edge.operation == DEPTHWISE else indices(take))

@@ -6,9 +6,9 @@ import math
 import torch
 from torch import Tensor
 
-from nas.models.alive import edge_reads, open_gates, pick, reads
+from nas.models.alive import beside, open_gates, pick, reads
 from nas.models.dag import DagNet, DagNode
-from nas.models.plan import DEPTHWISE, INPUT, Edge, Indices
+from nas.models.plan import INPUT, Indices
 
 Masks = dict[str, Tensor]
 
@@ -53,19 +53,13 @@ def _fold_into(node: DagNode, constant: Masks, value: dict[str, Tensor]) -> Tens
     steady = torch.ones(node.plan.num_rows, dtype=torch.bool)
     for edge, weight in node.weighted_edges():
         kernels = weight.reshape(*weight.shape[:2], math.prod(weight.shape[2:]))
-        fixed, v = (_beside(edge, each[edge.source]) for each in (constant, value))
+        fixed, v = (beside(edge, each[edge.source]) for each in (constant, value))
         foldable = fixed & (v.eq(0) | (_is_a_number(kernels) & node.plan.bias))
         if node.plan.bias:
             node.bias[_put(edge.put)] += (kernels.sum(dim=2) * v * foldable).sum(dim=1)
         weight[foldable] = 0
-        steady &= ~edge_reads(edge, weight, node.plan.num_rows, len(constant[edge.source])).any(dim=1)
+        steady[_put(edge.put)] &= ~reads(weight).any(dim=1)
     return steady
-
-
-def _beside(edge: Edge, values: Tensor) -> Tensor:
-    """What is known of the units of the source, beside the weights (rows, columns) of an edge."""
-    taken = pick(values, edge.take)
-    return taken[:, None] if edge.operation == DEPTHWISE else taken
 
 
 def _is_a_number(kernels: Tensor) -> Tensor:

@@ -113,6 +113,9 @@ class Node:
     projections: tuple[str, ...] = ()
     level: int = 0
 
+    def __deepcopy__(self, memo: object) -> "Node":
+        return self  # it never changes
+
     @property
     def num_rows(self) -> int:
         return self.units if self.rows is None else len(self.rows)
@@ -194,6 +197,9 @@ class Plan:
     pooled: bool = False
     levels: int = 0
     extra: int = 0
+
+    def __deepcopy__(self, memo: object) -> "Plan":
+        return self  # it never changes
 
     @property
     def inputs(self) -> int:

@@ -255,26 +255,27 @@ class Bregman(Penalised):
         for group, moved in groups:
             options = tuple(tuple(v) if isinstance(v, list) else v for v in self._options(group).values())
             duals = alike.setdefault(options, [])
-            for p in moved:
-                dual = self._decayed(p, group)
+            for p, state in self._decayed(moved, group):
+                dual = state["dual"]
                 dual.grad = _laid_out_like(dual, gradient(p))
                 duals.append(dual)
-                stepped.append((p, dual))
+                stepped.append((state, dual))
         names = tuple(self._rule.defaults)
         self._rule.param_groups = [
             {"params": duals, **dict(zip(names, options, strict=True))} for options, duals in alike.items()
         ]
         _step_alone(self._rule)
-        for p, dual in stepped:
+        for state, dual in stepped:
             dual.grad = None
-            self.state[p].update(self._rule.state[dual])
+            state.update(self._rule.state[dual])
 
-    def _decayed(self, p: Tensor, group: dict[str, Any]) -> Tensor:
-        """dual <- dual - lr * weight_decay * p, in place."""
-        dual: Tensor = self.state[p]["dual"]
+    def _decayed(self, moved: Sequence[Tensor], group: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
+        """Parameters with their state, after dual <- dual - lr * weight_decay * p in place."""
+        pairs = [(p, self.state[p]) for p in moved]
         if group["weight_decay"] != 0:
-            dual.add_(p, alpha=-group["lr"] * group["weight_decay"])
-        return dual
+            for p, state in pairs:
+                state["dual"].add_(p, alpha=-group["lr"] * group["weight_decay"])
+        return pairs
 
     def _read_weights(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
         """p <- prox(delta * dual, delta), in place."""
@@ -287,10 +288,8 @@ class Bregman(Penalised):
 
     def _as_written(self, params: Sequence[Tensor]) -> bool:
         """Whether all of these weights have a dual, and nothing but a step of ours has written into them since."""
-        written = self._written
-        return all(written.get(id(p)) == _mark(p) for p in params) and all(
-            "dual" in self.state.get(p, ()) for p in params
-        )
+        written, state = self._written, self.state
+        return all(written.get(id(p)) == _mark(p) and "dual" in state[p] for p in params)
 
     def _prox(
         self,
@@ -511,8 +510,9 @@ class AdaBreg(Bregman):
         beta1, beta2 = group["betas"]
         cut = sharing(group).cut
         grads = [gradient(p).to(self.state[p]["dual"].dtype) for p in moved]
-        for p, g, rms in zip(moved, grads, shared_rms(group, grads), strict=True):
-            dual = self._decayed(p, group)
+        pairs = zip(self._decayed(moved, group), grads, shared_rms(group, grads), strict=True)
+        for (_, own), g, rms in pairs:
+            dual = own["dual"]
             state = self._rule.state[dual]
             if not state:
                 count = torch.zeros((), dtype=torch.float32, device=dual.device)
@@ -525,7 +525,7 @@ class AdaBreg(Bregman):
                 square.add_(state["others"], alpha=1 - beta2)
             scale = square.div(1 - beta2**t).sqrt_().add_(group["eps"]).mul_(1 - beta1**t)
             cut(dual).addcdiv_(cut(mean), scale, value=group["lr"] if group["maximize"] else -group["lr"])
-            self.state[p].update(state)
+            own.update(state)
 
 
 def _of_rule(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,9 +73,10 @@ class Penalised(Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_gradients()
-        groups = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
-        self._step_groups([(group, moved) for group, moved in groups if moved])
+        given = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        groups = [(group, moved) for group, moved in given if moved]
+        self._check_gradients([gradient(p) for _, moved in groups for p in moved])
+        self._step_groups(groups)
         return loss
 
     @abstractmethod
@@ -222,9 +223,8 @@ class Penalised(Optimizer, ABC):
             )
             yield from zip(names, group["params"], strict=True)
 
-    def _check_gradients(self) -> None:
+    def _check_gradients(self, grads: Sequence[Tensor]) -> None:
         """Refuse a gradient that is not finite; looks at entries only where their norm is not."""
-        grads = [gradient(p) for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not grads or bool(get_total_norm(grads).isfinite()):
             return
         for name, p in self._named_parameters():
@@ -255,8 +255,9 @@ def _is_axis(value: Any) -> bool:
 
 def gradient(p: Tensor) -> Tensor:
     """The dense gradient of ``p``."""
-    assert p.grad is not None
-    return p.grad.to_dense() if p.grad.is_sparse else p.grad
+    grad = p.grad
+    assert grad is not None
+    return grad.to_dense() if grad.is_sparse else grad
 
 
 def axes_of(joint: bool | Sequence[Axis], count: int) -> tuple[Axis, ...] | None:

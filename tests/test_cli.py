@@ -284,6 +284,25 @@ def test_an_export_that_fails_leaves_nothing(place, search_result, inside, monke
     assert not (place / "run" / "export").exists()
 
 
+def test_int8_says_what_it_loses(place, search_result, inside, capsys):
+    pytest.importorskip("onnxscript")
+    assert main(["export", "run", "--format=onnx", "--int8", "--json"]) == 0
+    *_, heading, psnr, ssim, last = capsys.readouterr().out.splitlines()
+    assert "not exact" in heading and psnr.startswith("  PSNR") and ssim.startswith("  SSIM")
+    found = json.loads(last)
+    assert list(found["files"]) == ["run/export/model-int8.onnx"]
+    assert found["int8"]["int8"]["psnr"] == pytest.approx(found["int8"]["exact"]["psnr"], abs=1.0)
+    assert "max_abs" not in found
+    shutil.rmtree(place / "run" / "export")
+    (place / "data").rename(place / "gone")
+    try:
+        code, error = inside("export", "run", "--format=onnx", "--int8")
+    finally:
+        (place / "gone").rename(place / "data")
+    assert (code, error.count("\n")) == (2, 0) and "data" in error
+    assert not (place / "run" / "export").exists()
+
+
 def test_extract_in_blocks(place, search_result, inside):
     assert inside("extract", "run", "--round-to=3")[0] == 0
     net = load(place / "run" / "compact")
@@ -423,6 +442,7 @@ nas.__main__.main()
         (["search", "--coarse=4", "--optimizer=xrda"], "xrda has no exact restriction to what is alive"),
         (["export", "run"], "format"),
         (["export", "run", "--format=tflite"], "tflite"),
+        (["export", "run", "--format=python", "--int8"], "--int8 is for the format onnx, not for python"),
         (["export", "nowhere", "--format=python"], "nowhere holds no run"),
         (["export", "run", "--format=python", "-o", "x.onnx"], r"must be named \*.py, got x.onnx"),
         (["export", "run", "--format=python", "-o", "nowhere/x.py"], "nowhere is no folder"),

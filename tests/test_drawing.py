@@ -153,6 +153,8 @@ def test_drawings_show_every_node_operation_and_gate(tmp_path, engine):
     draw(topology(separable_autoencoder(depth=2, width=3, hidden=4, kernel=7, core=5)), tmp_path / "graph.svg")
     text = drawn_text(tmp_path / "graph.svg")
     assert [len(re.findall(word, text)) for word in ("5x5 depthwise", "1x1", "3x3", "1.00")] == [2, 4, 2, 2]
+    draw(topology(separable_autoencoder(depth=3, width=3, hidden=4, scales=(0, 1, 2))), tmp_path / "graph.svg")
+    assert [drawn_text(tmp_path / "graph.svg").count(word) for word in ("at 1/2", "at 1/4")] == [2, 2]
     for level in ("node", "unit"):
         draw(topology(small_net(), level), tmp_path / "graph.png", engine=engine)
         assert Image.open(tmp_path / "graph.png").getcolors(10_000) is not None

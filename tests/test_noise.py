@@ -1,6 +1,7 @@
 """Levels of noise: one network for a range of them, estimates, and photon noise."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -40,7 +41,8 @@ def test_each_picture_has_its_own_level_and_tells_it():
     levels = 255 * seen[:, 1, 0, 0]
     assert (255 * seen[:, 1] == levels[:, None, None]).all()
     assert 5 <= levels.min() < 7 < 53 < levels.max() <= 55
-    assert levels.mean().item() == pytest.approx(30, abs=2)
+    assert levels.log().mean().exp().item() == pytest.approx(math.sqrt(5 * 55), rel=0.06)
+    assert (levels < math.sqrt(5 * 55)).float().mean().item() == pytest.approx(0.5, abs=0.05)
     noise = 255 * (seen[:, 0] - 0.5).std(dim=(1, 2))
     torch.testing.assert_close(noise, levels, rtol=0.1, atol=0)
 

@@ -183,6 +183,7 @@ def test_the_road_to_the_end(found, capsys):
 
     pytest.importorskip("onnxruntime")
     assert nas(found, "export", "--format=onnx") == 0
+    assert nas(found, "export", "--format=onnx", "--int8") == 0
     assert nas(found, "export", "--format=python") == 0
 
     code, said = nas(found, "retrain", "--epochs=1", capsys=capsys)
@@ -394,6 +395,19 @@ def test_what_is_wrong_with_a_file_is_said_before_anything_is_written(text, sent
     assert re.search(sentence, problem), problem
     assert problem.count("\n") == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize("bias", [0, 3])
+def test_a_start_that_is_worse_than_no_network_is_said(data_root, tmp_path, capsys, bias):
+    file = separable(tmp_path)
+    last = "self.last = nn.Conv2d(channels, width, 3, padding=1), nn.Conv2d(width, channels, 3, padding=1)\n"
+    start = (
+        f"{8 * ' '}nn.init.normal_(self.last.weight, std=1e-3)\n{8 * ' '}nn.init.constant_(self.last.bias, {bias})\n"
+    )
+    file.write_text(file.read_text().replace(last, last + start))
+    words = ["search", f"--import={file}", f"--data-root={data_root}", *QUICK, f"--out={tmp_path / 'run'}"]
+    assert main([*words, "--epochs=1", "--sizes=none"]) == 0
+    assert ("that is worse than no network" in capsys.readouterr().out) == bool(bias)
 
 
 def test_options_are_those_of_the_factory(data_root, tmp_path, capsys):

@@ -39,12 +39,12 @@ def small_net():
 
 def test_node_graph():
     graph = topology(small_net(), births={"n1": {0: 2, 2: 7}, "n2": {0: 3, 2: 3}}, deaths={"n1": {1: 9}, "n2": {}})
-    sizes = {"alive": 2, "total": 3, "norm": 5.0}
+    sizes = {"scale": 0, "alive": 2, "total": 3, "norm": 5.0}
     ages = {"born": 2, "born_last": 7, "num_died": 1, "died": 9}
     assert dict(graph.nodes["n1"]) == {"kind": "hidden", "layer": 1, **sizes, **ages}
     norm = math.sqrt(2)
     assert dict(graph.nodes["out"]) == {
-        "kind": "output", "layer": 3, "alive": 1, "total": 1, "norm": pytest.approx(norm),
+        "kind": "output", "layer": 3, "scale": 0, "alive": 1, "total": 1, "norm": pytest.approx(norm),
     }  # fmt: skip
     assert dict(graph.edges["in", "n1"]) == {"norm": 5.0, "gate": 0.0, "operation": "1x1", "shape": "2x1x1x1"}
     assert dict(graph.edges["n1", "n2"]) == {"norm": 2.0, "gate": 0.5, "operation": "1x1", "shape": "2x2x1x1"}
@@ -55,7 +55,15 @@ def test_unit_graph():
     graph = topology(small_net(), "unit", births={"n1": {0: 2, 2: 7}})
     assert set(graph) == {"in.0", "n1.0", "n1.2", "n2.0", "n2.2", "out.0"}
     size = {"alive": 1, "total": 1, "norm": 4.0}
-    assert graph.nodes["n1.2"] == {"kind": "hidden", "layer": 1, **size, "node": "n1", "index": 2, "born": 7}
+    assert graph.nodes["n1.2"] == {
+        "kind": "hidden",
+        "layer": 1,
+        "scale": 0,
+        **size,
+        "node": "n1",
+        "index": 2,
+        "born": 7,
+    }
     assert dict(graph.edges["n1.0", "n2.0"]) == {"norm": 2.0, "gate": 0.5, "operation": "1x1", "shape": "1x1"}
     assert dict(graph.edges["n1.2", "n2.2"]) == {"norm": 0.0, "gate": 0.5, "operation": "", "shape": ""}
     assert graph.number_of_edges() == 2 + 2 + 2

@@ -92,7 +92,7 @@ def to_dot(graph: nx.DiGraph) -> str:
     for box in drawing.boxes:
         share = max(0.001, min(0.999, box.filled))  # dot takes no stripe without width
         fill = f"{ALIVE};{share:.3f}:{PAPER}"
-        words = "\n".join(filter(None, (f"{box.name}  {box.count}", box.ages)))
+        words = "\n".join(filter(None, (f"{box.name}  {box.count}", box.notes)))
         dot.node(box.name, words, shape="box", style="striped", fillcolor=fill)
     folded = branches(graph)
     for chain in folded.values():
@@ -178,7 +178,7 @@ def _paint_box(axes: Any, box: Box) -> None:
     axes.add_patch(Rectangle((box.x, box.y), box.width, BOX_HEIGHT, fc=PAPER, ec="none"))
     axes.add_patch(Rectangle((box.x, box.y), box.width * box.filled, BOX_HEIGHT, fc=ALIVE, ec="none"))
     axes.add_patch(Rectangle((box.x, box.y), box.width, BOX_HEIGHT, fill=False, ec=GHOST, lw=0.8))
-    words = f"{box.shown_name}  {box.count}", box.ages
+    words = f"{box.shown_name}  {box.count}", box.notes
     for line, y, size in zip(words, box.lines, (10, 8), strict=False):
         axes.text(box.x + PADDING, y, line, fontsize=size, color=INK, va="baseline")
 

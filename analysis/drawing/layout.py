@@ -18,7 +18,7 @@ from typing import Any
 import networkx as nx
 
 BOX_WIDTH, WIDEST_BOX, BOX_HEIGHT = 112.0, 240.0, 32.0  # boxes are as wide as the longest words in one, within limits
-BOX_FONT, PADDING = 11.0, 7.0  # of the words in a box
+BOX_FONT, NOTES_FONT, PADDING = 11.0, 8.5, 7.0  # of the words in a box, of the notes below them
 GAP = 32.0  # between a box and the next one below it
 HALF_BLOCK = 46.0  # from the middle of a branch to that of the boxes above and below it
 SPINE = 22.0  # of the line through the boxes, from their left
@@ -47,7 +47,8 @@ class Box:
         width: of all boxes of a drawing.
         filled: its share of alive units, in [0, 1].
         count: such as "9 of 32".
-        ages: such as "born 0-31"; "" where it is not known.
+        notes: the part of the sides of the picture that it works at, and since when its units are alive, such as
+            "at 1/2, born 0-31"; "" where it works on the whole picture and nothing is known.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Box:
     width: float
     filled: float
     count: str
-    ages: str
+    notes: str
 
     @property
     def shown_name(self) -> str:
@@ -69,9 +70,9 @@ class Box:
 
     @property
     def lines(self) -> tuple[float, ...]:
-        """Base lines of the name with the count, and of the ages."""
+        """Base lines of the name with the count, and of the notes."""
         middle = self.y + BOX_HEIGHT / 2
-        return (middle - 1.5, middle + 10) if self.ages else (middle + 4,)
+        return (middle - 1.5, middle + 10) if self.notes else (middle + 4,)
 
 
 @dataclass(frozen=True)
@@ -180,8 +181,10 @@ def _ordered(graph: nx.DiGraph) -> list[str]:
 
 
 def _box_width(graph: nx.DiGraph) -> float:
-    longest = max(len(f"{name}  {_count(vertex)}") for name, vertex in graph.nodes(data=True))
-    return min(WIDEST_BOX, max(BOX_WIDTH, 2 * PADDING + BOX_FONT * CHARACTER * longest))
+    vertices = graph.nodes(data=True)
+    words = max(BOX_FONT * len(f"{name}  {_count(vertex)}") for name, vertex in vertices)
+    notes = max(NOTES_FONT * len(_notes(vertex)) for _, vertex in vertices)
+    return min(WIDEST_BOX, max(BOX_WIDTH, 2 * PADDING + CHARACTER * max(words, notes)))
 
 
 def _rows(graph: nx.DiGraph, folded: Branches, column: float) -> dict[str, Point]:
@@ -206,9 +209,14 @@ def _count(vertex: dict[str, Any]) -> str:
     return f"{vertex['alive']} of {vertex['total']}"
 
 
+def _notes(vertex: dict[str, Any]) -> str:
+    side = f"at 1/{2 ** vertex['scale']}" if vertex.get("scale") else ""
+    born = f"born {vertex['born']}-{vertex['born_last']}" if "born" in vertex else ""
+    return ", ".join(filter(None, (side, born)))
+
+
 def _box(name: str, vertex: dict[str, Any], x: float, y: float, width: float) -> Box:
-    ages = f"born {vertex['born']}-{vertex['born_last']}" if "born" in vertex else ""
-    return Box(name, vertex["kind"], x, y, width, vertex["alive"] / vertex["total"], _count(vertex), ages)
+    return Box(name, vertex["kind"], x, y, width, vertex["alive"] / vertex["total"], _count(vertex), _notes(vertex))
 
 
 def _arcs(graph: nx.DiGraph, folded: Branches, places: dict[str, Point], width: float) -> Iterator[Arc]:

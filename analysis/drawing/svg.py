@@ -82,8 +82,8 @@ def _box(box: Box) -> str:
     x, first = box.x + PADDING, box.lines[0]
     name = f'<text x="{x:.1f}" y="{first:.1f}"><tspan font-weight="bold">{escape(box.shown_name)}</tspan>'
     texts = f'{name} <tspan class="count">{box.count}</tspan></text>'
-    if box.ages:
-        texts += _text(box.ages, x, box.lines[1], "small", "start")
+    if box.notes:
+        texts += _text(box.notes, x, box.lines[1], "small", "start")
     place = f'x="{box.x:.1f}" y="{box.y:.1f}" height="{BOX_HEIGHT:g}" rx="3"'
     return (
         f'<g class="node {box.kind}" data-node="{escape(box.name)}"><title>{escape(box.name)}</title>'

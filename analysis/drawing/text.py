@@ -21,13 +21,15 @@ def draw_text(graph: nx.DiGraph) -> list[Text]:
     shares of the signal. `rich.console.Console` prints it, in colours where the terminal has them.
     """
     boxes = layout(graph).boxes
-    widths = [max(map(len, column)) for column in zip(*((box.name, box.count, box.ages) for box in boxes), strict=True)]
+    widths = [
+        max(map(len, column)) for column in zip(*((box.name, box.count, box.notes) for box in boxes), strict=True)
+    ]
     lines = []
     for box in boxes:
         filled = round(BAR * box.filled) or int(box.filled > 0)
         line = Text(f"{box.name:<{widths[0]}}  ")
         line.append(FULL * filled, style=ADDS).append(EMPTY * (BAR - filled), style="dim")
-        line.append(f" {box.count:>{widths[1]}}  {box.ages:<{widths[2]}}  ")
+        line.append(f" {box.count:>{widths[1]}}  {box.notes:<{widths[2]}}  ")
         for part in _reads(graph, box.name):
             line.append_text(part)
         line.rstrip()

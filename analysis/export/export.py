@@ -81,10 +81,7 @@ def export(net: nn.Module, path: Path, format: str, *, inputs: Inputs | None = N
         OSError: the folder cannot be written.
     """
     files = files_of(path, format)
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{path.parent} is no folder in which files can be written")
-    if folders := [file for file in files if file.is_dir()]:
-        raise ValueError(f"{folders[0]} is a folder; choose another file")
+    check_writable(files)
     subject = (
         _dag(net) if isinstance(net, DagNet) else _traced(net) if isinstance(net, TracedNet) else _module(net, inputs)
     )
@@ -107,6 +104,14 @@ def files_of(path: Path, format: str) -> list[Path]:
     if path.suffix != FORMATS[format]:
         raise ValueError(f"a file of the format {format} must be named *{FORMATS[format]}, got {path}")
     return [path, path.with_suffix(".safetensors")] if format == "python" else [path]
+
+
+def check_writable(files: Sequence[Path]) -> None:
+    """Raise ValueError unless files of these names can be written."""
+    if not os.access(files[0].parent, os.W_OK):
+        raise ValueError(f"{files[0].parent} is no folder in which files can be written")
+    if folders := [file for file in files if file.is_dir()]:
+        raise ValueError(f"{folders[0]} is a folder; choose another file")
 
 
 def write_python(subject: Subject, path: Path, weights: Path) -> Network:
@@ -137,7 +142,7 @@ def write_onnx(subject: Subject, path: Path) -> Network:
     """
     try:
         import onnx  # noqa: F401
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as problem:
         raise ValueError(f"the format onnx needs {problem.name}; pip install 'bregman-nas[onnx]'") from None
@@ -157,12 +162,20 @@ def write_onnx(subject: Subject, path: Path) -> Network:
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()  # as above
         program.save(path, external_data=False)
+    return load_onnx(path)
+
+
+def load_onnx(path: Path) -> Network:
+    """What an ONNX file of `export` computes on the CPU, as a list of its outputs."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
 
     def run(*given: Tensor) -> list[Tensor]:
-        found = session.run(names[1], {name: x.numpy() for name, x in zip(names[0], given, strict=True)})
+        found = session.run(None, {name: x.numpy() for name, x in zip(names, given, strict=True)})
         return [torch.from_numpy(each) for each in found]
 
     return run

@@ -255,15 +255,18 @@ class TracedNet(nn.Module):
         return self._searched
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._grain == 1 or not (missing := self._missing(x)):
+        if (padded := self.padded(x)) is x:
             return self.module(x)  # type: ignore[no-any-return]
         height, width = x.shape[-2:]
-        return self.module(F.pad(x, missing, mode="replicate"))[..., :height, :width]  # type: ignore[no-any-return]
+        return self.module(padded)[..., :height, :width]  # type: ignore[no-any-return]
 
-    def _missing(self, x: Tensor) -> tuple[int, int, int, int] | None:
+    def padded(self, x: Tensor) -> Tensor:
+        """What the module is given for a batch ``x``."""
+        if self._grain == 1:
+            return x
         height, width = x.shape[-2:]
         missing = (0, -width % self._grain, 0, -height % self._grain)
-        return missing if any(missing) else None
+        return F.pad(x, missing, mode="replicate") if any(missing) else x
 
     def unit_parameters(self) -> dict[str, Members]:
         """For `nas.param_groups`."""

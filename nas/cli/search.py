@@ -26,12 +26,14 @@ from nas.cli.shared import (
 )
 from nas.cli.watch import add_watching, watchers
 from nas.models.network import left_dense
+from nas.models.traced.network import TracedNet
 from nas.search.callbacks.callback import Callback, Line
 from nas.search.engine.repeat import repetitions
 from nas.search.engine.search import Search
 from nas.search.runs.config import SearchConfig
 from nas.search.runs.path import Point
 from nas.search.runs.run import Run
+from nas.search.tasks.restoration import PSNR
 from nas.search.tasks.task import Metric, score_trivial
 from nas.search.training import ranks
 
@@ -91,7 +93,11 @@ def run_to_the_end(engine: Search, how_to_go_on: str) -> Result:
     run, metric = engine.run, engine.task.metrics[0]
     name, before = score_trivial(engine.validation, engine.task)
     _announce(engine)
-    print(f"at the start {_alive(engine.points[0], run)}; {name} in validation: {metric.text(before[metric.key])}")
+    start, trivial = engine.points[0], before[metric.key]
+    print(f"at the start {_alive(start, run)}: {metric.text(start.headline)}", end="; ")
+    print(f"{name} in validation: {metric.text(trivial)}")
+    if isinstance(engine.net, TracedNet) and metric.key == PSNR.key and start.headline < trivial - 3:
+        print("that is worse than no network: a last layer that starts near zero lets it learn, and grow, faster")
     iterate(engine, how_to_go_on)
     chosen = ranks.on_first(run.choose)
     picked = f"{metric.text(chosen.headline)} with {_alive(chosen, run)}"
@@ -104,7 +110,7 @@ def run_to_the_end(engine: Search, how_to_go_on: str) -> Result:
     return {
         "run": str(run.folder),
         "epoch": chosen.snapshot.epoch,
-        f"{metric.key}_{name}": before[metric.key],
+        f"{metric.key}_{name}": trivial,
         **chosen.scores,
         **sizes(chosen, run),
         "seconds": engine.points[-1].seconds,
