@@ -1,19 +1,23 @@
 """Training steps of supernets on what is alive beside dense ones: forward and backward, and with the optimiser's step;
-and with 19 coarse steps for each full one, where the level that they need is a part of their cost.
+and with 19 coarse steps for each full one, where the level that they need is a part of their cost. An epoch is so many
+of them. Beside them the same dense network with torch's fused Adam and, where pictures are those of MNIST, with AdaBreg
+of the package bregman-learning, if it is installed (pip install 'bregman-nas[bench]').
 
-Also how the time grows with the units that are alive, and a step of the package bregman-learning on the dense network,
-if it is installed (pip install 'bregman-nas[bench]'). CPU time on one core, so that other programs count little."""
+Also how time and memory grow with the units that are alive. CPU time on one core, so that other programs count little.
+"""
 
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from importlib.util import find_spec
+from statistics import linear_regression
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.timing import medians
 from nas import AdaBreg, param_groups, sparse_start
@@ -32,9 +36,9 @@ from nas.search.training.coarse import CoarseLevel
 
 COARSE = 19
 DENSITIES = (0.1, 0.2, 0.3, 0.6, 1.0)
-SUPERNETS: dict[str, tuple[Callable[[], DagNet], tuple[int, ...]]] = {
+Supernets = dict[str, tuple[Callable[[], DagNet], tuple[int, ...]]]  # by name what makes it, and the shape of a batch
+SUPERNETS: Supernets = {
     "MNIST, 6 x 784 neurons": (skip_autoencoder, (128, 1, 28, 28)),
-    "2 x 2048 neurons": (lambda: mlp(1024, widths=(2048, 2048), patch=None), (128, 1024)),
     "separable, 64 channels, 8 blocks": (lambda: separable_autoencoder(width=64, depth=8), (16, 1, 48, 48)),
     "separable, of make demo": (separable_autoencoder, (8, 1, 48, 48)),
     "mixed": (mixed_autoencoder, (8, 1, 48, 48)),
@@ -42,46 +46,54 @@ SUPERNETS: dict[str, tuple[Callable[[], DagNet], tuple[int, ...]]] = {
     "5 x 128 filters": (lambda: conv_skip_autoencoder(width=128), (8, 1, 48, 48)),
     "dense blocks, 5 x 32 filters": (lambda: dense_conv(depth=5, growth=32), (8, 1, 24, 24)),
 }
+SIZES: Supernets = {
+    **{
+        f"2 x {width} neurons": (partial(mlp, 1024, widths=(width, width), patch=None), (128, 1024))
+        for width in (256, 1024, 4096)
+    },
+    **{
+        f"5 x {width} filters, 2 crops": (partial(conv_skip_autoencoder, width=width), (2, 1, 48, 48))
+        for width in (32, 64, 128, 256)
+    },
+}
+SHARES = (0.1, 0.2, 0.4, 0.7, 1.0)
 
 
 def main() -> None:
     tune_process()
     torch.set_num_threads(1)
-    print(f"{'dense / ours':<36}{'alive':>8}{'dense':>12}{'alive only':>12}{'ratio':>8}{'with step':>12}{'coarse':>8}")
+    titles = ("dense", "alive only", "ratio", "with step", "coarse", "Adam", "coarse")
+    print(f"{'dense / ours':<36}{'alive':>6}" + "".join(f"{title:>11}" for title in titles))
     for name, (make, shape) in SUPERNETS.items():
         for density in DENSITIES:
-            times = _race(make, torch.rand(shape), density, rounds=10)
-            dense, ours, step, level, coarse = (
-                times[k] for k in ("dense", "alive only", "step", "level", "coarse step")
-            )
-            multilevel = (ours + step + level + COARSE * coarse) / (COARSE + 1)
-            print(
-                f"{name:<36}{density:>8.0%}{1e3 * dense:>9.1f} ms{1e3 * ours:>9.1f} ms{dense / ours:>8.2f}"
-                f"{(dense + step) / (ours + step):>12.2f}{(dense + step) / multilevel:>8.2f}"
-            )
-            if "bregman-learning" in times:
-                theirs = times["bregman-learning"]
-                ratios = f"{theirs / (ours + step):>20.2f}{theirs / multilevel:>8.2f}"
-                print(f"{'bregman-learning, dense / ours':<76}{ratios}")
-    shares = (0.1, 0.2, 0.4, 1.0)
-    growth = [
-        _race(lambda: mlp(1024, widths=(4096, 4096), patch=None), torch.rand(128, 1024), share, rounds=4)["alive only"]
-        for share in shares
-    ]
-    exponent = math.log(growth[-1] / growth[0]) / math.log(shares[-1] / shares[0])
-    print(f"2 x 4096 neurons: time grows with the units alive to the power {exponent:.2f} (10 to 100 %)")
+            _print_row(name, density, _race(make, torch.rand(shape), density, rounds=8))
+    for name, (make, shape) in SIZES.items():
+        for density in (0.1, 0.3, 1.0):
+            _print_row(name, density, _race(make, torch.rand(shape), density, rounds=4, warm_up=1))
+    _print_growth()
 
 
-def _race(make: Callable[[], DagNet], x: Tensor, density: float, rounds: int) -> dict[str, float]:
-    """Median CPU seconds of forward and backward, dense and on what is alive, of the optimiser's step, of making and
-    leaving a coarse level, and of a whole coarse step."""
-    torch.manual_seed(0)
-    net = make()
-    sparse_start(net, density)
+def _print_row(name: str, density: float, times: dict[str, float]) -> None:
+    dense, ours, step = times["dense"], times["alive only"], times["step"]
+    multilevel = (ours + step + times["level"] + COARSE * times["coarse step"]) / (COARSE + 1)
+    adam = dense + times["Adam"]
+    ratios = (dense / ours, (dense + step) / (ours + step), (dense + step) / multilevel, adam / (ours + step))
+    print(
+        f"{name:<36}{density:>6.0%}{1e3 * dense:>8.1f} ms{1e3 * ours:>8.1f} ms"
+        + "".join(f"{ratio:>11.2f}" for ratio in (*ratios, adam / multilevel))
+    )
+    if theirs := times.get("bregman-learning"):
+        print(f"{'bregman-learning, dense / ours':<75}{theirs / (ours + step):>11.2f}{theirs / multilevel:>11.2f}")
+
+
+def _race(make: Callable[[], DagNet], x: Tensor, density: float, rounds: int, warm_up: int = 5) -> dict[str, float]:
+    """Median CPU seconds of forward and backward, dense and on what is alive, of the optimiser's step and of Adam's, of
+    making and leaving a coarse level, and of a whole coarse step."""
+    net, optimizer = _started(make, density)
     dense = copy.deepcopy(net)
-    optimizer = AdaBreg(param_groups(net, lam=0.5, lr=1e-4))
+    adam = torch.optim.Adam(dense.parameters(), lr=1e-9, fused=True)
     rivals: dict[str, Callable[[], object]] = {}
-    if find_spec("bregman") is not None and x.shape[0] == 128:
+    if find_spec("bregman") is not None and x.shape == (128, 1, 28, 28):
         rivals["bregman-learning"] = _bregman_learning_step(make(), x)
     with ExitStack() as stack:
         stack.enter_context(alive_only(net))
@@ -90,12 +102,74 @@ def _race(make: Callable[[], DagNet], x: Tensor, density: float, rounds: int) ->
         level = CoarseLevel(net, optimizer)
         steps: dict[str, Callable[[], object]] = {
             "dense": lambda: _gradients(dense, x),
+            "Adam": adam.step,
             "alive only": lambda: _gradients(net, x),
             "step": optimizer.step,
             "level": lambda: CoarseLevel(net, optimizer).take_back(),
             "coarse step": lambda: _coarse_step(level, x),
         }
-        return medians(steps | rivals, rounds, time.process_time)
+        return medians(steps | rivals, rounds, time.process_time, warm_up)
+
+
+def _started(make: Callable[[], DagNet], density: float) -> tuple[DagNet, AdaBreg]:
+    torch.manual_seed(0)
+    net = make()
+    sparse_start(net, density)
+    return net, AdaBreg(param_groups(net, lam=0.5, lr=1e-4))
+
+
+def _print_growth() -> None:
+    """With which power of the share that is alive time and memory grow, in full steps and in coarse ones."""
+    make, x = partial(mlp, 1024, widths=(4096, 4096), patch=None), torch.rand(128, 1024)
+    print("\n2 x 4096 neurons, 128 vectors: growth with the units that are alive, 10 to 100 %")
+    rows = []
+    for share in SHARES:
+        times, bytes_ = _race(make, x, share, rounds=3, warm_up=1), _memory(make, x, share)
+        rows.append((times["alive only"], times["alive only"] + times["step"], times["coarse step"], *bytes_))
+    titles = "forward and backward", "a full step", "a coarse step", "kept by a full step", "kept by a coarse step"
+    for title, values in zip(titles, zip(*rows, strict=True), strict=True):
+        unit, factor = ("MB", 1e-6) if title.startswith("kept") else ("ms", 1e3)
+        numbers = "".join(f"{factor * value:>9.1f}" for value in values)
+        print(f"{title:<24}{numbers} {unit}{f'to the power {_exponent(values):.2f}':>24}")
+
+
+def _exponent(values: Sequence[float]) -> float:
+    """Of the power law through the values at `SHARES`, by least squares of the logarithms."""
+    return linear_regression([math.log(share) for share in SHARES], [math.log(value) for value in values]).slope
+
+
+def _memory(make: Callable[[], DagNet], x: Tensor, share: float) -> tuple[int, int]:
+    """Bytes of weights, gradients, state of the optimiser and what is kept for the backward pass, of a full step and a
+    coarse one; the supernet and its state, which wait beside the latter, are not counted."""
+    net, optimizer = _started(make, share)
+    with alive_only(net):
+        full = _kept(net, optimizer, x)
+        level = CoarseLevel(net, optimizer)
+        return full, _kept(level.net, level.optimizer, x)
+
+
+def _kept(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> int:
+    storages: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        optimizer.zero_grad()
+        loss = (net(x) - x).square().mean()
+    loss.backward()
+    optimizer.step()
+    for p in net.parameters():
+        count(p)
+        if p.grad is not None:
+            count(p.grad)
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                count(value)
+    return sum(storages.values())
 
 
 def _gradients(net: DagNet, x: Tensor) -> None:

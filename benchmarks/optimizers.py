@@ -38,7 +38,11 @@ def main() -> None:
     tune_process()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     adam, rows = partial(torch.optim.Adam, fused=True), GroupLasso(LAM, ROWS)
-    ours: dict[str, Maker] = {"AdaBreg, row groups": partial(AdaBreg, penalty=rows), **_bregman_learning()}
+    ours: dict[str, Maker] = {
+        "AdaBreg, row groups": partial(AdaBreg, penalty=rows),
+        "AdaBreg, a second moment per tensor": partial(AdaBreg, penalty=rows, second_moment="tensor"),
+        **_bregman_learning(),
+    }
     for title, shapes in SHAPES.items():
         _race(title, {"torch Adam(fused=True)": adam, "torch Adam": torch.optim.Adam, **ours}, shapes, device)
     layouts = {"filters": FILTERS, "kernels": KERNELS, "input channels": CHANNELS, "entries": ENTRIES}

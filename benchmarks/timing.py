@@ -9,14 +9,15 @@ def medians(
     candidates: Mapping[str, Callable[[], object]],
     rounds: int = 50,
     clock: Callable[[], float] = time.perf_counter,
+    warm_up: int = 5,
 ) -> dict[str, float]:
-    """Median seconds per call of each candidate over ``rounds`` rounds, after 5 that are not counted."""
+    """Median seconds per call of each candidate over ``rounds`` rounds, after some that are not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for k in range(rounds + 5):
+    for k in range(rounds + warm_up):
         for name, call in candidates.items():
             began = clock()
             call()
-            if k >= 5:
+            if k >= warm_up:
                 seconds[name].append(clock() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
 

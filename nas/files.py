@@ -16,14 +16,14 @@ LOCK = ".lock"
 
 def replacing(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in its place; on failure nothing changes."""
-    with _naming(path):
+    with naming(path):
         handle, name = tempfile.mkstemp(prefix=UNFINISHED, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         write(temporary)
         temporary.chmod(0o666 & ~_umask())
-        with _naming(path):
+        with naming(path):
             _to_disk(temporary)
             temporary.replace(path)
     finally:
@@ -37,7 +37,7 @@ def replacing_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """
     new, old = _beside(folder)
     try:
-        with _naming(folder):
+        with naming(folder):
             _settle(folder)
             new.mkdir()
         write(new)
@@ -117,7 +117,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, temporary: Path, data: bytes) -> None:
-    with _naming(path):
+    with naming(path):
         temporary.write_bytes(data)
 
 
@@ -155,7 +155,7 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """An error of the system names ``path``, not the temporary file."""
     try:
         yield

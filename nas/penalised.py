@@ -155,7 +155,7 @@ class Penalised(Optimizer, ABC):
             raise ValueError(
                 f"{type(self).__name__}: joint tensors need as many units along axes {axes}, got shapes {shapes}"
             )
-        return join_rows([p.detach().to("meta") for p in tensors], axes)
+        return torch.empty(num_units(tensors[0], axes[0]), unit_size(tensors, axes), device="meta")
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data only: a penalty is stored as its name and numbers, so that `torch.load` accepts the file."""

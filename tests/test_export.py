@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from torch import nn
 
 from nas.analysis import export
-from nas.analysis.export.export import FORMATS
+from nas.analysis.export.export import FORMATS, WRITERS
 from nas.analysis.export.source import ACTIVATION_CODE, named_tensors, source_code
 from nas.models import DagNet, Edge, Node, Plan, Skip, compact, conv_skip_autoencoder, skip_autoencoder
 from nas.models.dag import ACTIVATIONS
@@ -227,3 +227,25 @@ def test_the_network_is_left_as_it_is(tmp_path):
     export(net, tmp_path / "net.py", "python")
     assert net.training
     assert {p.dtype for p in net.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_is_one_error_that_names_the_file_and_leaves_nothing(format, tmp_path, monkeypatch):
+    """A limit on the size of files stands in for it; torch and safetensors abort there, or raise what is no OSError."""
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+    resource = pytest.importorskip("resource", reason="no limits of POSIX")
+    limits, write = resource.getrlimit(resource.RLIMIT_FSIZE), WRITERS[format]
+
+    def write_little(*given):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        return write(*given)
+
+    monkeypatch.setitem(WRITERS, format, write_little)
+    path = tmp_path / f"net{FORMATS[format]}"
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{path}'"):
+            export(filled(NETS["unaligned"]()), path, format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())

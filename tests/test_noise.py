@@ -41,8 +41,8 @@ def test_each_picture_has_its_own_level_and_tells_it():
     levels = 255 * seen[:, 1, 0, 0]
     assert (255 * seen[:, 1] == levels[:, None, None]).all()
     assert 5 <= levels.min() < 7 < 53 < levels.max() <= 55
-    assert levels.log().mean().exp().item() == pytest.approx(math.sqrt(5 * 55), rel=0.06)
-    assert (levels < math.sqrt(5 * 55)).float().mean().item() == pytest.approx(0.5, abs=0.05)
+    quarters = torch.histc((levels.sqrt() - math.sqrt(5)) / (math.sqrt(55) - math.sqrt(5)), 4, 0, 1) / 300
+    torch.testing.assert_close(quarters, torch.full((4,), 0.25), atol=0.05, rtol=0)
     noise = 255 * (seen[:, 0] - 0.5).std(dim=(1, 2))
     torch.testing.assert_close(noise, levels, rtol=0.1, atol=0)
 
@@ -189,6 +189,15 @@ def test_on_the_command_line_the_level_is_given_or_said(place, capsys):
     (note,) = notes()
     assert note.startswith("estimated noise of sigma ")
     assert float(note.split()[4]) == pytest.approx(20, rel=0.1)
+    assert note.endswith(" of 255")
+    Image.new("L", (64, 64), 128).save("a.png")
+    assert notes() == [
+        "estimated noise of sigma 0.0 of 255, taken for 5.0, the nearest that the network was trained for"
+    ]
+    colour = 128 + 25 * np.random.default_rng(0).normal(size=(64, 64, 3))
+    Image.fromarray(np.rint(colour).astype(np.uint8)).save("a.png")
+    (note,) = notes()  # seen as brightness and differences, in which the same noise has other levels
+    assert [float(word.strip(",")) for word in note.split()[4:7]] == pytest.approx([25] * 3, rel=0.1)
     assert notes("--sigma", "30") == notes("--peak", "50") == []
 
 

@@ -204,7 +204,7 @@ def test_what_is_learnt_follows_from_the_pictures(options, kind):
     ("options", "message"),
     [
         ({"clean": "none", "task": "deblur"}, "clean none goes with the task denoise alone, got deblur"),
-        ({"clean": "none", "data": "pairs"}, "clean none goes with"),
+        ({"clean": "none", "data": "pairs"}, "clean none goes with single pictures, not with the data pairs"),
         ({"clean": "some"}, "clean must be given or none, got 'some'"),
         ({"clean": "none", "sigma": "5:55"}, "a range of sigma needs clean pictures, got 5:55 with clean none"),
         ({"sigma": "auto"}, "sigma auto goes with clean none; noise is added to clean pictures"),
@@ -264,7 +264,10 @@ def test_a_found_network_is_tuned_to_other_pictures(tmp_path, monkeypatch, capsy
     before = (tmp_path / "run" / "config.yaml").read_text()
     assert main(["retrain", "run", "--epochs=1"]) == 0
     words = ["retrain", "run", "--epochs=1", "--data-root=noisy", "--clean=none", "--sigma=auto", "--json"]
-    assert main(words) == 0
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "was retrained on other pictures, or for other noise; --force replaces it" in capsys.readouterr().err
+    assert main([*words, "--force"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert "psnr_estimate" in result
     assert not result["kept"]

@@ -5,6 +5,7 @@ traced from it. Those of any other module come from its graph of primitive opera
 """
 
 import copy
+import io
 import os
 import runpy
 import tempfile
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils._pytree import tree_leaves
 
 from nas.analysis.export.module_source import write_module_source
 from nas.analysis.export.source import named_tensors, source_code
+from nas.files import naming, write_bytes, write_text
 from nas.models.dag import DagNet
 from nas.models.traced.graph import Example, Inputs, call, copied, unwrap
 from nas.models.traced.network import TracedNet
@@ -85,7 +87,7 @@ def export(net: nn.Module, path: Path, format: str, *, inputs: Inputs | None = N
     subject = (
         _dag(net) if isinstance(net, DagNet) else _traced(net) if isinstance(net, TracedNet) else _module(net, inputs)
     )
-    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as place:
+    with naming(path), tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as place:
         written = [Path(place) / file.name for file in files]
         difference = _compare(subject, WRITERS[format](subject, *written))
         for new, file in reversed(list(zip(written, files, strict=True))):  # the weights before their source
@@ -118,7 +120,7 @@ def write_python(subject: Subject, path: Path, weights: Path) -> Network:
     """Source of plain torch, and its weights. Returns what the source loads."""
     if isinstance(subject.net, DagNet):
         path.write_text(source_code(subject.net.plan), encoding="utf-8")
-        save_file(named_tensors(subject.net), weights)
+        write_bytes(weights, save(named_tensors(subject.net)))
     else:
         write_module_source(subject.program(), path, weights)
     loaded: Network = runpy.run_path(str(path))["load"](weights)
@@ -130,7 +132,9 @@ def write_torch_export(subject: Subject, path: Path) -> nn.Module:
     program = subject.program()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its own inside
-        torch.export.save(program, path)
+        buffer = io.BytesIO()  # torch aborts the process where the disk is full
+        torch.export.save(program, buffer)
+        write_bytes(path, buffer.getvalue())
         return torch.export.load(path).module()
 
 
@@ -197,8 +201,8 @@ def _dag(net: DagNet) -> Subject:
     with tempfile.TemporaryDirectory() as place:
         weights = Path(place) / "model.safetensors"
         source = Path(place) / "model.py"
-        source.write_text(source_code(net.plan), encoding="utf-8")
-        save_file(named_tensors(net), weights)
+        write_text(source, source_code(net.plan))
+        write_bytes(weights, save(named_tensors(net)))
         plain = runpy.run_path(str(source))["load"](weights)
     return Subject(net, plain, (axes,), cases)
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nas.analysis.export.export import check_writable, export, files_of, load_onnx
+from nas.files import naming
 from nas.models.traced.network import TracedNet
 from nas.search.tasks.task import Example, Scores, Task, by_condition, predict, score
 
@@ -72,7 +73,7 @@ def export_int8(net: nn.Module, path: Path, pictures: Sequence[Tensor]) -> nn.Mo
     if not pictures:
         raise ValueError("int8 needs pictures to calibrate on, and there are none")
     check_writable(files_of(path, "onnx"))
-    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as place:
+    with naming(path), tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as place:
         exact, new = Path(place) / "exact.onnx", Path(place) / "int8.onnx"
         export(net, exact, "onnx")
         batches = [x[None] for x in _chosen(pictures, SIDE if _takes_any_size(exact) else max(pictures[0].shape))]
@@ -137,9 +138,8 @@ def _takes_any_size(exact: Path) -> bool:
 
 def _chosen(pictures: Sequence[Tensor], side: int) -> list[Tensor]:
     """The middle of some of them."""
-    middles = [_middle(picture, side) for picture in pictures]
-    most = max(1, PIXELS // middles[0][0].numel())
-    return Random(0).sample(middles, min(most, len(middles)))
+    most = max(1, PIXELS // _middle(pictures[0], side)[0].numel())
+    return [_middle(picture, side) for picture in Random(0).sample(pictures, min(most, len(pictures)))]
 
 
 def _middle(picture: Tensor, side: int) -> Tensor:

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.export.graph_signature import InputKind
+
+from nas.files import write_bytes
 
 HEAD = '''"""A network as the primitive operations of torch that it consists of. It needs torch and safetensors."""
 
@@ -55,7 +57,7 @@ def write_module_source(program: torch.export.ExportedProgram, path: Path, weigh
     code = program.graph.python_code("self").src.replace("def forward(self, ", "def compute(", 1)
     head = HEAD.replace("{inputs}", ", ".join(inputs)).replace("{given}", ", ".join(given))
     path.write_text(head + code[code.index("def compute") :], encoding="utf-8")
-    save_file(tensors, weights)
+    write_bytes(weights, save(tensors))
 
 
 def _held(program: torch.export.ExportedProgram, name: str) -> Tensor:

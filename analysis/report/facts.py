@@ -53,7 +53,11 @@ def _words(found: dict[str, Any]) -> list[str]:
     )
     nodes = [each["max_abs_float32"] for each in found["nodes"].values()]
     inside = f"Inside, the states of all {len(nodes)} surviving nodes were compared, too, on the units that survive."
-    constant = ["The network is constant: no path leads from input to output."] if found["constant"] else []
+    constant = (
+        ["No path leads from input to output: it computes a constant, which a residual network adds to the picture."]
+        if found["constant"]
+        else []
+    )
     return [verdict, compared, inside, *constant]
 
 

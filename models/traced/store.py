@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from nas.files import write_bytes, write_text
 from nas.models.traced.graph import unwrap
 from nas.models.traced.shrink import held_by, numbers_in, resize
 
@@ -50,8 +51,8 @@ def write_module(
     except TypeError as problem:
         raise ValueError(f"save_module(options=...) must be plain data: {problem}") from None
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_tensors(model), folder / WEIGHTS)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    write_bytes(folder / WEIGHTS, save(_tensors(model)))
+    write_text(folder / CONFIG, text + "\n")
 
 
 def load_module(folder: Path | str) -> nn.Module:

@@ -55,7 +55,9 @@ def parser() -> ArgumentParser:
     parser.add_argument("--random", type=int, default=5, help="random networks in the comparison")
     add_training(parser)
     parser.add_argument(
-        "--force", action="store_true", help="replace a better retrained network, or a retraining that was stopped"
+        "--force",
+        action="store_true",
+        help="replace a retrained network that is better or of other pictures, or a retraining that was stopped",
     )
     add_checkpoints(parser)
     add_compute(parser)

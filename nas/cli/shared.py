@@ -22,7 +22,7 @@ from nas.search.training.launch import RankError
 
 Result = dict[str, Any]  # what --json prints
 KINDS = {"int": "an integer", "float": "a number", "dict": "a mapping such as {depth: 3}", "bool": "true or false"}
-CONSTANT = "the network is constant: no path from input to output"
+CONSTANT = "no path from input to output: the network computes a constant, which a residual one adds to the picture"
 
 
 def make_parser(description: str, **options: Any) -> ArgumentParser:

@@ -65,7 +65,7 @@ class RunRetraining:
     Args:
         run: the run.
         config: what determines the retraining.
-        force: replace a better retrained network, or a retraining that was stopped.
+        force: replace a retrained network that is better or learnt something else, or a retraining that was stopped.
         checkpoint_every: seconds between two checkpoints, > 0.
         compute: where and how.
 
@@ -76,7 +76,7 @@ class RunRetraining:
         computed: how the retraining that was stopped computed, in words; None if there is none.
 
     Raises:
-        ValueError: bad options or data; one with other options or data was stopped.
+        ValueError: bad options or data; one with other options or data was stopped, or ended there.
     """
 
     def __init__(
@@ -100,6 +100,8 @@ class RunRetraining:
             "options": config.to_json(), "data": self.data.fingerprint(), "compute": str(self.training.compute)
         }  # fmt: skip
         self._state = self._stopped_state()
+        if not (force or self._state):
+            ranks.on_first(self._check_earlier)
         self.computed: str | None = self._state.get("compute")
         self.epochs_done: int = self._state["training"]["loop"]["epoch"] - 1 if "training" in self._state else 0
 
@@ -129,6 +131,27 @@ class RunRetraining:
                 "anew with nas retrain --force"
             )
         return state
+
+    def _check_earlier(self) -> None:
+        """Raise ValueError if the network of an earlier call learnt something else: no score says which is better."""
+        earlier = self._earlier()
+        if earlier is not None and not self._learnt_the_same(earlier[1]):
+            raise ValueError(
+                f"the network in {self.run.folder / RETRAINED} was retrained on other pictures, or for other noise; "
+                "--force replaces it"
+            )
+
+    def _earlier(self) -> tuple[nn.Module, dict[str, Any]] | None:
+        """The network of an earlier call and its result.json; None if there is none, or it is damaged."""
+        try:
+            return load_retrained(self.run)
+        except (ValueError, OSError):
+            return None
+
+    def _learnt_the_same(self, result: dict[str, Any]) -> bool:
+        """Whether a result.json is of these pictures and this task, so that its scores are of the same kind."""
+        task = repr(self.training.task)
+        return result.get("data") == self.data.fingerprint() and result.get("task", task) == task
 
     def open(self) -> None:
         """Read the extracted network.
@@ -278,6 +301,7 @@ class RunRetraining:
             "sha256": fingerprint(net),
             "kept": better is not None,
             "data": self.data.fingerprint(),
+            "task": repr(task),
         }
         folders = () if better is not None else self._write(record)
         self.checkpoints.clear()
@@ -297,15 +321,14 @@ class RunRetraining:
 
     def _better_than(self, validation: float) -> float | None:
         """The validation score of the network of this extraction that is there already, if it is better."""
-        if self.force or not (self.run.folder / RETRAINED).is_dir():
+        earlier = None if self.force else self._earlier()
+        if earlier is None or not alike(earlier[0], self.found) or not self._learnt_the_same(earlier[1]):
             return None
         try:
-            net, result = load_retrained(self.run)
-            earlier = float(result["validation"])
-        except (ValueError, KeyError, TypeError, OSError):
+            best = float(earlier[1]["validation"])
+        except (KeyError, TypeError, ValueError):
             return None
-        same = alike(net, self.found) and result.get("data") == self.data.fingerprint()
-        return earlier if same and earlier > validation else None
+        return best if best > validation else None
 
 
 def stopped_retraining(run: Run) -> RetrainConfig | None:

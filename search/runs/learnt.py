@@ -49,10 +49,10 @@ def check_learnt(task: str, data: str, clean: str, sigma: str | float) -> None:
     """Raise ValueError if task, sigma and whether there are clean pictures do not go together."""
     if clean not in (GIVEN, NONE):
         raise ValueError(f"clean must be {GIVEN} or {NONE}, got {clean!r}")
+    if clean == NONE and task == DENOISE and data in PAIRED:
+        raise ValueError(f"clean {NONE} goes with single pictures, not with the data {data}")
     if clean == NONE and not issubclass(find_task(task, data, clean, sigma), Unclean):
         raise ValueError(f"clean {NONE} goes with the task {DENOISE} alone, got {task}")
-    if clean == NONE and data in PAIRED:
-        raise ValueError(f"clean {NONE} goes with single pictures, not with the data {data}")
     if sigma in (AUTO, UNKNOWN):
         if clean != NONE:
             raise ValueError(f"sigma {sigma} goes with clean {NONE}; noise is added to clean pictures")

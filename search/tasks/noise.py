@@ -22,9 +22,10 @@ class Denoise(Restoration):
     """Remove additive noise: white Gaussian, on top of photon noise where there is a ``peak``.
 
     With a range of levels one network is trained for all of them and told the level by a channel behind those of the
-    picture that is sigma / 255 everywhere (Zhang et al., FFDNet, arXiv 1710.04026). In training the logarithms of the
-    levels are uniform in the range: what is left of noise has a mean square of about sigma, so that with uniform levels
-    strong noise would count for more. Validation and test take those of 15, 25 and 50 that lie in it, or its ends.
+    picture that is sigma / 255 everywhere (Zhang et al., FFDNet, arXiv 1710.04026). In training the square roots
+    of the levels are uniform in the range: with uniform levels strong noise, of which more is left, would count for
+    more, with uniform logarithms weak noise. Validation and test take those of 15, 25 and 50 that lie in it, or its
+    ends.
 
     Args:
         sigma: standard deviation of the Gaussian noise on the 0..255 scale, in (0, 255], or the ends of a range of
@@ -78,7 +79,8 @@ class Denoise(Restoration):
         if not isinstance(self.sigma, tuple):
             return self.degraded(clean, self.sigma / 255, generator)
         low, high = self.sigma
-        level = low * (high / low) ** torch.rand(*clean.shape[:-3], 1, 1, 1, generator=generator) / 255
+        drawn = torch.rand(*clean.shape[:-3], 1, 1, 1, generator=generator)
+        level = (low**0.5 + (high**0.5 - low**0.5) * drawn) ** 2 / 255
         return with_level(self.degraded(clean, level, generator), level)
 
     def degraded(self, clean: Tensor, level: Tensor | float, generator: torch.Generator) -> Tensor:

@@ -96,14 +96,13 @@ def denoise_sheet(
             raise ValueError(
                 f"the mask has {known.shape[1]} x {known.shape[0]} pixels, {sheet.name} {width} x {height}"
             )
-        levels = [] if known is not None else _levels(net, frame, sheet, noise)
+        levels, estimated = ([], "") if known is not None else _levels(net, frame, sheet, noise)
         for part in tiles(height, width, seen, tile):
             _clean(net, frame, cleaned, part, sheet, noise, levels, known)
         if known is not None:
             cleaned[known] = frame[known]
         frames.append(cleaned)
-        if levels and noise.level is None:
-            notes.append(f"estimated noise of sigma {', '.join(f'{255 * level:.1f}' for level in levels)} of 255")
+        notes += [estimated] if estimated else []
     return replace(sheet, frames=tuple(frames), notes=tuple(dict.fromkeys(notes)))
 
 
@@ -119,20 +118,28 @@ def magnify(sheet: Sheet, scale: int) -> Sheet:
     return replace(sheet, frames=tuple(map(larger, sheet.frames)))
 
 
-def _levels(net: nn.Module, frame: np.ndarray, sheet: Sheet, noise: Noise) -> list[float]:
+def _levels(net: nn.Module, frame: np.ndarray, sheet: Sheet, noise: Noise) -> tuple[list[float], str]:
     """Of the noise in each channel of a frame, or in all that the network sees together, black 0 and white 1; nothing
-    where the network is not told."""
+    where the network is not told. If they were estimated, what is to be said of that, too."""
     together = sight(net).channels == 3 and sheet.space == RGB
     if not sight(net).extra:
-        return []
+        return [], ""
     low, high = noise.within
+    parts = OPPONENT_NOISE if _mixes(net, sheet) else [1.0] * (1 if together else sheet.colours)
     if noise.level is not None:
-        parts = OPPONENT_NOISE if _mixes(net, sheet) else [1.0] * (1 if together else sheet.colours)
-        return [max(low, part * noise.level) / 255 for part in parts]
+        return [max(low, part * noise.level) / 255 for part in parts], ""
     middle = torch.from_numpy(sheet.values.to_unit(_middle(frame)[..., : sheet.colours])).permute(2, 0, 1)
     found = estimate_sigma(opponent(middle) if _mixes(net, sheet) else middle)
     found = [math.hypot(*found) / math.sqrt(len(found))] if together else found
-    return [min(max(level, low / 255), high / 255) for level in found]
+    levels = [min(max(level, low / 255), high / 255) for level in found]
+    said, used = _texts(found, parts), _texts(levels, parts)
+    beyond = "" if used == said else f", taken for {used}, the nearest that the network was trained for"
+    return levels, f"estimated noise of sigma {said} of 255{beyond}"
+
+
+def _texts(levels: Sequence[float], parts: Sequence[float]) -> str:
+    """Levels of noise of channels in which white noise of 1 in the picture is noise of ``parts``, as of the picture."""
+    return ", ".join(f"{255 * level / part:.1f}" for level, part in zip(levels, parts, strict=True))
 
 
 def _clean(
