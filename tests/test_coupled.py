@@ -695,6 +695,14 @@ ACCEPTED |= {
         ),
         {"a": ["a.weight", "a.bias"]},
     ),
+    "a constant behind a dropout of nothing": (
+        nn.Sequential(conv(3, 4), nn.Sigmoid(), nn.Dropout(0.0), conv(4, 2)),
+        {"0": ["0.weight", "0.bias"]},
+    ),
+    "zeros of another size": (
+        Net(lambda m, x: m.b(m.a(x)) + m.a(x).new_zeros(len(x), 2, 8, 8), a=conv(3, 4), b=conv(4, 2)),
+        {"a": ["a.weight", "a.bias"]},
+    ),
     "channels that are repeated": (
         Net(lambda m, x: m.b(m.a(x).repeat_interleave(2, 1)), a=conv(3, 4), b=conv(8, 2)),
         {"a": ["a.weight", "a.bias"]},
@@ -751,6 +759,13 @@ DENSE = {
         b=nn.Linear(4, 2),
         places=nn.Parameter(torch.rand(8, 8)),
     ),
+    "places that are sampled": Net(
+        lambda m, x: m.b(F.grid_sample(m.d(m.a(x)), m.c(m.a(x)).permute(0, 2, 3, 1), align_corners=False)),
+        a=conv(3, 4),
+        d=conv(4, 4),
+        c=conv(4, 2),
+        b=conv(4, 2),
+    ),
     "a change in place of a part": Net(
         lambda m, x: m.b(changed_part(m.c(m.a(x)))), a=conv(3, 4), c=conv(4, 6), b=conv(6, 2)
     ),
@@ -765,6 +780,17 @@ def attended(x, places):
 def changed_part(x):
     x[:, :2] = x[:, :2].sigmoid()
     return x
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_forward_that_changes_its_own_weights_is_refused(training):
+    def forward(m, x):
+        if m.training == training:
+            m.a.weight.data.clamp_(min=0)
+        return m.b(m.a(x))
+
+    with pytest.raises(ValueError, match="^Net changes its own weights while it computes, such as a.weight$"):
+        coupled_units(Net(forward, a=conv(3, 4), b=conv(4, 2)), torch.randn(2, *SHAPE))
 
 
 @pytest.mark.parametrize(("name", "model"), DENSE.items(), ids=DENSE)

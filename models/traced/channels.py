@@ -39,7 +39,7 @@ ALONG = {  # what mixes along the axes that it is given
 }
 ACROSS_CHANNELS = {  # beside norms over channels, what needs all channels where it mixes along their axis
     *("mean", "sum", "amax", "amin", "var", "std", "softmax", "log_softmax", "logsumexp", "linalg_vector_norm"),
-    *("layer_norm", "group_norm", "rms_norm"),
+    *("layer_norm", "group_norm", "rms_norm", "grid_sampler"),
 }
 TRANSPOSITIONS = {"t", "transpose", "permute", "mT", "numpy_T", "swapaxes", "swapdims"}  # of a matrix
 ATTENTION = "scaled_dot_product_attention"
@@ -367,7 +367,8 @@ class Channels:
         x, size = node.all_input_nodes[0], shape(node)
         if x in self.axis and size == shape(x) and operation(node) != "empty_like":
             return self._put(Step(Kind.ENTRYWISE, node, (x,)), self.axis[x], self._labels[x])
-        return x not in self.axis or len(size) < len(shape(x)) or size[self.axis[x]] == 1
+        own = operation(node).startswith("new_")  # of a size that is given
+        return x not in self.axis or own or len(size) < len(shape(x)) or size[self.axis[x]] == 1
 
     def _rectify(self, node: fx.Node) -> bool:
         x, weight = node.all_input_nodes

@@ -113,6 +113,20 @@ def call(model: nn.Module, example: Example) -> list[Tensor]:
     return found
 
 
+def call_once(model: nn.Module, example: Example) -> list[Tensor]:
+    """As `call`, of a module whose forward has to leave its parameters alone.
+
+    Raises:
+        ValueError: it changes some; or as `call`.
+    """
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    found = call(model, example)
+    for name, p in model.named_parameters():
+        if name not in before or not torch.equal(p, before[name]):
+            raise ValueError(f"{type(model).__name__} changes its own weights while it computes, such as {name}")
+    return found
+
+
 @torch.no_grad()
 def trace(model: nn.Module, example: Example, *, training: bool = False) -> Graph:
     """The graph of a module in evaluation or training mode, from a copy that is thrown away.
@@ -128,7 +142,7 @@ def trace(model: nn.Module, example: Example, *, training: bool = False) -> Grap
                 scratch, example.map(Tensor.clone).args, example.map(Tensor.clone).kwargs, strict=False
             )
     except Exception as problem:
-        call(copied(model).train(training), example)  # says what is wrong with the model or the inputs
+        call_once(copied(model).train(training), example)  # says what is wrong with the model or the inputs
         raise ValueError(f"torch.export cannot trace {type(model).__name__}: {_line(problem)}") from None
     if any(isinstance(size, torch.SymInt) for node in program.graph.nodes for size in _sizes(node)):
         raise ValueError(f"{type(model).__name__} makes tensors whose sizes depend on the numbers that it is given")

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nas.models.traced.channels import Channels, Kind, Step
-from nas.models.traced.graph import Example, call, copied, owner, trace, unwrap
+from nas.models.traced.graph import Example, call, call_once, copied, owner, trace, unwrap
 from nas.models.traced.values import Values
 from nas.selection import Selection, indices, selected
 
@@ -238,6 +238,7 @@ def fit(model: nn.Module, removal: Removal, *examples: Example) -> tuple[nn.Modu
     Raises:
         ValueError: there is none.
     """
+    call_once(copied(model), examples[0])
     full, pairs = _computed(model, examples)
 
     def agrees() -> bool:

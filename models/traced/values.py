@@ -143,7 +143,7 @@ class Values:
             x, slopes = self.of[step.sources[0]], self.tensor(step.sources[1])
             return torch.where(x > 0, x, x * slopes)
         known = {each: self.vector(each, axis, size) for each in step.sources}
-        if name in ZEROED | SHIFTED and step.node.args[2]:
+        if name in ZEROED | SHIFTED and step.node.args[1] and step.node.args[2]:  # with a probability, in training
             [x] = known.values()
             return x.where((x == 0) & (name in ZEROED), math.nan)
         places = {
