@@ -11,8 +11,10 @@ from nas.cli import main
 from nas.models import DagNet, separable_autoencoder
 from nas.models.families import hand_made
 from nas.models.price import total
+from nas.search import Run, SearchConfig
 from nas.search.data.images import to_array
 from nas.search.data.vision import import_torchvision
+from nas.search.runs.networks import load_compact, load_retrained
 from nas.search.tasks.noise import with_level
 from nas.search.tasks.use import colours, opponent
 from nas.search.zoo.denoiser import Denoiser
@@ -159,3 +161,52 @@ def test_deepinv_takes_it(camera):
     with torch.no_grad():
         restored = prior.prox(physics.A_adjoint(y), sigma_denoiser=0.1)
     torch.testing.assert_close(restored, net(y, 0.1))
+
+
+@pytest.fixture(scope="module")
+def adopted(data_root, tmp_path_factory):
+    """The run folder of a shipped network, tuned."""
+    run = tmp_path_factory.mktemp("adopted") / "run"
+    words = ["--data=folder", f"--data_root={data_root}", "--epochs=1", "--batch=1", "--crop=16", f"--out={run}"]
+    assert main(["retrain", "grey-4k", *words]) == 0
+    return run
+
+
+def test_a_shipped_network_is_retrained_in_a_run_of_its_own(adopted, tmp_path, capsys):
+    run, x = Run.open(adopted), torch.rand(2, 2, 20, 22)
+    [only] = run.front()
+    for net in (run.supernet(only.snapshot.epoch), load_compact(run)):
+        torch.testing.assert_close(net(x), find_shipped("grey-4k").load()(x), atol=1e-6, rtol=0)
+    tuned, result = load_retrained(run)
+    assert tuned.plan == find_shipped("grey-4k").load().plan
+    assert set(result["by_condition"]) == {"sigma 15", "sigma 25", "sigma 50"}
+    assert main(["verify", str(adopted)]) == 0
+    assert main(["export", str(adopted), "--format=python", f"--out={tmp_path / 'net.py'}"]) == 0
+    assert main(["resume", str(adopted)]) == 2
+    assert "so that the search cannot go on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "problem"),
+    [
+        ("grey-4k", ["--sigma=25"], "grey-4k is told the level of the noise: sigma must be a range, got 25.0"),
+        ("grey-4k", ["--data=nothing"], "unknown data 'nothing'"),
+        ("grey-9k", [], "there is no network 'grey-9k'; there are grey-4k, grey-15k, grey-28k, run folders"),
+    ],
+)
+def test_bad_tunings_are_refused(tmp_path, capsys, name, words, problem):
+    assert main(["retrain", name, f"--out={tmp_path / 'run'}", *words]) == 2
+    assert problem in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_replaced_unasked(adopted, capsys):
+    assert main(["retrain", "grey-4k", f"--out={adopted}"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert main(["retrain", str(adopted), f"--out={adopted}"]) == 2
+    assert "what is retrained stays in it" in capsys.readouterr().err
+
+
+def test_a_shipped_topology_is_for_its_channels():
+    with pytest.raises(ValueError, match="grey-4k takes pictures of 1 channel, got channels=3"):
+        SearchConfig(model="grey-4k", sigma="5:55", channels=3).build()

@@ -87,6 +87,7 @@ def _adopted(name: str, out: Path, config: RetrainConfig, *, force: bool) -> Run
     """A new run of a shipped network, on the pictures that the options say."""
     learnt: dict[str, Any] = {"sigma": "{:g}:{:g}".format(*find_shipped(name).sigma), **config.instead}
     learnt |= {root: Path(learnt[root]) for root in ROOTS if root in learnt}
+    learnt |= {name: size for name in ("batch", "crop") if (size := getattr(config, name)) is not None}
     run = Run(out, SearchConfig(model=name, density=1.0, epochs=1, sizes="none", **learnt).at_absolute_roots())
     config.training(run, run.data()).batches(config.seed)  # what is wrong with batch and crop is said now
     ranks.on_first(lambda: adopt(run, force=force))
