@@ -409,7 +409,7 @@ def test_a_change_in_place_of_a_view_is_seen():
     with torch.no_grad():
         model.one.bias[2] = -1.0
     _, found = shrink(model, torch.randn(2, 3, 2, 2))
-    assert found[-1].node == "one in place"
+    assert found[-1].node == "flatten in place"
     assert_same_function(model, (3, 2, 2))
 
 

@@ -85,10 +85,6 @@ class Search:
         run.test(data)  # what is wrong with the test pictures is said now, not after the search
         batches, self.data = run.batches(data, config.seed), data.fingerprint()
         self.net = copy.deepcopy(run.blank)
-        if not config.kind.dense:  # on the CPU, so that it is the same start everywhere
-            sparse_start(self.net, config.density, seed=config.seed, batch=next(batches(0))[0])
-        device = device_of(compute.place(self.net))
-        self.batches, self.compute = on_device(batches, device), replace(compute, device=str(device))
         self.computed: str | None = None
         self.points: list[Point] = []
         self.metrics: list[dict[str, Any]] = []
@@ -98,6 +94,10 @@ class Search:
         self._slimming_state: Mapping[str, Any] | None = None
         with ExitStack() as held:
             state = self._resumed(held) if resume else None
+            if not config.kind.dense:  # on the CPU, so that it is the same start everywhere
+                sparse_start(self.net, config.density, seed=config.seed, batch=next(batches(0))[0])
+            device = device_of(compute.place(self.net))
+            self.batches, self.compute = on_device(batches, device), replace(compute, device=str(device))
             self.growing = Growing(
                 self.net, config, self.task, self.batches, resumed=state is not None, on_step=self._on_step,
                 compute=self.compute,
