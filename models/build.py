@@ -14,6 +14,9 @@ from nas.models.recipes import RECIPES
 from nas.models.traced.network import Origin, TracedNet
 from nas.registry import IMPORTED, Unknown, described, imported
 
+TOPOLOGIES: dict[
+    str, Callable[..., DagNet]
+] = {}  # of networks that come with the package (`nas.search.zoo`), no supernets
 CHANNELS, EXTRA = "channels", "extra"  # what a factory is told, if it has arguments of these names
 
 
@@ -23,7 +26,7 @@ class Factory:
 
     Attributes:
         name: that it is chosen by.
-        make: a registered recipe, or a function or class of an imported file.
+        make: a registered recipe or topology, or a function or class of an imported file.
         registered: whether it is the former; then the channels of a picture are its first argument, however it is
             called.
     """
@@ -34,11 +37,13 @@ class Factory:
 
     @classmethod
     def find(cls, name: str) -> "Factory":
-        """The recipe of this name, or what an imported file defines under it.
+        """The recipe or topology of this name, or what an imported file defines under it.
 
         Raises:
             ValueError: there is none.
         """
+        if name in TOPOLOGIES:
+            return cls(name, TOPOLOGIES[name], registered=True)
         if name in RECIPES or not IMPORTED:
             return cls(name, RECIPES.find(name), registered=True)
         if (own := imported(name)) is None:

@@ -247,7 +247,7 @@ def test_every_verb_classifies(tmp_path, monkeypatch, capsys, config):
     text, retrained = nas("retrain", "run", "--epochs=2", "--compare", "--seeds=1", "--random=1")
     assert set(retrained) == {
         "accuracy", "accuracy_majority", "accuracy_before", "baselines", "compared", "params", "from_scratch",
-        "validation", "sha256", "kept", "by_condition", "pictures", "data", "strengths",
+        "validation", "sha256", "kept", "by_condition", "pictures", "data", "task", "strengths",
     }  # fmt: skip
     assert list(retrained["baselines"]) == ["linear"]
     assert retrained["baselines"]["linear"] > 90

@@ -301,7 +301,7 @@ def test_bad_options_leave_nothing_behind(tmp_path, config, change, message):
         ),
         (
             {"model": "unet"},
-            "unknown model 'unet'; there are: conv_skip_autoencoder, dense_conv, dense_mlp, grey-",
+            "unknown model 'unet'; there are: conv_skip_autoencoder, dense_conv, dense_mlp, mixed_auto",
         ),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"entry_time": "soon"}, "entry_time must be a number of steps or auto, got 'soon'"),

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from nas.models.build import TOPOLOGIES
 from nas.models.dag import DagNet
-from nas.models.recipes import RECIPES
 from nas.models.store import fingerprint
 from nas.models.store import load as load_stored
 
@@ -92,4 +92,4 @@ def _alike(name: str, channels: int = 1) -> DagNet:
     return DagNet(plan)
 
 
-RECIPES.update({each.name: partial(_alike, each.name) for each in shipped()})  # what a run may begin with
+TOPOLOGIES.update({each.name: partial(_alike, each.name) for each in shipped()})
