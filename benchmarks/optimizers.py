@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from benchmarks.timing import medians, print_table
 from nas import CHANNELS, ENTRIES, FILTERS, KERNELS, L1, ROWS, AdaBreg, GroupLasso, LinBreg, param_groups
-from nas.models import conv_skip_autoencoder
+from nas.models import separable_autoencoder
 from nas.process import tune_process
 
 RESNET18: list[tuple[int, ...]] = [  # the weights of ResNet-18, as matrices of (filters, entries of a filter)
@@ -59,15 +59,15 @@ def main() -> None:
         }
         for title, shapes in SHAPES.items():
             _race(f"{title}, momentum {momentum:g}", makers, shapes, device)
-    net = conv_skip_autoencoder()
+    net = separable_autoencoder()
     for p in net.parameters():
         p.grad = 1e-3 * torch.randn_like(p)
     optimizers = {
         "torch Adam(fused=True)": adam(net.parameters()),
-        "AdaBreg": AdaBreg(param_groups(net, lam=LAM, lr=1e-3)),
+        "AdaBreg, a second moment per tensor": AdaBreg(param_groups(net, lam=LAM, lr=1e-3), second_moment="tensor"),
     }
     times = medians({name: optimizer.step for name, optimizer in optimizers.items()})
-    print_table("the supernet of make demo: filters with biases, gates, cpu", times, "torch Adam(fused=True)")
+    print_table("the supernet of make demo, cpu", times, "torch Adam(fused=True)")
 
 
 def _race(title: str, makers: dict[str, Maker], shapes: Sequence[tuple[int, ...]], device: str) -> None:
