@@ -55,9 +55,9 @@ def find_alive(net: DagNet) -> Alive:
         rows = pick(wanted, node.plan.rows)
         for edge, weight in node.weighted_edges():
             source = edge.source
-            used = reads(weight) & between(edge, rows, torch.ones(units[source], dtype=torch.bool))
+            used = reads(weight) & pick(rows, edge.put)[:, None]
             read[source] |= spread(columns(edge, used), edge.take, units[source])
-            used &= between(edge, rows, emits[source])
+            used &= beside(edge, emits[source])
             if used.any():
                 kernels[edge.key, name] = side(weight[used]) if edge.kernel else 1
                 if source in node.plan.block_sources:
@@ -89,11 +89,6 @@ def beside(edge: Edge, values: Tensor) -> Tensor:
     """What is known of the units of the source, as it stands beside the weights (rows, columns) of an edge."""
     taken = pick(values, edge.take)
     return taken[:, None] if edge.operation == DEPTHWISE else taken
-
-
-def between(edge: Edge, rows: Tensor, units: Tensor) -> Tensor:
-    """Which of the weights (rows, columns) of an edge stand between these rows of its node and units of its source."""
-    return pick(rows, edge.put)[:, None] & beside(edge, units)
 
 
 def columns(edge: Edge, used: Tensor) -> Tensor:

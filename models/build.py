@@ -14,9 +14,8 @@ from nas.models.recipes import RECIPES
 from nas.models.traced.network import Origin, TracedNet
 from nas.registry import IMPORTED, Unknown, described, imported
 
-TOPOLOGIES: dict[
-    str, Callable[..., DagNet]
-] = {}  # of networks that come with the package (`nas.search.zoo`), no supernets
+# Topologies by name that are no supernets: those of the networks that come with the package (`nas.search.zoo`)
+TOPOLOGIES: dict[str, Callable[..., DagNet]] = {}
 CHANNELS, EXTRA = "channels", "extra"  # what a factory is told, if it has arguments of these names
 
 

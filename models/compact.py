@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas.models.alive import active_rows, between, columns, find_alive, pick, reads, side
+from nas.models.alive import active_rows, beside, columns, find_alive, pick, reads, side
 from nas.models.bypass import bypass
 from nas.models.dag import DagNet, DagNode
 from nas.models.fold import fold_constants
@@ -234,7 +234,7 @@ def _restrict_edge(
     left."""
     put, take = pick(rows, edge.put), pick(kept, edge.take)
     if tight:
-        used = reads(weight) & between(edge, rows, kept)
+        used = reads(weight) & put[:, None] & beside(edge, kept)
         put, take = used.any(dim=1), columns(edge, used)
     if edge.operation == DEPTHWISE:
         put = take = put & take

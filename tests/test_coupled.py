@@ -194,6 +194,15 @@ def kill(units, part, generator):
     return alive
 
 
+def with_dead_units(model, x, share):
+    """Give a model random weights and let a share of its units die; returns the units, and masks of those alive."""
+    randomise(model, torch.Generator().manual_seed(0))
+    units = coupled_units(model, x)
+    alive = kill(units, share, torch.Generator().manual_seed(1))
+    settle_norms(model, units)
+    return units, alive
+
+
 def outputs(model, x):
     """What every module that holds parameters puts out."""
     found = {}

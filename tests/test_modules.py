@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nas import coupled_units, settle_norms
 from nas.analysis import cost, draw, export, extract, latency, structure, topology
 from nas.models import load_module, save_module
-from tests.test_coupled import kill, randomise
+from tests.test_coupled import with_dead_units
 
 
 class Denoiser(nn.Module):
@@ -54,10 +53,7 @@ def found():
     """A network, the one without its dead units, and what is alive of each layer."""
     torch.manual_seed(0)
     net = Denoiser()
-    randomise(net, torch.Generator().manual_seed(0))
-    units = coupled_units(net, X)
-    alive = kill(units, 0.6, torch.Generator().manual_seed(1))
-    settle_norms(net, units)
+    _, alive = with_dead_units(net, X, 0.6)
     small, certificate = extract(net, [X[0]])
     assert certificate.holds
     return net, small, {name: int(mask.sum()) for name, mask in alive.items()}

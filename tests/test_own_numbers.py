@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nas import coupled_units, settle_norms
+from nas import coupled_units
 from nas.analysis import extract
 from nas.models import load_module, network, save_module
 from nas.models.traced.network import Origin, TracedNet
 from nas.models.traced.store import CONFIG
-from tests.test_coupled import assert_removed, kill, randomise
+from tests.test_coupled import assert_removed, with_dead_units
 
 X = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -86,11 +86,7 @@ def dead(make):
     """A network with dead units, them, and masks of what is alive."""
     torch.manual_seed(0)
     net = make()
-    randomise(net, torch.Generator().manual_seed(0))
-    units = coupled_units(net, X)
-    alive = kill(units, 0.5, torch.Generator().manual_seed(1))
-    settle_norms(net, units)
-    return net, units, alive
+    return net, *with_dead_units(net, X, 0.5)
 
 
 @pytest.mark.parametrize(("make", "numbers", "before"), MAKERS.values(), ids=MAKERS)

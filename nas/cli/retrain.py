@@ -89,8 +89,9 @@ def _adopted(name: str, out: Path, config: RetrainConfig, *, force: bool) -> Run
     learnt |= {root: Path(learnt[root]) for root in ROOTS if root in learnt}
     learnt |= {name: size for name in ("batch", "crop") if (size := getattr(config, name)) is not None}
     run = Run(out, SearchConfig(model=name, density=1.0, epochs=1, sizes="none", **learnt).at_absolute_roots())
-    config.training(run, run.data()).batches(config.seed)  # what is wrong with batch and crop is said now
-    ranks.on_first(lambda: adopt(run, force=force))
+    data = run.data()
+    config.training(run, data).batches(config.seed)  # what is wrong with batch and crop is said now
+    ranks.on_first(lambda: adopt(run, data, force=force))
     with ranks.by_first(alone(out)):
         ranks.on_first(lambda: extract_into(run, Choice(), timed=False))
     return run

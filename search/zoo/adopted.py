@@ -1,6 +1,7 @@
 """A run of a network that comes with the package, so that it can be retrained, shown and exported as a found one."""
 
 from nas.models.network import cost, num_params
+from nas.search.data.dataset import Pictures
 from nas.search.runs.path import Point, save_sparse, write_points
 from nas.search.runs.run import PATH, SNAPSHOTS, Run, begun
 from nas.search.tasks.task import evaluate
@@ -8,11 +9,12 @@ from nas.search.training.loop import snapshot
 from nas.search.zoo.shipped import find_shipped
 
 
-def adopt(run: Run, *, force: bool = False) -> None:
+def adopt(run: Run, data: Pictures, *, force: bool = False) -> None:
     """Make the folder of a run whose model is a shipped network: the front of its path is that network.
 
     Args:
         run: its configuration says which network, and what is to be learnt: noise of a range of levels.
+        data: its pictures.
         force: replace a run that the folder holds.
 
     Raises:
@@ -22,7 +24,6 @@ def adopt(run: Run, *, force: bool = False) -> None:
     net = find_shipped(config.model).load()
     if config.num_extra != net.plan.extra:
         raise ValueError(f"{config.model} is told the level of the noise: sigma must be a range, got {config.sigma}")
-    data = run.data()
     scores = evaluate(net, run.validation(data), run.task(data))
     run.test(data)  # what is wrong with the pictures is said before anything is written
     with begun(run, force):
