@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from nas.models.traced.graph import Graph, called, operation, shape
+from nas.models.traced.graph import Graph, called, operation, shape, written
 
 ZEROED, SHIFTED = {"dropout", "feature_dropout"}, {"alpha_dropout", "feature_alpha_dropout"}
 ENTRYWISE = {  # beside what torch tags as pointwise
@@ -52,6 +52,8 @@ POSITIONS = (
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 LAYERS = {"linear", *CONVOLUTIONS, *TRANSPOSED}
+# Views need tensors that lie densely, which expanded ones don't
+RESHAPES = dict.fromkeys([torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default], torch.ops.aten.reshape.default)
 # What makes a tensor like another one, whatever that holds
 LIKE = {"new_empty", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like", "empty_like"}
 
@@ -450,7 +452,7 @@ class Channels:
         parts = list(result) if isinstance(result, tuple | list) else [result]
         [labelled, *_] = [each for each in sources if each in self.axis]
         axis, rank = self.axis[labelled], len(shape(labelled))
-        found = [self._compress(part.long(), axis, stays=part.ndim == rank) for part in parts]
+        found = [self._compress(part, axis, stays=part.ndim == rank) for part in parts]
         if operation(node) in PARTS:
             self._cut(node, self._labels[labelled], found)
         if operation(node) == "channel_shuffle" and self.axis[labelled] == 1:  # as many of each group go
@@ -466,15 +468,21 @@ class Channels:
         """The axis along which the numbers of a tensor differ, and the numbers along it; of several rather the one
         along which they did before, if that ``stays``, else the last."""
         if not numbers.ndim or not numbers.numel():
-            self._fix(numbers)
+            self._fix(numbers.long())
             return None
-        varying = [k for k in range(numbers.ndim) if (numbers != numbers.narrow(k, 0, 1)).any()]
+        sizes, varying = numbers.shape, []
+        for k in range(numbers.ndim):
+            first = numbers.narrow(k, 0, 1)
+            if numbers.stride(k) and (numbers != first).any():
+                varying.append(k)
+            else:
+                numbers = first
         same = axis if axis < numbers.ndim else numbers.ndim - 1
         best = same if not varying or (stays and axis in varying) else varying[-1]
+        rows = rows_along(numbers.long(), best)
         if len(varying) > 1:  # what is left has to be a box
-            rows = rows_along(numbers, best)
             self._join(rows, rows[:, :1])
-        return best, rows_along(numbers, best)[:, 0]
+        return best, rows[:, 0].expand(sizes[best])
 
     def _cut(self, node: fx.Node, whole: Tensor, parts: Sequence[tuple[int, Tensor] | None]) -> None:
         """Pieces of the channels: equal ones lose the same, of others nothing may go."""
@@ -559,13 +567,17 @@ def run(node: fx.Node, values: dict[fx.Node, Tensor], *, fill: float | None = No
         fill: what it is to pad with instead.
     """
 
+    target: Any = RESHAPES.get(node.target, node.target)
+    writes = written(node) or operation(node) == "view_as"
+
     def value(each: fx.Node) -> Tensor:
-        return values[each].clone() if each in values else torch.ones(shape(each))
+        given = values.get(each, torch.ones(()).expand(shape(each)))
+        return given.clone() if writes else given
 
     args: list[Any] = list(fx.node.map_arg(node.args, value))
     if fill is not None and operation(node) in ("pad", "constant_pad_nd"):
         args = [*args[:2], *(["constant"] if operation(node) == "pad" else []), fill]
-    return node.target(*args, **fx.node.map_arg(node.kwargs, value))  # type: ignore[operator]
+    return target(*args, **fx.node.map_arg(node.kwargs, value))
 
 
 def spread(vector: Tensor, axis: int, size: Sequence[int]) -> Tensor:
@@ -574,8 +586,11 @@ def spread(vector: Tensor, axis: int, size: Sequence[int]) -> Tensor:
 
 
 def rows_along(tensor: Tensor, axis: int) -> Tensor:
-    """A matrix with a row for each place along an axis; the tensor has an entry at least."""
-    return tensor.movedim(axis, 0).reshape(tensor.shape[axis], -1)
+    """A matrix with a row for each place along an axis, and a column for each other place, of those that a tensor
+    repeats by expansion only the first; the tensor has an entry at least."""
+    repeated = [k for k, stride in enumerate(tensor.stride()) if not stride and k != axis]
+    once = tensor[tuple(slice(1 if k in repeated else None) for k in range(tensor.ndim))]
+    return once.movedim(axis, 0).reshape(tensor.shape[axis], -1)
 
 
 def arguments(node: fx.Node) -> tuple[Any, ...]:

@@ -190,25 +190,19 @@ def _inline(module: fx.GraphModule) -> None:
 def _read_results(graph: fx.Graph) -> set[fx.Node]:
     """Let operations read the results of earlier ones in place; what is seen through views, too, is returned."""
     order = {node: k for k, node in enumerate(graph.nodes)}
-    viewed: dict[fx.Node, fx.Node] = {}  # what a node is a view of
-
-    def base(node: fx.Node) -> fx.Node:
-        while node in viewed:
-            node = viewed[node]
-        return node
-
+    families: dict[fx.Node, list[fx.Node]] = {}  # by node all that are views of the same, up to here
     changed: set[fx.Node] = set()
     for node in graph.nodes:
-        if (source := _seen_through(node)) is not None:
-            viewed[node] = source
-        for written in _written(node):
-            later = [user for user in written.users if order[user] > order[node]]
-            written.replace_all_uses_with(node, delete_user_cb=later.__contains__)
-            family = [other for other in order if other is not node and base(other) is base(written)]
-            family = [other for other in family if order[other] < order[node]]
+        source = _seen_through(node)
+        family = [] if source is None else families[source]
+        for target in written(node):
+            later = [user for user in target.users if order[user] > order[node]]
+            target.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+            family = families[target]
             if any(order[user] > order[node] for other in family for user in other.users):
                 changed.update([node, *family])
-            viewed[node] = written
+        family.append(node)
+        families[node] = family
     return changed
 
 
@@ -225,7 +219,7 @@ def _arguments(node: fx.Node) -> Iterator[tuple[torch.Argument, Any]]:
             yield argument, given
 
 
-def _written(node: fx.Node) -> list[fx.Node]:
+def written(node: fx.Node) -> list[fx.Node]:
     """The tensors that an operation changes in place."""
     return [
         given

@@ -114,7 +114,7 @@ def _missed(
     }
     kill_half(trial, theirs, example)
     removal = Removal(channels, trial)
-    _, noticed = fit(trial, removal, example)
+    noticed, _ = fit(trial, removal, example)
     lost = {name for numbers in noticed for name in removal.owners(numbers)}
     return [layer for layer, members in units.items() if any(names[id(p)] in lost for p in members)]
 
@@ -156,6 +156,7 @@ class _Search:
         self.factors: dict[str, Tensor] = {}  # by weight which of its rows are free, since they multiply units
         self.layers: dict[Space, list[Step]] = {}
         self.layouts: dict[fx.Node, tuple[int, int] | None] = {}
+        self.numbers: dict[Space, Tensor] = {}
         self.spaces = {node: self._lay_out(node, numbers) for node, numbers in channels.roots.items()}
         for step in channels.steps.values():
             if step.kind is Kind.MIX:
@@ -179,12 +180,15 @@ class _Search:
         """The units among the channels of a tensor, in order; all its channels if they lie without order."""
         laid = layout(numbers)
         self.layouts[node] = None if laid is None else laid[1:]
-        return tuple((numbers if laid is None else laid[0]).tolist())
+        units = numbers if laid is None else laid[0]
+        space = tuple(units.tolist())
+        self.numbers[space] = units
+        return space
 
     # What cannot be a unit
 
     def leave(self, space: Space, problem: str) -> None:
-        self.free[list(space)] = False
+        self.free[self.numbers[space]] = False
         self.problems.append(f"the channels of {self.name(space)} {problem}")
 
     def _leave_unknown(self) -> None:
@@ -212,14 +216,14 @@ class _Search:
         for space, layers in self.layers.items():
             held = [[each for each in (layer.weight, layer.bias) if each is not None] for layer in layers]
             if not all(each in self.parameters and self.parameters[each].requires_grad for each in sum(held, [])):
-                self.free[list(space)] = False
+                self.free[self.numbers[space]] = False
 
     def _leave_unaligned(self) -> None:
         """Layers with a channel of other layers that have other units, or whose channels repeat without order."""
         numbers = torch.tensor([number for space in self.layers for number in space], dtype=torch.long)
         crowded = torch.bincount(numbers, minlength=len(self.free)) > 1
         for space in self.layers:
-            if self.free[list(space)].any() and crowded[list(space)].any():
+            if self.free[units := self.numbers[space]].any() and crowded[units].any():
                 self.leave(space, f"are tied to other channels at other places by {self._tie(space)}")
 
     def _tie(self, space: Space) -> str:
@@ -323,15 +327,12 @@ class _Search:
 
     def free_layers(self, numbers: Tensor) -> list[tuple[Space, int]]:
         """The layers to be units that have some of these channels, each with one of them."""
-        seen = set(numbers.tolist())
-        return [
-            (space, min(seen.intersection(space)))
-            for space in self.layers
-            if self.is_free(space) and not seen.isdisjoint(space)
-        ]
+        seen = torch.zeros_like(self.free).index_fill(0, numbers, True)
+        found = [(space, self.numbers[space][seen[self.numbers[space]]]) for space in self.layers]
+        return [(space, int(few.min())) for space, few in found if len(few) and self.is_free(space)]
 
     def is_free(self, space: Space) -> bool:
-        return bool(self.free[list(space)].all())
+        return bool(self.free[self.numbers[space]].all())
 
     def name(self, space: Space) -> str:
         layers = [layer for layer in self.layers[space] if self._taken(layer.node)]
