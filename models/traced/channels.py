@@ -588,9 +588,9 @@ def spread(vector: Tensor, axis: int, size: Sequence[int]) -> Tensor:
 def rows_along(tensor: Tensor, axis: int) -> Tensor:
     """A matrix with a row for each place along an axis, and a column for each other place, of those that a tensor
     repeats by expansion only the first; the tensor has an entry at least."""
-    repeated = [k for k, stride in enumerate(tensor.stride()) if not stride and k != axis]
-    once = tensor[tuple(slice(1 if k in repeated else None) for k in range(tensor.ndim))]
-    return once.movedim(axis, 0).reshape(tensor.shape[axis], -1)
+    for k, stride in enumerate(tensor.stride()):
+        tensor = tensor if stride or k == axis else tensor.narrow(k, 0, 1)
+    return tensor.movedim(axis, 0).reshape(tensor.shape[axis], -1)
 
 
 def arguments(node: fx.Node) -> tuple[Any, ...]:

@@ -226,6 +226,11 @@ class _Search:
             if self.free[units := self.numbers[space]].any() and crowded[units].any():
                 self.leave(space, f"are tied to other channels at other places by {self._tie(space)}")
 
+        self.place = torch.full_like(self.free, -1, dtype=torch.long)  # by number the layer, if it is free
+        for place, space in enumerate(self.layers):
+            if self.is_free(space):
+                self.place[self.numbers[space]] = place
+
     def _tie(self, space: Space) -> str:
         """The operation that ties channels of a layer to others."""
         steps = [step for step in self.channels.steps.values() if step.node in self.channels.roots]
@@ -327,9 +332,9 @@ class _Search:
 
     def free_layers(self, numbers: Tensor) -> list[tuple[Space, int]]:
         """The layers to be units that have some of these channels, each with one of them."""
-        seen = torch.zeros_like(self.free).index_fill(0, numbers, True)
-        found = [(space, self.numbers[space][seen[self.numbers[space]]]) for space in self.layers]
-        return [(space, int(few.min())) for space, few in found if len(few) and self.is_free(space)]
+        spaces, places = list(self.layers), self.place[numbers]
+        found = [(spaces[place], int(numbers[places == place].min())) for place in places.unique() if place >= 0]
+        return [(space, number) for space, number in found if self.is_free(space)]
 
     def is_free(self, space: Space) -> bool:
         return bool(self.free[self.numbers[space]].all())
