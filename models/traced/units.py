@@ -74,7 +74,7 @@ def find_units(
     channels = Channels(trace(model, example, training=True))
     search = _Search(channels, model)
     units = search.units
-    if not all_or_none or not search.problems:
+    if units and not (all_or_none and search.problems):
         for layer in _missed(model, example, channels, units):
             search.problems.append(f"{type(model).__name__} computes something else when channels of {layer} go")
             del units[layer]
