@@ -14,7 +14,7 @@ from nas.models.network import compacted
 from nas.models.store import fingerprint
 from nas.models.traced.graph import Example, Inputs, call, copied, unwrap
 from nas.models.traced.network import TracedNet
-from nas.models.traced.shrink import Pairs, shrunk
+from nas.models.traced.shrink import Pairs, Removal, shrunk
 from nas.search.runs.run import Run
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -81,7 +81,7 @@ def extract(
 def _extract_module(net: nn.Module, inputs: Sequence[Inputs], seed: int) -> tuple[nn.Module, Certificate]:
     examples = [*(_one_batch(each) for each in inputs), *_random_like(inputs[0], seed)]
     small, removal, pairs = shrunk(net, *examples)
-    single = _compared(net, small, examples)
+    single = _compared(net, removal, examples)
     precise = all(y.dtype == torch.float64 for y, _ in pairs if y.is_floating_point())
     measured = pairs if precise else single  # its forward computes in single precision: it is compared in that
     certificate = Certificate(
@@ -90,7 +90,7 @@ def _extract_module(net: nn.Module, inputs: Sequence[Inputs], seed: int) -> tupl
         max(_largest(y) for y, _ in measured),
         num_random=sum(len(each.tensors()[0]) for each in examples[len(inputs) :]),
         num_given=len(inputs),
-        **({} if precise else {"tolerance_float64": Certificate.tolerance_float32}),
+        tolerance_float64=Certificate.tolerance_float64 if precise else Certificate.tolerance_float32,
         changes=changes_of(removal),
         hashes={"supernet": fingerprint(net), "compact": fingerprint(small)},
     )
@@ -118,9 +118,10 @@ def _random_like(given: Inputs, seed: int) -> list[Example]:
 
 
 @torch.no_grad()
-def _compared(net: nn.Module, small: nn.Module, examples: Sequence[Example]) -> Pairs:
+def _compared(net: nn.Module, removal: Removal, examples: Sequence[Example]) -> Pairs:
     """What a module and its narrow copy put out in single precision."""
-    full, short = (copied(each).eval().float() for each in (net, small))
+    full = copied(net).eval().float()
+    short = removal.applied_to(full)
     pairs: Pairs = []
     for example in examples:
         cast = example.map(lambda x: x.float() if x.is_floating_point() else x)

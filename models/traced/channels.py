@@ -52,8 +52,7 @@ POSITIONS = (
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 LAYERS = {"linear", *CONVOLUTIONS, *TRANSPOSED}
-# Views need tensors that lie densely, which expanded ones don't
-RESHAPES = dict.fromkeys([torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default], torch.ops.aten.reshape.default)
+DENSE = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}  # refuse what is expanded
 # What makes a tensor like another one, whatever that holds
 LIKE = {"new_empty", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like", "empty_like"}
 
@@ -465,7 +464,7 @@ class Channels:
         return True
 
     def _compress(self, numbers: Tensor, axis: int, *, stays: bool) -> tuple[int, Tensor] | None:
-        """The axis along which the numbers of a tensor differ, and the numbers along it; of several rather the one
+        """The axis along which the numbers in a tensor differ, and the numbers along it; of several rather the one
         along which they did before, if that ``stays``, else the last."""
         if not numbers.ndim or not numbers.numel():
             self._fix(numbers.long())
@@ -566,8 +565,7 @@ def run(node: fx.Node, values: dict[fx.Node, Tensor], *, fill: float | None = No
         values: by node what it is to read; a tensor of ones in its shape where there is none.
         fill: what it is to pad with instead.
     """
-
-    target: Any = RESHAPES.get(node.target, node.target)
+    target: Any = torch.ops.aten.reshape.default if node.target in DENSE else node.target
     writes = written(node) or operation(node) == "view_as"
 
     def value(each: fx.Node) -> Tensor:

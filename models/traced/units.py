@@ -219,14 +219,14 @@ class _Search:
                 self.free[self.numbers[space]] = False
 
     def _leave_unaligned(self) -> None:
-        """Layers with a channel of other layers that have other units, or whose channels repeat without order."""
+        """Layers with a channel of other layers that have other units, or whose channels repeat without order; of
+        which of the others each channel is, is noted."""
         numbers = torch.tensor([number for space in self.layers for number in space], dtype=torch.long)
         crowded = torch.bincount(numbers, minlength=len(self.free)) > 1
         for space in self.layers:
             if self.free[units := self.numbers[space]].any() and crowded[units].any():
                 self.leave(space, f"are tied to other channels at other places by {self._tie(space)}")
-
-        self.place = torch.full_like(self.free, -1, dtype=torch.long)  # by number the layer, if it is free
+        self.place = torch.full_like(self.free, -1, dtype=torch.long)
         for place, space in enumerate(self.layers):
             if self.is_free(space):
                 self.place[self.numbers[space]] = place
