@@ -558,7 +558,7 @@ def moved(node: fx.Node) -> list[fx.Node]:
 
 
 def run(node: fx.Node, values: dict[fx.Node, Tensor], *, fill: float | None = None) -> Any:
-    """What an operation makes of other tensors.
+    """What an operation makes of other tensors, of which it changes only copies.
 
     Args:
         node: the operation.
@@ -566,11 +566,11 @@ def run(node: fx.Node, values: dict[fx.Node, Tensor], *, fill: float | None = No
         fill: what it is to pad with instead.
     """
     target: Any = torch.ops.aten.reshape.default if node.target in DENSE else node.target
-    writes = written(node) or operation(node) == "view_as"
+    copies = written(node) or operation(node) == "view_as"
 
     def value(each: fx.Node) -> Tensor:
         given = values.get(each, torch.ones(()).expand(shape(each)))
-        return given.clone() if writes else given
+        return given.clone() if copies else given
 
     args: list[Any] = list(fx.node.map_arg(node.args, value))
     if fill is not None and operation(node) in ("pad", "constant_pad_nd"):
