@@ -86,7 +86,8 @@ def settle_norms(model: nn.Module, units: Mapping[str, Sequence[Parameter]]) -> 
     """Set the running means that batch normalisations keep for dead units to 0, in place.
 
     In training a dead unit is exactly zero. Its running mean tends to 0 from the step at which the unit died on, but
-    in evaluation the normalisation still subtracts what is left of it. Call this before extraction.
+    in evaluation the normalisation still subtracts what is left of it. Call this before extraction. Normalisations
+    without a shift (``affine=False``) are in no unit, and stay as they are.
 
     Args:
         model: the trained model.
