@@ -1,7 +1,7 @@
 """Bregman iterations: any torch optimiser acts on a dual variable, and a proximal operator reads off the weights."""
 
 import inspect
-import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -10,13 +10,12 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer, SparseAdam
 from torch.optim.optimizer import ParamsT
 
-from nas.groups import ENTRIES, ROWS, WHOLE, Axis, Groups, along, unit_norms, unit_size, whole_axis
+from nas.groups import ENTRIES, Axis
 from nas.penalised import (
     RANGES,
     MovedGroups,
     Penalised,
     Range,
-    axes_of,
     check_ranges,
     convex,
     gradient,
@@ -25,9 +24,10 @@ from nas.penalised import (
     state_dtype,
     unit_sets,
     unseen,
-    write_prox,
 )
 from nas.penalties import LogSum, Penalty, Zero, groups_of, strength_ratio
+from nas.reading import Reading, readings, write_prox
+from nas.second_moments import fit_second_moment, shared_rms, sharing, step_moments
 
 OURS = {"dual", "weights"}  # entries of the state that are not the rule's
 
@@ -145,7 +145,7 @@ class Bregman(Penalised):
             self._applied[index] = _made_with(group)
             for members in unit_sets(group):
                 if all("dual" in self.state.get(p, ()) for p in members):
-                    self._read_weights(members, group)
+                    self._read_weights([(group, members)])
 
     @torch.no_grad()
     def reweight(self) -> None:
@@ -159,7 +159,7 @@ class Bregman(Penalised):
                     old, w = state.pop("weights"), p / group["delta"]
                     start_weights(group["penalty"], [p], [state])
                     state["dual"].copy_(w + (state["dual"] - w) * (state["weights"] / old))
-                self._read_weights(started, group)  # the same but for round-off
+                self._read_weights([(group, started)])  # the same but for round-off
 
     def adopt(self, params: Iterable[Tensor] | None = None) -> None:
         """Take the present weights and state of these parameters (all by default) as belonging to each other."""
@@ -209,8 +209,7 @@ class Bregman(Penalised):
                     self._resync(members, group, _made_with(group))
                     self._start(members, group)
         self._step_duals(groups)
-        for group, moved in groups:
-            self._read_weights(group["params"] if group["joint"] else moved, group)
+        self._read_weights([(group, group["params"] if group["joint"] else moved) for group, moved in groups])
 
     def _check_settings(self, index: int) -> None:
         """Raise ValueError if a penalty or delta that was set from outside does not do."""
@@ -277,10 +276,17 @@ class Bregman(Penalised):
                 state["dual"].add_(p, alpha=-group["lr"] * group["weight_decay"])
         return pairs
 
-    def _read_weights(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
+    def _read_weights(self, groups: MovedGroups) -> None:
         """p <- prox(delta * dual, delta), in place."""
-        self._prox(params, params, group["penalty"], group["delta"], group["joint"])
-        self._note_written(params)
+        write_prox(
+            [
+                reading
+                for group, params in groups
+                for reading in self._readings(params, params, group["penalty"], group["delta"], group["joint"])
+            ]
+        )
+        for _, params in groups:
+            self._note_written(params)
 
     def _note_written(self, params: Sequence[Tensor]) -> None:
         """The weights are what their duals say."""
@@ -291,18 +297,18 @@ class Bregman(Penalised):
         written, state = self._written, self.state
         return all(written.get(id(p)) == _mark(p) and "dual" in state[p] for p in params)
 
-    def _prox(
+    def _readings(
         self,
         params: Sequence[Tensor],
         out: Sequence[Tensor],
         penalty: Penalty | LogSum,
         delta: float,
         joint: bool | Sequence[Axis],
-    ) -> None:
+    ) -> list[Reading]:
         states = [self.state[p] for p in params]
         penalty, factors = convex(penalty, states)
         scaled = [state["dual"] if delta == 1 else delta * state["dual"] for state in states]
-        write_prox(penalty, scaled, [delta * factor for factor in factors], out, joint)
+        return readings(penalty, scaled, [delta * factor for factor in factors], out, joint)
 
     def _resync(
         self, members: Sequence[Tensor], group: dict[str, Any], applied: tuple[Penalty | LogSum, float]
@@ -316,7 +322,7 @@ class Bregman(Penalised):
             return
         states = [self.state[p] for p in members]
         stood_for = [torch.empty_like(state["dual"]) for state in states]
-        self._prox(members, stood_for, old_penalty, old_delta, joint)
+        write_prox(self._readings(members, stood_for, old_penalty, old_delta, joint))
         changed = [w.to(p.dtype) != p for w, p in zip(stood_for, members, strict=True)]
         if same and not any(bool(c.any()) for c in changed):
             self._note_written(members)
@@ -338,7 +344,7 @@ class Bregman(Penalised):
             if ratio is not None:
                 kept = torch.where(moved, kept, ratio * (state["dual"] - old / old_delta))
             state["dual"].copy_(torch.where(moved, new, old) / group["delta"] + kept)
-        self._read_weights(members, group)  # the same but for round-off
+        self._read_weights([(group, list(members))])  # the same but for round-off
 
 
 def _needs_closure(rule: type[Optimizer]) -> bool:
@@ -498,34 +504,36 @@ class AdaBreg(Bregman):
         for _, moved in by_entry:
             for p in moved:
                 dual = self.state[p]["dual"]
-                _fit_second_moment(self._rule.state[dual], dual)
+                fit_second_moment(self._rule.state[dual], dual)
         if by_entry:
             super()._step_duals(by_entry)
+        alike = defaultdict(list)
         for group, moved in groups:
             if sharing(group) != ENTRIES:
-                self._step_sharing(group, moved)
+                options, cut = (group["lr"], *group["betas"], group["eps"], group["maximize"]), sharing(group).cut
+                grads = [gradient(p).to(self.state[p]["dual"].dtype) for p in moved]
+                for (_, own), g, rms in zip(self._decayed(moved, group), grads, shared_rms(group, grads), strict=True):
+                    state = self._moments(own, like=rms)
+                    if "others" in state:  # what shares it elsewhere, see `nas.restriction`
+                        rms = rms.square().mul_(state["share"]).add_(state["others"]).sqrt_()
+                    alike[(*options, g.dtype, g.device)].append(
+                        (state, g, rms, cut(own["dual"]), cut(state["exp_avg"]))
+                    )
+        for (lr, beta1, beta2, eps, maximize, *_), moves in alike.items():
+            states, grads, roots, duals, means = map(list, zip(*moves, strict=True))
+            scales = step_moments(states, grads, roots, (beta1, beta2), eps)
+            torch._foreach_addcdiv_(duals, means, scales, value=lr if maximize else -lr)
 
-    def _step_sharing(self, group: dict[str, Any], moved: Sequence[Tensor]) -> None:
-        """The step of a parameter group in which entries share second moments; see the equations of the class."""
-        beta1, beta2 = group["betas"]
-        cut = sharing(group).cut
-        grads = [gradient(p).to(self.state[p]["dual"].dtype) for p in moved]
-        pairs = zip(self._decayed(moved, group), grads, shared_rms(group, grads), strict=True)
-        for (_, own), g, rms in pairs:
-            dual = own["dual"]
-            state = self._rule.state[dual]
-            if not state:
-                count = torch.zeros((), dtype=torch.float32, device=dual.device)
-                state.update(step=count, exp_avg=torch.zeros_like(dual), exp_avg_sq=torch.zeros_like(rms))
-            _fit_second_moment(state, rms)
-            t = state["step"].add_(1).item()
-            mean = state["exp_avg"].lerp_(g, 1 - beta1)
-            square = state["exp_avg_sq"].mul_(beta2).addcmul_(rms, rms, value=(1 - beta2) * state.get("share", 1.0))
-            if "others" in state:  # what shares it elsewhere, see `nas.restriction`
-                square.add_(state["others"], alpha=1 - beta2)
-            scale = square.div(1 - beta2**t).sqrt_().add_(group["eps"]).mul_(1 - beta1**t)
-            cut(dual).addcdiv_(cut(mean), scale, value=group["lr"] if group["maximize"] else -group["lr"])
-            own.update(state)
+    def _moments(self, own: dict[str, Any], like: Tensor) -> dict[str, Any]:
+        """What Adam keeps for the dual of this state of ours, with second moments shaped like ``like``."""
+        dual = own["dual"]
+        state: dict[str, Any] = self._rule.state[dual]
+        if not state:
+            count = torch.zeros((), dtype=torch.float32, device=dual.device)
+            state.update(step=count, exp_avg=torch.zeros_like(dual), exp_avg_sq=torch.zeros_like(like))
+        fit_second_moment(state, like)
+        own.update(state)
+        return state
 
 
 def _of_rule(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -534,30 +542,6 @@ def _of_rule(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _made_with(group: dict[str, Any]) -> tuple[Penalty | LogSum, float]:
     return group["penalty"], group["delta"]
-
-
-def sharing(group: Mapping[str, Any]) -> Groups:
-    """The entries that share one second moment; rows stand for joint units."""
-    if group["second_moment"] == "group":
-        return ROWS if group["joint"] else groups_of(group["penalty"])
-    return WHOLE if group["second_moment"] == "tensor" else ENTRIES
-
-
-def shared_rms(group: Mapping[str, Any], grads: Sequence[Tensor]) -> list[Tensor]:
-    """Root mean square over what shares a second moment, broadcastable to the cut of each gradient of the group."""
-    if group["second_moment"] != "group" or not group["joint"]:
-        return [sharing(group).rms(g) for g in grads]
-    all_axes = axes_of(group["joint"], len(group["params"])) or ()
-    axes = [whole_axis(axis) for p, axis in zip(group["params"], all_axes, strict=True) if p.grad is not None]
-    units = unit_norms(grads, axes) / math.sqrt(max(1, unit_size(grads, axes)))
-    return [along(units, g, axis) for g, axis in zip(grads, axes, strict=True)]
-
-
-def _fit_second_moment(state: dict[str, Any], like: Tensor) -> None:
-    """Let second moments of another number go on from their mean."""
-    square = state.get("exp_avg_sq")
-    if square is not None and square.shape != like.shape:
-        state["exp_avg_sq"] = torch.full_like(like, square.mean(), dtype=square.dtype)
 
 
 def _mark(p: Tensor) -> tuple[int, int]:

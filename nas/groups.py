@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -49,7 +49,9 @@ class Groups:
 
     def cut(self, weight: Tensor) -> Tensor:
         """A view of ``weight`` in which every group runs along whole axes: blocks get axes of their own."""
-        for axis, size in sorted(zip(self.over or (), self.block or (), strict=False), reverse=True):
+        if self.block is None:
+            return weight
+        for axis, size in sorted(zip(self.over or (), self.block, strict=True), reverse=True):
             weight = weight.unflatten(axis, (-1, size))
         return weight
 
@@ -99,6 +101,11 @@ class Groups:
         if larger.over is None:
             return True
         return self.over is not None and self.block is None and larger.block is None and {*self.over} <= {*larger.over}
+
+    def stacked(self, ndim: int) -> "Groups":
+        """These groups in each tensor of a stack of tensors of ``ndim`` axes, along its first axis."""
+        inside = range(ndim) if self.over is None else self.over
+        return replace(self, over=tuple(axis + 1 for axis in inside))
 
     def check(self, weight: Tensor) -> None:
         """Raise ValueError unless the groups fit ``weight``."""

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -13,8 +12,8 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from nas.groups import ROWS, Axis, along, join_rows, num_units, split_rows, unit_norms, unit_size
-from nas.penalties import L1, GroupLasso, LogSum, Penalty, Step, Zero, groups_of, takes_out
+from nas.groups import Axis, join_rows, num_units, split_rows, unit_size
+from nas.penalties import LogSum, Penalty, Step, Zero, groups_of
 
 NOT_OPTIONS = {  # what torch, its schedulers and `param_groups` add
     *("params", "param_names", "name", "initial_lr", "swa_lr"),
@@ -36,8 +35,6 @@ RANGES: dict[str, Range] = {
     "time": (lambda v: 0 < v < math.inf, "a finite number > 0"),
     "weight_time": (lambda v: 0 < v < math.inf, "a finite number > 0"),
 }
-
-SMALL = 2**14  # entries of a tensor, below which a call costs more than the computation
 
 MovedGroups = list[tuple[dict[str, Any], list[Tensor]]]  # parameter groups, with their parameters that have a gradient
 
@@ -73,7 +70,9 @@ class Penalised(Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        given = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        given = [
+            (group, [p for p in group["params"] if p.grad is not None and p.numel()]) for group in self.param_groups
+        ]
         groups = [(group, moved) for group, moved in given if moved]
         self._check_gradients([gradient(p) for _, moved in groups for p in moved])
         self._step_groups(groups)
@@ -279,54 +278,6 @@ def start_weights(penalty: Penalty | LogSum, params: Sequence[Tensor], states: S
     for p, state in zip(params, states, strict=True):
         if isinstance(penalty, LogSum) and "weights" not in state:
             state["weights"] = _log_sum_weights(penalty, p)
-
-
-def write_prox(
-    penalty: Penalty,
-    z: Sequence[Tensor],
-    steps: Sequence[Step],
-    out: Sequence[Tensor],
-    joint: bool | Sequence[Axis],
-) -> None:
-    """out <- prox(z, step) of each tensor, or of the units that they share, in place."""
-    axes = axes_of(joint, len(z))
-    if axes is None:
-        for places in _alike(penalty, z, steps, out):
-            _write_prox_of(penalty, [z[k] for k in places], steps[places[0]], [out[k] for k in places])
-    elif isinstance(penalty, GroupLasso) and penalty.groups == ROWS:  # as below, without joining
-        factor = penalty.shrinkage(unit_norms(z, axes), unit_size(z, axes), steps[0])
-        for source, target, axis in zip(z, out, axes, strict=True):
-            torch.mul(source, along(factor, source, axis), out=target)
-    else:
-        rows = penalty.prox(join_rows(z, axes), steps[0])  # type: ignore[arg-type]
-        for target, piece in zip(out, split_rows(rows, out, axes, rest=z), strict=True):
-            target.copy_(piece)
-
-
-def _write_prox_of(penalty: Penalty, z: Sequence[Tensor], step: Step, out: Sequence[Tensor]) -> None:
-    """As `write_prox`, for tensors that are `_alike`."""
-    if len(z) > 1:
-        rows = penalty.prox(torch.cat(list(z)), step)  # type: ignore[arg-type]
-        torch._foreach_copy_(list(out), rows.split([tensor.shape[0] for tensor in z]))
-    elif takes_out(penalty) and z[0].dtype == out[0].dtype:
-        penalty.prox(z[0], step, out=out[0])  # type: ignore[call-arg, arg-type]
-    else:
-        out[0].copy_(penalty.prox(z[0], step))  # type: ignore[arg-type]
-
-
-def _alike(penalty: Penalty, z: Sequence[Tensor], steps: Sequence[Step], out: Sequence[Tensor]) -> list[list[int]]:
-    """The places of tensors that one call of the prox can do: small ones, whose rows are of one shape, under a penalty
-    whose groups lie within rows. (Of larger ones, copying them into one costs more than a call.)"""
-    groups = groups_of(penalty)
-    within_rows = groups.over is not None and groups.block is None and 0 not in groups.over
-    if len(z) == 1 or not within_rows or not isinstance(penalty, GroupLasso | L1):
-        return [[k] for k in range(len(z))]
-    alike = defaultdict(list)
-    for k, (source, step, target) in enumerate(zip(z, steps, out, strict=True)):
-        small = source.numel() <= SMALL and source.ndim > 0 and not isinstance(step, Tensor)
-        key = (source.shape[1:], source.dtype, source.device, target.dtype, step) if small else k
-        alike[key].append(k)
-    return list(alike.values())
 
 
 def unit_sets(group: Mapping[str, Any], params: Sequence[Tensor] | None = None) -> list[list[Tensor]]:

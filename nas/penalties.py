@@ -367,6 +367,21 @@ def _check_groups(penalty: "GroupLasso | LogSum") -> None:
         raise ValueError(f"{name}(groups=...) must be Groups such as nas.ROWS, got {penalty.groups!r}")
 
 
+def stacked(penalty: Any, ndim: int) -> Any:
+    """The sum of ``penalty`` over a stack of tensors of ``ndim`` axes each, the same object each time; None if it is no
+    penalty over groups of this file."""
+    return _stacked(penalty, ndim) if type(penalty) in (L1, NonNegativeL1, GroupLasso, SparseGroup) else None
+
+
+@cache
+def _stacked(penalty: Any, ndim: int) -> Any:
+    if isinstance(penalty, SparseGroup):
+        return SparseGroup(_stacked(penalty.inner, ndim), _stacked(penalty.group, ndim))
+    if isinstance(penalty, GroupLasso):
+        return dataclasses.replace(penalty, groups=penalty.groups.stacked(ndim))
+    return penalty
+
+
 def takes_out(penalty: Penalty) -> bool:
     """Whether the prox of ``penalty`` can write its result into a given tensor."""
     return _has_out(type(penalty))

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from nas.groups import Axis
-from nas.penalised import MovedGroups, Penalised, convex, gradient, start_weights, state_dtype, write_prox
+from nas.penalised import MovedGroups, Penalised, convex, gradient, start_weights, state_dtype
 from nas.penalties import LogSum, Penalty, Zero
+from nas.reading import readings, write_prox
 
 
 class ProxSGD(Penalised):
@@ -40,7 +41,7 @@ class ProxSGD(Penalised):
                 p.add_(gradient(p), alpha=-group["lr"])
             penalty, factors = convex(group["penalty"], states)
             steps = [group["lr"] * factor for factor in factors]
-            write_prox(penalty, members, steps, members, group["joint"])
+            write_prox(readings(penalty, members, steps, members, group["joint"]))
 
 
 class XRDA(Penalised):
@@ -94,7 +95,8 @@ class XRDA(Penalised):
                 self._step_dual(p, group)
             penalty = group["penalty"].majoriser if isinstance(group["penalty"], LogSum) else group["penalty"]
             thresholds = [self.state[p]["threshold"] for p in members]
-            write_prox(penalty, [self.state[p]["dual"] for p in members], thresholds, members, group["joint"])
+            duals = [self.state[p]["dual"] for p in members]
+            write_prox(readings(penalty, duals, thresholds, members, group["joint"]))
 
     def _step_dual(self, p: Tensor, group: dict[str, Any]) -> None:
         lr, averaging, keep = group["lr"], group["averaging"], math.exp(-group["lr"] / group["time"])

@@ -9,11 +9,12 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from nas.bregman import AdaBreg, LinBreg, shared_rms, sharing
+from nas.bregman import AdaBreg, LinBreg
 from nas.groups import ENTRIES, Axis, unit_of
 from nas.parts import alive_entries
 from nas.penalised import axes_of, gradient, state_dtype
 from nas.penalties import L1, GroupLasso, LogSum, NonNegativeL1, Penalty, SparseGroup, Zero, groups_of
+from nas.second_moments import shared_rms, sharing
 from nas.selection import Selection, selected, write
 
 Group = dict[str, Any]

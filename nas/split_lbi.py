@@ -18,9 +18,9 @@ from nas.penalised import (
     state_dtype,
     unit_sets,
     unseen,
-    write_prox,
 )
 from nas.penalties import LogSum, Penalty, Zero, groups_of
+from nas.reading import readings, write_prox
 
 NEVER = torch.iinfo(torch.int32).max
 
@@ -89,7 +89,7 @@ class SplitLBI(Penalised):
             p.add_(self._direction(p, group).add_(gap), alpha=-kappa * group["lr"])
         penalty, factors = convex(group["penalty"], states)
         duals, companions = [kappa * state["dual"] for state in states], [state["companion"] for state in states]
-        write_prox(penalty, duals, [kappa * factor for factor in factors], companions, group["joint"])
+        write_prox(readings(penalty, duals, [kappa * factor for factor in factors], companions, group["joint"]))
 
     def _direction(self, p: Tensor, group: dict[str, Any]) -> Tensor:
         """The gradient of the loss with momentum and weight decay, as a new tensor."""

@@ -8,7 +8,17 @@ import torch
 
 from nas import check_start, sparse_start
 from nas.groups import join_rows
-from nas.models import DagNet, Node, Plan, Skip, conv_skip_autoencoder, find_alive, load, skip_autoencoder
+from nas.models import (
+    DagNet,
+    Node,
+    Plan,
+    Skip,
+    conv_skip_autoencoder,
+    find_alive,
+    load,
+    separable_autoencoder,
+    skip_autoencoder,
+)
 from nas.models.dag import right_relu
 from tests.nets import full
 
@@ -60,6 +70,15 @@ def test_pictures_of_any_size(patch, size):
     net = conv_skip_autoencoder(3, depth=2, width=4, patch=patch)
     assert net(torch.rand(2, 3, *size)).shape == (2, 3, *size)
     assert skip_autoencoder(3, depth=1, patch=patch)(torch.rand(2, 3, *size)).shape == (2, 3, *size)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("patch", [1, 2])
+def test_convolutions_run_channels_last(patch, channels):
+    """Torch takes the layout of a picture of one channel for either, and goes on with the slower one."""
+    net = separable_autoencoder(channels, depth=3, width=4, hidden=4, kernel=5, patch=patch, scales=[0, 1, 2])
+    states = net.states(torch.rand(2, channels, 32, 32))
+    assert all(state.stride(1) == 1 for state in states.values() if state.shape[1] > 1)
 
 
 def test_patches_are_flattened_pictures():

@@ -24,14 +24,16 @@ from nas import (
     LinBreg,
     LogSum,
     NonNegativeL1,
+    Nuclear,
     ProxSGD,
     SparseGroup,
     SplitLBI,
     Zero,
     param_groups,
+    rings,
     sparse_start,
 )
-from nas.groups import ROWS, join_rows
+from nas.groups import ROWS, WHOLE, join_rows
 from nas.models import conv_skip_autoencoder
 from tests.test_penalties import PENALTIES, SHAPE, assert_subgradient
 
@@ -584,25 +586,74 @@ def test_reread_lets_a_larger_lam_shrink_the_weights():
     assert theta.tolist() == pytest.approx([0.7, 0.0, 0.0])
 
 
-@pytest.mark.parametrize("penalty", [L1(0.05), GroupLasso(0.05, FILTERS), GroupLasso(0.05, KERNELS), LogSum(0.05)])
-@pytest.mark.parametrize("kind", [AdaBreg, LinBreg, ProxSGD])
-def test_many_tensors_move_as_each_would_alone(kind, penalty):
-    """Small tensors whose rows are alike go through the prox together; large ones, and other shapes, do not."""
-    shapes = [(5, 3, 3, 3), (2, 3, 3, 3), (4, 2, 3, 3), (1, 3, 3, 3), (70, 27, 3, 3), (70, 27, 3, 3)]
-    starts = [torch.randn(shape) for shape in shapes]
-    together = [nn.Parameter(start.clone()) for start in starts]
-    alone = [nn.Parameter(start.clone()) for start in starts]
-    ours = kind(together, lr=0.1, penalty=penalty)
-    theirs = [kind([p], lr=0.1, penalty=penalty) for p in alone]
+def moved_as_alone(kind, groups, tolerance):
+    """Whether parameter groups in one optimiser move as each of them does in an optimiser of its own."""
+
+    def parameters():
+        return [{**group, "params": [nn.Parameter(start.clone()) for start in group["params"]]} for group in groups]
+
+    together, alone = parameters(), parameters()
+    optimizers = [kind(together), *(kind([group]) for group in alone)]
+    pairs = [
+        pair
+        for one, other in zip(together, alone, strict=True)
+        for pair in zip(one["params"], other["params"], strict=True)
+    ]
     for step in range(4):
-        for k, (p, q) in enumerate(zip(together, alone, strict=True)):
+        for k, (p, q) in enumerate(pairs):
             p.grad = q.grad = None if (step + k) % 3 == 0 else torch.randn_like(p)
-        ours.step()
-        for optimizer in theirs:
+        for optimizer in optimizers:
             optimizer.step()
-        for p, q in zip(together, alone, strict=True):
-            assert torch.equal(p, q)
-    assert not any(torch.equal(p, start) for p, start in zip(together, starts, strict=True))
+        for p, q in pairs:
+            torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
+            assert torch.equal(p == 0, q == 0)
+
+
+NESTED = SparseGroup(GroupLasso(0.05, FILTERS), GroupLasso(0.01, WHOLE))
+GROWING = SparseGroup(rings(0.05, 5, per="channel"), GroupLasso(0.02, FILTERS))
+BLOCKS = GroupLasso(0.05, Groups(over=(0, 2), block=(1, 3)))
+
+
+@pytest.mark.parametrize(
+    "penalty", [L1(0.05), GroupLasso(0.05, KERNELS), NESTED, BLOCKS, Nuclear(0.05), LogSum(0.05), Zero()]
+)
+@pytest.mark.parametrize(
+    "kind",
+    [AdaBreg, partial(AdaBreg, second_moment="tensor"), partial(AdaBreg, second_moment="group"), LinBreg, ProxSGD],
+)
+def test_many_tensors_move_as_each_would_alone(kind, penalty):
+    """Small tensors that are alike go through the prox together; large ones, and other shapes, do not."""
+    shapes = [(5, 3, 3, 3), (2, 3, 3, 3), (5, 3, 3, 3), (0, 3, 3, 3), (2, 3, 3, 3), (70, 27, 3, 3), (70, 27, 3, 3)]
+    groups = [{"params": [torch.randn(shape)], "penalty": penalty, "lr": 0.1} for shape in shapes]
+    moved_as_alone(kind, groups, 1e-12)
+
+
+@pytest.mark.parametrize("kind", [AdaBreg, partial(AdaBreg, second_moment="tensor"), LinBreg, SplitLBI])
+def test_groups_of_units_that_are_alike_move_as_each_would_alone(kind):
+    def units(penalty, joint, *shapes, **options):
+        return {
+            "params": [torch.randn(shape) for shape in shapes],
+            "penalty": penalty,
+            "joint": joint,
+            "lr": 0.1,
+            **options,
+        }
+
+    rows, nested = GroupLasso(0.05, ROWS), SparseGroup(GroupLasso(0.05, ROWS), GroupLasso(0.02, WHOLE))
+    along = [(0, 1), [0, 1], (0, (1, 2, 1, 1)), [0, [1, 2, 1, 1]]]  # lists: from a file
+    groups = [
+        *(units(penalty, True, (4, 2, 3, 3), (4,)) for penalty in (rows, nested, rows, nested, rows)),
+        units(rows, True, (4, 2, 3, 3), (4,), lr=0.3),
+        units(GroupLasso(0.2, ROWS), True, (4, 2, 3, 3), (4,)),
+        *(
+            units(penalty, joint, (4, 2), (3, 4 if joint[1] == 1 else 8))
+            for penalty in (rows, nested)
+            for joint in along
+        ),
+        *(units(GROWING, False, (3, 1, 5, 5)) for _ in range(3)),
+        *(units(L1(0.05), False, ()) for _ in range(3)),
+    ]
+    moved_as_alone(kind, groups, 1e-12)
 
 
 def test_a_gradient_is_refused_for_entries_that_are_not_finite_not_for_its_size():
