@@ -264,7 +264,7 @@ class DagNet(nn.Module):
             return x.permute(0, 2, 3, 1)
         return x.clone(
             memory_format=torch.channels_last
-        )  # up to 1.7 x as fast; contiguous() leaves one channel as it is
+        )  # up to 1.7 x as fast; contiguous() keeps one channel as it is
 
     def _leave(self, state: Tensor, x: Tensor) -> Tensor:
         if self.plan.pooled:
