@@ -1,5 +1,7 @@
 """Units found from the graph of any model: zero where their tensors are, asleep while they are, removed exactly."""
 
+import contextlib
+import gc
 import random
 import re
 
@@ -898,3 +900,17 @@ def test_the_model_is_left_as_it_is():
     coupled_units(model, torch.randn(4, *SHAPE))
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("collects", [True, False])
+@pytest.mark.parametrize("model", [Residual(), Net(lambda m, x: m.a(x) if x.mean() > 0 else x, a=conv(3, 3))])
+def test_torch_and_the_garbage_collector_are_left_as_they_are(model, collects):
+    gc.enable() if collects else gc.disable()
+    notes = getattr(torch.fx.config, "do_not_emit_stack_traces", False)
+    try:
+        with contextlib.suppress(ValueError):  # the second one cannot be traced
+            coupled_units(model, torch.randn(4, *SHAPE))
+        assert gc.isenabled() == collects
+        assert torch.fx.config.do_not_emit_stack_traces == notes
+    finally:
+        gc.enable()

@@ -133,7 +133,7 @@ def zero_at_random(model, part, bias, generator):
 
 def differences(model, shape):
     """Largest relative difference to the smaller copy, in double and in single precision."""
-    _, removal = shrunk(model, Example.of(torch.randn(2, *shape)))
+    _, removal, _ = shrunk(model, Example.of(torch.randn(2, *shape)))
     found = []
     for dtype in (torch.float64, torch.float32):
         full = copy.deepcopy(model).eval().to(dtype)

@@ -14,7 +14,7 @@ from nas.models.network import compacted
 from nas.models.store import fingerprint
 from nas.models.traced.graph import Example, Inputs, call, copied, unwrap
 from nas.models.traced.network import TracedNet
-from nas.models.traced.shrink import Removal, shrunk
+from nas.models.traced.shrink import Pairs, Removal, shrunk
 from nas.search.runs.run import Run
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -80,20 +80,17 @@ def extract(
 
 def _extract_module(net: nn.Module, inputs: Sequence[Inputs], seed: int) -> tuple[nn.Module, Certificate]:
     examples = [*(_one_batch(each) for each in inputs), *_random_like(inputs[0], seed)]
-    small, removal = shrunk(net, examples[0], *examples[len(inputs) :])
-    single, largest = _compare(net, removal, examples, torch.float32)
-    try:
-        double, largest = _compare(net, removal, examples, torch.float64)
-        tolerance = Certificate.tolerance_float64
-    except ValueError:  # its forward computes in single precision: it is compared in that
-        double, tolerance = single, Certificate.tolerance_float32
+    small, removal, pairs = shrunk(net, *examples)
+    single = _compared(net, removal, examples)
+    precise = all(y.dtype == torch.float64 for y, _ in pairs if y.is_floating_point())
+    measured = pairs if precise else single  # its forward computes in single precision: it is compared in that
     certificate = Certificate(
-        single,
-        double,
-        largest,
+        _difference(single),
+        _difference(measured),
+        max(_largest(y) for y, _ in measured),
         num_random=sum(len(each.tensors()[0]) for each in examples[len(inputs) :]),
         num_given=len(inputs),
-        tolerance_float64=tolerance,
+        tolerance_float64=Certificate.tolerance_float64 if precise else Certificate.tolerance_float32,
         changes=changes_of(removal),
         hashes={"supernet": fingerprint(net), "compact": fingerprint(small)},
     )
@@ -121,15 +118,19 @@ def _random_like(given: Inputs, seed: int) -> list[Example]:
 
 
 @torch.no_grad()
-def _compare(net: nn.Module, removal: Removal, examples: Sequence[Example], dtype: torch.dtype) -> tuple[float, float]:
-    """Largest absolute difference of ``net`` and its narrow copy, and largest absolute output, in this precision."""
-    full = copied(net).eval()._apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
+def _compared(net: nn.Module, removal: Removal, examples: Sequence[Example]) -> Pairs:
+    """What a module and its narrow copy put out in single precision."""
+    full = copied(net).eval().float()
     short = removal.applied_to(full)
-    pairs: list[tuple[Tensor, Tensor]] = []
+    pairs: Pairs = []
     for example in examples:
-        cast = example.map(lambda x: x.to(dtype) if x.is_floating_point() else x)
+        cast = example.map(lambda x: x.float() if x.is_floating_point() else x)
         pairs += zip(call(full, cast), call(short, cast), strict=True)
-    return max(_largest(y - z) for y, z in pairs), max(_largest(y) for y, _ in pairs)
+    return pairs
+
+
+def _difference(pairs: Pairs) -> float:
+    return max(_largest(y - z) for y, z in pairs)
 
 
 def _largest(x: Tensor) -> float:

@@ -33,7 +33,7 @@ def shrink(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, tuple[NodeChang
     Raises:
         ValueError: the model cannot be copied, run or traced.
     """
-    small, removal = shrunk(model, Example.of(inputs))
+    small, removal, _ = shrunk(model, Example.of(inputs))
     return small, changes_of(removal)
 
 

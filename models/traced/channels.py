@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from nas.models.traced.graph import Graph, called, operation, shape
+from nas.models.traced.graph import Graph, called, operation, shape, written
 
 ZEROED, SHIFTED = {"dropout", "feature_dropout"}, {"alpha_dropout", "feature_alpha_dropout"}
 ENTRYWISE = {  # beside what torch tags as pointwise
@@ -52,6 +52,7 @@ POSITIONS = (
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 LAYERS = {"linear", *CONVOLUTIONS, *TRANSPOSED}
+DENSE = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}  # refuse what is expanded
 # What makes a tensor like another one, whatever that holds
 LIKE = {"new_empty", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like", "empty_like"}
 
@@ -450,7 +451,7 @@ class Channels:
         parts = list(result) if isinstance(result, tuple | list) else [result]
         [labelled, *_] = [each for each in sources if each in self.axis]
         axis, rank = self.axis[labelled], len(shape(labelled))
-        found = [self._compress(part.long(), axis, stays=part.ndim == rank) for part in parts]
+        found = [self._compress(part, axis, stays=part.ndim == rank) for part in parts]
         if operation(node) in PARTS:
             self._cut(node, self._labels[labelled], found)
         if operation(node) == "channel_shuffle" and self.axis[labelled] == 1:  # as many of each group go
@@ -463,18 +464,24 @@ class Channels:
         return True
 
     def _compress(self, numbers: Tensor, axis: int, *, stays: bool) -> tuple[int, Tensor] | None:
-        """The axis along which the numbers of a tensor differ, and the numbers along it; of several rather the one
+        """The axis along which the numbers in a tensor differ, and the numbers along it; of several rather the one
         along which they did before, if that ``stays``, else the last."""
         if not numbers.ndim or not numbers.numel():
-            self._fix(numbers)
+            self._fix(numbers.long())
             return None
-        varying = [k for k in range(numbers.ndim) if (numbers != numbers.narrow(k, 0, 1)).any()]
+        sizes, varying = numbers.shape, []
+        for k in range(numbers.ndim):
+            first = numbers.narrow(k, 0, 1)
+            if numbers.stride(k) and (numbers != first).any():
+                varying.append(k)
+            else:
+                numbers = first
         same = axis if axis < numbers.ndim else numbers.ndim - 1
         best = same if not varying or (stays and axis in varying) else varying[-1]
+        rows = rows_along(numbers.long(), best)
         if len(varying) > 1:  # what is left has to be a box
-            rows = rows_along(numbers, best)
             self._join(rows, rows[:, :1])
-        return best, rows_along(numbers, best)[:, 0]
+        return best, rows[:, 0].expand(sizes[best])
 
     def _cut(self, node: fx.Node, whole: Tensor, parts: Sequence[tuple[int, Tensor] | None]) -> None:
         """Pieces of the channels: equal ones lose the same, of others nothing may go."""
@@ -551,21 +558,24 @@ def moved(node: fx.Node) -> list[fx.Node]:
 
 
 def run(node: fx.Node, values: dict[fx.Node, Tensor], *, fill: float | None = None) -> Any:
-    """What an operation makes of other tensors.
+    """What an operation makes of other tensors, of which it changes only copies.
 
     Args:
         node: the operation.
         values: by node what it is to read; a tensor of ones in its shape where there is none.
         fill: what it is to pad with instead.
     """
+    target: Any = torch.ops.aten.reshape.default if node.target in DENSE else node.target
+    copies = written(node) or operation(node) == "view_as"
 
     def value(each: fx.Node) -> Tensor:
-        return values[each].clone() if each in values else torch.ones(shape(each))
+        given = values.get(each, torch.ones(()).expand(shape(each)))
+        return given.clone() if copies else given
 
     args: list[Any] = list(fx.node.map_arg(node.args, value))
     if fill is not None and operation(node) in ("pad", "constant_pad_nd"):
         args = [*args[:2], *(["constant"] if operation(node) == "pad" else []), fill]
-    return node.target(*args, **fx.node.map_arg(node.kwargs, value))  # type: ignore[operator]
+    return target(*args, **fx.node.map_arg(node.kwargs, value))
 
 
 def spread(vector: Tensor, axis: int, size: Sequence[int]) -> Tensor:
@@ -574,7 +584,10 @@ def spread(vector: Tensor, axis: int, size: Sequence[int]) -> Tensor:
 
 
 def rows_along(tensor: Tensor, axis: int) -> Tensor:
-    """A matrix with a row for each place along an axis; the tensor has an entry at least."""
+    """A matrix with a row for each place along an axis, and a column for each other place, of those that a tensor
+    repeats by expansion only the first; the tensor has an entry at least."""
+    for k, stride in enumerate(tensor.stride()):
+        tensor = tensor if stride or k == axis else tensor.narrow(k, 0, 1)
     return tensor.movedim(axis, 0).reshape(tensor.shape[axis], -1)
 
 

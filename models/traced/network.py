@@ -294,7 +294,9 @@ class TracedNet(nn.Module):
         """The module without what is dead, on the CPU, and what was removed."""
         module = copied(self.module).eval()
         removal = Removal(self.anatomy.channels, module)
-        return fit(module, removal, Example.of(self.origin.example))[0], removal
+        fit(module, removal, Example.of(self.origin.example))
+        removal.apply(module)
+        return module, removal
 
 
 @network.find.register

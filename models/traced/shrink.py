@@ -18,6 +18,7 @@ from nas.selection import Selection, indices, selected
 # Largest difference of an output that is round-off, relative to the largest output if that is above 1
 AGREE = {torch.float64: 1e-10, torch.float32: 1e-3}
 SIZED = (_ConvNd, nn.Linear, _NormBase, nn.PReLU)  # what `resize` knows
+Pairs = list[tuple[Tensor, Tensor]]  # what a module puts out, and what its narrow copy does
 LAYERS = (Kind.MIX, Kind.GROUPED, Kind.NORM)
 
 
@@ -215,8 +216,9 @@ def held_by(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def shrunk(model: nn.Module, *examples: Example) -> tuple[nn.Module, Removal]:
-    """A smaller copy of a module that computes the same in evaluation mode, and what was removed from it.
+def shrunk(model: nn.Module, *examples: Example) -> tuple[nn.Module, Removal, Pairs]:
+    """A smaller copy of a module that computes the same in evaluation mode, what was removed from it, and what both
+    put out.
 
     Tried on the examples, of which the first is traced. Layers stay as they are whose removed channels a forward
     would notice, for instance since it reshapes to sizes that it has in stock.
@@ -227,31 +229,34 @@ def shrunk(model: nn.Module, *examples: Example) -> tuple[nn.Module, Removal]:
     """
     model = copied(unwrap(model)).eval()
     removal = Removal(Channels(trace(model, examples[0])), model)
-    return fit(model, removal, *examples)[0], removal
+    _, pairs = fit(model, removal, *examples)
+    removal.apply(model)
+    return model, removal, pairs
 
 
 @torch.no_grad()
-def fit(model: nn.Module, removal: Removal, *examples: Example) -> tuple[nn.Module, list[Tensor]]:
-    """A narrow copy of a module that computes the same on the examples, and the numbers of channels that stay since it
-    notices.
+def fit(model: nn.Module, removal: Removal, *examples: Example) -> tuple[list[Tensor], Pairs]:
+    """Let a removal take from a module what this does not notice on the examples.
+
+    Returns:
+        The numbers of channels that stay since the module notices; and what it and its narrow copy put out, in double
+        precision if it can compute in that.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the module computes something else with fewer channels, whichever they are; or it cannot be run.
     """
-    call_once(copied(model), examples[0])
-    full, pairs = _computed(model, examples)
+    full, batches, expected = _computed(model, examples)
 
-    def agrees() -> bool:
+    def agreeing() -> Pairs:
         for removal.renumbers in (False, True):
-            small = removal.applied_to(full)
-            if all(_agree(expected, small, batch) for batch, expected in pairs):
-                return True
+            if pairs := _agreeing(removal.applied_to(full), batches, expected):
+                return pairs
             if not sizes_of(removal.channels, removal.kept):
-                return False
-        return False
+                break
+        return []
 
-    if agrees():
-        return removal.applied_to(model), []
+    if pairs := agreeing():
+        return [], pairs
 
     def freed(spaces: list[Tensor], kept: Tensor) -> tuple[Tensor, list[Tensor]]:
         """What has to stay when these layers may lose channels besides those that do already, and which may not."""
@@ -259,7 +264,7 @@ def fit(model: nn.Module, removal: Removal, *examples: Example) -> tuple[nn.Modu
         for numbers in spaces:
             less[numbers] = removal.channels.fixed[numbers]
         removal.settle(less)
-        if agrees():
+        if agreeing():
             return less, []
         if len(spaces) <= 1:
             return kept, spaces
@@ -270,32 +275,39 @@ def fit(model: nn.Module, removal: Removal, *examples: Example) -> tuple[nn.Modu
 
     fixed, noticed = freed(removal.spaces(), torch.ones_like(removal.channels.fixed))
     removal.settle(fixed)
-    if not agrees():
+    if not (pairs := agreeing()):
         raise ValueError(f"{type(model).__name__} computes something else with fewer channels in its layers")
-    return removal.applied_to(model), noticed
+    return noticed, pairs
 
 
-def _computed(model: nn.Module, examples: Sequence[Example]) -> tuple[nn.Module, list[tuple[Example, list[Tensor]]]]:
+def _computed(model: nn.Module, examples: Sequence[Example]) -> tuple[nn.Module, list[Example], list[list[Tensor]]]:
     """A module in double precision, its batches, and what it makes of each; as they are if its forward computes in
     another precision."""
     full = copied(model).double()
     batches = [each.map(lambda x: x.double() if x.is_floating_point() else x) for each in examples]
     try:
-        pairs = [(batch, call(full, batch)) for batch in batches]
-        if all(y.dtype == torch.float64 for _, found in pairs for y in found if y.is_floating_point()):
-            return full, pairs
+        found = [call_once(full, batch) for batch in batches]
+        if all(y.dtype == torch.float64 for each in found for y in each if y.is_floating_point()):
+            return full, batches, found
     except ValueError:
         pass
-    return model, [(batch, call(model, batch)) for batch in examples]
+    full = copied(model)
+    return full, list(examples), [call_once(full, example) for example in examples]
 
 
-def _agree(expected: Sequence[Tensor], small: nn.Module, example: Example) -> bool:
-    """Whether a narrow copy computes without complaint what it should, but for round-off."""
-    try:
-        found = call(small, example)
-    except ValueError:
-        return False
-    return len(found) == len(expected) and all(map(_alike, expected, found))
+def _agreeing(small: nn.Module, examples: Sequence[Example], expected: Sequence[Sequence[Tensor]]) -> Pairs:
+    """What was expected of a narrow copy, each with what it computes; nothing if it complains, or computes something
+    else but for round-off."""
+    pairs: Pairs = []
+    for example, wanted in zip(examples, expected, strict=True):
+        try:
+            found = call(small, example)
+        except ValueError:
+            return []
+        if len(found) != len(wanted) or not all(map(_alike, wanted, found)):
+            return []
+        pairs += zip(wanted, found, strict=True)
+    return pairs
 
 
 def _alike(y: Tensor, z: Tensor) -> bool:

@@ -74,7 +74,7 @@ def find_units(
     channels = Channels(trace(model, example, training=True))
     search = _Search(channels, model)
     units = search.units
-    if not all_or_none or not search.problems:
+    if units and not (all_or_none and search.problems):
         for layer in _missed(model, example, channels, units):
             search.problems.append(f"{type(model).__name__} computes something else when channels of {layer} go")
             del units[layer]
@@ -114,7 +114,7 @@ def _missed(
     }
     kill_half(trial, theirs, example)
     removal = Removal(channels, trial)
-    _, noticed = fit(trial, removal, example)
+    noticed, _ = fit(trial, removal, example)
     lost = {name for numbers in noticed for name in removal.owners(numbers)}
     return [layer for layer, members in units.items() if any(names[id(p)] in lost for p in members)]
 
@@ -156,6 +156,7 @@ class _Search:
         self.factors: dict[str, Tensor] = {}  # by weight which of its rows are free, since they multiply units
         self.layers: dict[Space, list[Step]] = {}
         self.layouts: dict[fx.Node, tuple[int, int] | None] = {}
+        self.numbers: dict[Space, Tensor] = {}
         self.spaces = {node: self._lay_out(node, numbers) for node, numbers in channels.roots.items()}
         for step in channels.steps.values():
             if step.kind is Kind.MIX:
@@ -179,12 +180,15 @@ class _Search:
         """The units among the channels of a tensor, in order; all its channels if they lie without order."""
         laid = layout(numbers)
         self.layouts[node] = None if laid is None else laid[1:]
-        return tuple((numbers if laid is None else laid[0]).tolist())
+        units = numbers if laid is None else laid[0]
+        space = tuple(units.tolist())
+        self.numbers[space] = units
+        return space
 
     # What cannot be a unit
 
     def leave(self, space: Space, problem: str) -> None:
-        self.free[list(space)] = False
+        self.free[self.numbers[space]] = False
         self.problems.append(f"the channels of {self.name(space)} {problem}")
 
     def _leave_unknown(self) -> None:
@@ -212,15 +216,20 @@ class _Search:
         for space, layers in self.layers.items():
             held = [[each for each in (layer.weight, layer.bias) if each is not None] for layer in layers]
             if not all(each in self.parameters and self.parameters[each].requires_grad for each in sum(held, [])):
-                self.free[list(space)] = False
+                self.free[self.numbers[space]] = False
 
     def _leave_unaligned(self) -> None:
-        """Layers with a channel of other layers that have other units, or whose channels repeat without order."""
+        """Layers with a channel of other layers that have other units, or whose channels repeat without order; of
+        which of the others each channel is, is noted."""
         numbers = torch.tensor([number for space in self.layers for number in space], dtype=torch.long)
         crowded = torch.bincount(numbers, minlength=len(self.free)) > 1
         for space in self.layers:
-            if self.free[list(space)].any() and crowded[list(space)].any():
+            if self.free[units := self.numbers[space]].any() and crowded[units].any():
                 self.leave(space, f"are tied to other channels at other places by {self._tie(space)}")
+        self.place = torch.full_like(self.free, -1, dtype=torch.long)
+        for place, space in enumerate(self.layers):
+            if self.is_free(space):
+                self.place[self.numbers[space]] = place
 
     def _tie(self, space: Space) -> str:
         """The operation that ties channels of a layer to others."""
@@ -323,15 +332,12 @@ class _Search:
 
     def free_layers(self, numbers: Tensor) -> list[tuple[Space, int]]:
         """The layers to be units that have some of these channels, each with one of them."""
-        seen = set(numbers.tolist())
-        return [
-            (space, min(seen.intersection(space)))
-            for space in self.layers
-            if self.is_free(space) and not seen.isdisjoint(space)
-        ]
+        spaces, places = list(self.layers), self.place[numbers]
+        found = [(spaces[place], int(numbers[places == place].min())) for place in places.unique() if place >= 0]
+        return [(space, number) for space, number in found if self.is_free(space)]
 
     def is_free(self, space: Space) -> bool:
-        return bool(self.free[list(space)].all())
+        return bool(self.free[self.numbers[space]].all())
 
     def name(self, space: Space) -> str:
         layers = [layer for layer in self.layers[space] if self._taken(layer.node)]
