@@ -262,9 +262,7 @@ class DagNet(nn.Module):
         x = F.pixel_unshuffle(x, self.plan.patch)
         if self.unit_axis == -1:
             return x.permute(0, 2, 3, 1)
-        return x.clone(
-            memory_format=torch.channels_last
-        )  # up to 1.7 x as fast; contiguous() keeps one channel as it is
+        return x.clone(memory_format=torch.channels_last)  # up to 1.7 x as fast; contiguous() leaves one channel
 
     def _leave(self, state: Tensor, x: Tensor) -> Tensor:
         if self.plan.pooled:
