@@ -131,6 +131,12 @@ def repetitions_among(configs: Sequence[SearchConfig]) -> list[list[int]]:
     return list(groups.values())
 
 
+def of_each_seed(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Of runs that differ in their seed only the first one with each seed: others with it are the same search again."""
+    seeds = [each.run.config.seed for each in outcomes]
+    return [each for k, each in enumerate(outcomes) if seeds[k] not in seeds[:k]]
+
+
 def mean(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """Of the numbers that all of them have."""
     return {name: statistics.fmean(values) for name, values in _shared(outcomes).items()}

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,19 @@ LOCK = ".lock"
 
 def replacing(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in its place; on failure nothing changes."""
-    with naming(path):
-        handle, name = tempfile.mkstemp(prefix=UNFINISHED, suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())
+    with _shared(path.parent):
         with naming(path):
-            _to_disk(temporary)
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            handle, name = tempfile.mkstemp(prefix=UNFINISHED, suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            with naming(path):
+                _to_disk(temporary)
+                temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def replacing_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -55,6 +56,13 @@ def tidy(folder: Path) -> None:
             leftover.unlink(missing_ok=True)
         else:
             _settle(leftover.with_name(leftover.name[1:].removesuffix(leftover.suffix)))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove from a folder of the user's what killed processes had begun to write there; nothing while others write."""
+    with suppress(OSError), _flocked(folder, exclusive=True):
+        for file in folder.glob(f"{UNFINISHED}*"):
+            file.unlink(missing_ok=True)
 
 
 def is_tidy(folder: Path) -> bool:
@@ -152,6 +160,32 @@ def _leftovers(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if path.name.startswith(UNFINISHED) or (path.name.startswith(".") and path.suffix in (".new", ".old"))
     ]
+
+
+@contextmanager
+def _shared(folder: Path) -> Iterator[None]:
+    """Meanwhile `remove_unfinished` leaves ``folder`` alone, where the file system has such locks."""
+    with ExitStack() as held:
+        with suppress(OSError):
+            held.enter_context(_flocked(folder, exclusive=False))
+        yield
+
+
+@contextmanager
+def _flocked(folder: Path, *, exclusive: bool) -> Iterator[None]:
+    """Hold a lock on a folder itself, which leaves no file; an exclusive one only if nobody else holds one.
+
+    Raises:
+        OSError: others do, or there is no folder, or there are no such locks.
+    """
+    import fcntl  # of POSIX
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import importlib.machinery
 import json
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -165,6 +166,18 @@ def test_lines_are_logged_and_a_search_goes_on_where_it_was(tmp_path, config, se
     assert service.logged == [{name: x for name, x in line.items() if x is not None} for line in lines]
     assert main([*command, "--force"]) == 0
     assert len({*service.runs}) == (2 if service.__name__ == "wandb" else 1) and service.ended == [1, 0, 0]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"wandb": 3, "mlflow": 3}', "[" * 100_000])
+def test_damaged_names_are_one_sentence(tmp_path, config, service, capsys, text):
+    command = words(replace(config, sizes="none", epochs=1), tmp_path / "a", f"--logger={service.__name__}")
+    run = tmp_path / "a" / "run"
+    assert main(command) == 0
+    (run / "loggers.json").write_text(text)
+    capsys.readouterr()
+    assert main([*command, "--resume"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("loggers.json is damaged; remove it, and what follows is logged as a new run")
 
 
 def test_a_service_that_refuses_is_one_sentence(tmp_path, config, service, capsys):

@@ -536,6 +536,22 @@ def test_a_changed_supernet_does_not_verify(copied, inside):
     assert f"copied/path/{epoch:04}.safetensors is damaged: it is not what the search wrote" in error
 
 
+def test_another_network_that_was_changed_does_not_verify(copied, inside):
+    assert inside("retrain", "copied", "--epochs=1")[0] == 0
+    files = [copied / "path" / "0000.safetensors", copied / "retrained" / "model.safetensors"]
+    before = [file.read_bytes() for file in files]
+    for file, data in zip(files, before, strict=True):
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    code, error = inside("verify", "copied")
+    first, second = error.splitlines()[-2:]
+    assert code == 1
+    assert first == "nas verify: the snapshot copied/path/0000.safetensors is damaged: it is not what the search wrote"
+    assert second.startswith("nas verify: the network in copied/retrained is not the one that its result.json is of")
+    for file, data in zip(files, before, strict=True):
+        file.write_bytes(data)
+    assert inside("verify", "copied")[0] == 0
+
+
 def test_a_compact_network_of_another_architecture_does_not_verify(copied, inside):
     conv_skip_autoencoder(depth=1, width=1).save_pretrained(copied / "compact")
     code, error = inside("verify", "copied", "--json")

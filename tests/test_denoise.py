@@ -103,6 +103,17 @@ def test_a_folder_keeps_names_and_goes_on(call, place):
     assert len(call("in", "-o", "out", "--force", "--json")[1]["files"]) == 4
 
 
+def test_what_a_killed_process_had_begun_to_write_is_removed(call, place):
+    for folder in (place, place / "out" / "sub", place / "out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".unfinished-ab12cd34.png").write_bytes(b"half")
+    (place / "out" / ".mine.old").write_bytes(b"kept")
+    assert call("in/a.png", "-o", "a.png")[0] == 0
+    assert call("in", "-o", "out")[0] == 0
+    assert not list(place.rglob(".unfinished-*"))
+    assert (place / "out" / ".mine.old").read_bytes() == b"kept"
+
+
 def test_what_fails_does_not_stop_the_others(call, place):
     (place / "in" / "aa.png").write_bytes((place / "in" / "a.png").read_bytes()[:45])
     (place / "in" / "bad.png").write_text("no picture")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nas.files import replacing, replacing_folder
+from nas.files import remove_unfinished, replacing, replacing_folder
 
 
 def test_a_failed_write_changes_nothing(tmp_path):
@@ -38,3 +38,17 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_pa
         replacing_folder(tmp_path / "folder", lambda folder: (folder / "file").write_text("new"))
     assert (tmp_path / "folder" / "file").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_being_written_is_not_taken_for_what_a_killed_process_left(tmp_path):
+    (tmp_path / ".unfinished-ab12cd34").write_text("half")
+
+    def write(temporary):
+        remove_unfinished(tmp_path)
+        assert (tmp_path / ".unfinished-ab12cd34").exists()
+        temporary.write_text("whole")
+
+    replacing(tmp_path / "file", write)
+    remove_unfinished(tmp_path)
+    remove_unfinished(tmp_path / "nowhere")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]

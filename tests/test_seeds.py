@@ -313,6 +313,21 @@ def test_compare_repetitions(runs, capsys):
     assert "similarity of the recommended networks" in printed
 
 
+def test_the_same_search_twice_is_one_seed(runs, tmp_path, capsys):
+    again = tmp_path / "again"
+    shutil.copytree(runs[0].folder, again)
+    folders = [runs[0].folder, again, runs[1].folder]
+    printed, found = run_json(["compare", *folders, "--chosen"], capsys)
+    _, once = run_json(["compare", runs[0].folder, runs[1].folder, "--chosen"], capsys)
+    assert len(found["runs"]) == 3 and found["repetitions"] == once["repetitions"]
+    assert found["notes"] == [
+        f"{again} is {runs[0].folder} again, with the same seed: it counts in no mean and no spread"
+    ]
+    assert found["notes"][0] in printed and printed.count("    mean of 2  ") == 2
+    printed, found = run_json(["compare", *folders[:2]], capsys)
+    assert found["repetitions"] == [] and len(found["notes"]) == 1 and "mean of" not in printed
+
+
 def test_compare_different_tasks(runs, others, capsys):
     printed, found = run_json(["compare", runs[0].folder, *(run.folder for run in others)], capsys)
     assert found["repetitions"] == []

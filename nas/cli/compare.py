@@ -14,6 +14,7 @@ from nas.analysis.runs import (
     mean,
     mean_front,
     metrics_of,
+    of_each_seed,
     outcome,
     repetitions_among,
     similarities,
@@ -40,8 +41,9 @@ def parser() -> ArgumentParser:
 def perform(options: Namespace) -> Result:
     outcomes = [outcome(run) for run in _open(options)]
     configs, names = [each.run.config for each in outcomes], [str(each.run.folder) for each in outcomes]
-    differing, groups = differing_options(configs), repetitions_among(configs)
-    notes = _notes(outcomes)
+    differing = differing_options(configs)
+    groups = [[outcomes[k] for k in group] for group in repetitions_among(configs)]
+    notes = _notes(outcomes) + [note for group in groups for note in _same_again(group)]
     _print_options(names, differing)
     _print_results(outcomes, groups)
     _print_fronts(outcomes, groups)
@@ -49,7 +51,7 @@ def perform(options: Namespace) -> Result:
     _print_similarities(names, alike)
     if notes:
         print("\n" + "\n".join(notes))
-    repeated = [[outcomes[k] for k in group] for group in groups if len(group) > 1]
+    repeated = [seeds for seeds in map(of_each_seed, groups) if len(seeds) > 1]
     return {
         "options": differing,
         "runs": [_row(each) for each in outcomes],
@@ -93,6 +95,17 @@ def _notes(outcomes: Sequence[Outcome]) -> list[str]:
     return notes
 
 
+def _same_again(group: Sequence[Outcome]) -> list[str]:
+    """Of runs that differ in their seed only, which ones have a seed that came before."""
+    counted = {each.run.config.seed: each for each in of_each_seed(group)}
+    return [
+        f"{each.run.folder} is {counted[each.run.config.seed].run.folder} again, with the same seed: it counts in no "
+        f"mean and no spread"
+        for each in group
+        if each is not counted[each.run.config.seed]
+    ]
+
+
 def _print_options(names: Sequence[str], differing: dict[str, list[Any]]) -> None:
     if not differing:
         print("the options are the same\n")
@@ -103,20 +116,20 @@ def _print_options(names: Sequence[str], differing: dict[str, list[Any]]) -> Non
     print(aligned(rows) + "\n")
 
 
-def _print_results(outcomes: Sequence[Outcome], groups: Sequence[Sequence[int]]) -> None:
+def _print_results(outcomes: Sequence[Outcome], groups: Sequence[Sequence[Outcome]]) -> None:
     """A line for each run; those that differ in their seed only together, with their mean and spread."""
     metrics = metrics_of(outcomes)
     titles = ["epoch", "parameters", "MACs/pixel", *(metric.title for metric in metrics), "retrained", "seconds"]
     rows = [["recommended network", *titles]]
     for group in groups:
-        runs = [outcomes[k] for k in group]
         rows += [
             [f"  {each.run.folder}", str(each.recommended.snapshot.epoch), *_cells(each.numbers, each, metrics)]
-            for each in runs
+            for each in group
         ]
-        if len(runs) > 1:
-            rows.append([f"    mean of {len(runs)}", "", *_cells(mean(runs), runs[0], metrics)])
-            rows.append(["    spread", "", *_cells(spread(runs), runs[0], metrics)])
+        seeds = of_each_seed(group)
+        if len(seeds) > 1:
+            rows.append([f"    mean of {len(seeds)}", "", *_cells(mean(seeds), seeds[0], metrics)])
+            rows.append(["    spread", "", *_cells(spread(seeds), seeds[0], metrics)])
     print(aligned(rows))
 
 
@@ -131,21 +144,21 @@ def _cells(numbers: dict[str, float], each: Outcome, metrics: Sequence[Metric]) 
     return [show(numbers[name]) if name in numbers else NONE for name, show in formats.items()]
 
 
-def _print_fronts(outcomes: Sequence[Outcome], groups: Sequence[Sequence[int]]) -> None:
+def _print_fronts(outcomes: Sequence[Outcome], groups: Sequence[Sequence[Outcome]]) -> None:
     """The networks of each front, the smallest first: parameters and headline score."""
     longest = max(len(each.front) for each in outcomes)
     if not longest:
         return
     rows = [["front, smallest first", *map(str, range(1, longest + 1))]]
     for group in groups:
-        runs = [outcomes[k] for k in group]
-        for each in runs:
+        for each in group:
             number = each.run.config.headline.number
             networks = [f"{point.params:,}: {number(point.headline)}" for point in each.front]
             rows.append([f"  {each.run.folder}", *networks])
-        if len(runs) > 1 and (means := mean_front(runs)):
-            number = runs[0].run.config.headline.number
-            rows.append([f"    mean of {len(runs)}", *(f"{m['params']:,.0f}: {number(m['score'])}" for m in means)])
+        seeds = of_each_seed(group)
+        if len(seeds) > 1 and (means := mean_front(seeds)):
+            number = seeds[0].run.config.headline.number
+            rows.append([f"    mean of {len(seeds)}", *(f"{m['params']:,.0f}: {number(m['score'])}" for m in means)])
             rows.append(["    spread", *(number(m["spread"]) for m in means)])
     print("\n" + aligned([[*row, *[NONE] * (longest + 1 - len(row))] for row in rows]))
 

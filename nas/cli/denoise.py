@@ -11,6 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nas.cli.shared import Result, add_choice, check_free, choice, make_parser, sentence
+from nas.files import remove_unfinished
 from nas.models.network import sight
 from nas.search.data.formats.files import check_sheet, encoded, read_sheet, write_sheet
 from nas.search.data.formats.sheet import RGB, Sheet
@@ -231,6 +232,7 @@ def _clean_one(use: _Use, picture: Path, out: Path) -> Result:
         data, lost = encoded(after, before.suffix)
         sys.stdout.buffer.write(data)
     else:
+        remove_unfinished(out.parent)
         lost = write_sheet(after, out)
         write_picture(comparison, before_after(before, after))
         print(f"cleaned {before.name} with the network in {folder}; wrote {out} and {comparison}")

@@ -157,12 +157,25 @@ def _options(run: Run) -> dict[str, Any]:
 
 def _known(run: Run, logger: str) -> str | None:
     """What the run is called there, if it has been logged."""
-    file = run.folder / LOGGED
-    return json.loads(file.read_text(encoding="utf-8")).get(logger) if file.exists() else None
+    return _names(run).get(logger)
 
 
 def _remember(run: Run, logger: str, name: str) -> str:
-    file = run.folder / LOGGED
-    names = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    write_json(file, {**names, logger: name})
+    write_json(run.folder / LOGGED, {**_names(run), logger: name})
     return name
+
+
+def _names(run: Run) -> dict[str, str]:
+    """What the run is called, by logger.
+
+    Raises:
+        ValueError: the file that keeps it is damaged.
+    """
+    file = run.folder / LOGGED
+    try:
+        names = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"{file} is damaged; remove it, and what follows is logged as a new run")
+    return names

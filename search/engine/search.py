@@ -79,7 +79,7 @@ class Search:
         data = run.data(download=download)
         self.task = run.task(data)
         run = self.run = Run(run.folder, run.config.with_outputs(self.task.num_outputs))
-        config = run.config
+        config, self._config = run.config, run.config.to_yaml()
         self.checkpoints = Checkpoints(run.folder / CHECKPOINTS, every=checkpoint_every)
         self.validation = run.validation(data)
         run.test(data)  # what is wrong with the test pictures is said now, not after the search
@@ -248,7 +248,7 @@ class Search:
     def _state(self) -> State:
         """All that the search goes on from."""
         return {
-            "config": self.run.config.to_yaml(),
+            "config": self._config,
             "data": self.data,
             "compute": str(self.compute),
             "seconds": self._seconds,
@@ -291,7 +291,7 @@ class Search:
         self.computed = state.get("compute")
         self.points, self.metrics = points, json.loads(state["metrics"])
         self._began, self._slimming_state = time.perf_counter() - state["seconds"], state["slimming"]
-        ranks.on_first(lambda: write_text(folder / CONFIG, config.to_yaml()))
+        ranks.on_first(lambda: write_text(folder / CONFIG, self._config))
         ranks.on_first(self._write_path)
 
 

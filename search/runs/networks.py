@@ -2,7 +2,9 @@
 
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,25 @@ def load_chosen(run: Run, choice: Choice) -> tuple[Path, nn.Module]:
         return load_last(run)
     epoch = run.choose(choice).snapshot.epoch
     return run.folder / SNAPSHOTS / f"{epoch:04}.safetensors", compacted(run.supernet(epoch))
+
+
+def damages(run: Run) -> list[Exception]:
+    """What is wrong with the networks of the path, and with the retrained one if there is one: those that cannot be
+    read, or are not what was written.
+
+    Raises:
+        ValueError: there is no path, or a damaged one.
+    """
+    loads: list[Callable[[], Any]] = [partial(run.supernet, point.snapshot.epoch) for point in run.points()]
+    if (run.folder / RETRAINED).is_dir():
+        loads.append(partial(load_retrained, run))
+    found: list[Exception] = []
+    for load in loads:
+        try:
+            load()
+        except (ValueError, OSError) as problem:
+            found.append(problem)
+    return found
 
 
 def save(net: nn.Module, folder: Path, name: str, result: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from nas.files import write_bytes, write_json
+from nas.files import write_bytes, write_text
 from nas.models.price import Currency
 from nas.search.training.compute import CPU, on_cpu
 from nas.search.training.loop import Snapshot
@@ -51,12 +51,13 @@ class Point:
         return self.params if currency == "params" else self.flops
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; what is in it is not copied."""
         snapshot = self.snapshot
         arcs = {
             name: [[source, target, value] for (source, target), value in getattr(snapshot, name).items()]
             for name in ("skips", "kernels")
         }
-        return {**asdict(self), "snapshot": {**asdict(snapshot), **arcs}}
+        return {**vars(self), "snapshot": {**vars(snapshot), **arcs}}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Point":
@@ -241,8 +242,8 @@ def _filled(like: Tensor, values: Tensor, rows: Tensor) -> Tensor:
 
 def write_points(file: Path, points: Iterable[Point], config: str) -> None:
     """Write a path.json, with the hash of what is in it together with the configuration of the search."""
-    data = [point.to_dict() for point in points]
-    write_json(file, {"sha256": _hash(data, config), "points": data})
+    data = json.dumps([point.to_dict() for point in points])
+    write_text(file, f'{{"sha256": "{_hash(data, config)}", "points": {data}}}\n')
 
 
 def read_points(file: Path, config: str) -> list[Point]:
@@ -253,7 +254,7 @@ def read_points(file: Path, config: str) -> list[Point]:
     """
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        if data["sha256"] != _hash(data["points"], config):
+        if data["sha256"] != _hash(json.dumps(data["points"]), config):
             raise ValueError("it is not what a search with this configuration wrote")
         points = points_of(data["points"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
@@ -276,5 +277,5 @@ def points_of(data: Iterable[Mapping[str, Any]]) -> list[Point]:
     return points
 
 
-def _hash(data: Any, config: str) -> str:
-    return hashlib.sha256((config + json.dumps(data)).encode()).hexdigest()
+def _hash(data: str, config: str) -> str:
+    return hashlib.sha256((config + data).encode()).hexdigest()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nas.files import remove_unfinished
 from nas.search.data.formats.files import check_sheet, read_sheet, write_sheet
 from nas.search.data.formats.sheet import NotAPictureError, Sheet
 from nas.search.data.formats.writing import known_suffixes
@@ -83,12 +84,13 @@ def _check_targets(jobs: Iterable[Job]) -> None:
 
 def denoise_files(
     clean: Callable[[Sheet], Sheet],
-    jobs: Iterable[Job],
+    jobs: Sequence[Job],
     *,
     given: tuple[float, float] | None = None,
     force: bool = False,
 ) -> Iterator[Outcome]:
-    """Clean one file after the other. One that fails does not stop the others; each is written whole or not at all.
+    """Clean one file after the other. One that fails does not stop the others; each is written whole or not at all, and
+    what a killed process had begun to write beside it is removed.
 
     Args:
         clean: such as `denoise_sheet` of a network.
@@ -99,6 +101,8 @@ def denoise_files(
     Raises:
         OSError: a target cannot be written (full disk, no permission); what is finished stays.
     """
+    for folder in {job.target.parent for job in jobs}:
+        remove_unfinished(folder)
     for job in jobs:
         if job.target.exists() and not force:
             yield Outcome(job, EARLIER)
