@@ -61,15 +61,21 @@ def write_prox(readings: Sequence[Reading]) -> None:
 
 
 def _kind(reading: Reading) -> Any:
-    """What is equal in readings that can be done in one call; None: by itself."""
+    """What is equal in readings that can be done in one call; None: by itself. The results are the same bit for bit, so
+    that `Bregman.resync` finds no change where there is none."""
     penalty, z, step, out, joint = reading
     if isinstance(penalty, Zero):
         return Zero
-    if isinstance(step, Tensor) or sum([tensor.numel() for tensor in z]) > SMALL:
+    if isinstance(step, Tensor) or _shares_rows(reading) or sum([tensor.numel() for tensor in z]) > SMALL:
         return None
     many = stacked(penalty, 2 if joint else z[0].ndim)  # the same object for equal penalties
     layout = [(tensor.shape, tensor.dtype, tensor.device) for tensor in z]
     return many and (id(many), step, axes_of(joint, len(z)), *layout, out[0].dtype)
+
+
+def _shares_rows(reading: Reading) -> bool:
+    """Whether the groups are joint units, whose norms can be found without joining the tensors."""
+    return bool(reading.joint) and isinstance(reading.penalty, GroupLasso) and reading.penalty.groups == ROWS
 
 
 def _write_prox_of(reading: Reading) -> None:
@@ -77,8 +83,8 @@ def _write_prox_of(reading: Reading) -> None:
     axes = axes_of(joint, len(z))
     if axes is None and takes_out(penalty) and z[0].dtype == out[0].dtype:
         penalty.prox(z[0], step, out=out[0])  # type: ignore[call-arg, arg-type]
-    elif axes is not None and isinstance(penalty, GroupLasso) and penalty.groups == ROWS:  # without joining
-        factor = penalty.shrinkage(unit_norms(z, axes), unit_size(z, axes), step)
+    elif axes is not None and _shares_rows(reading):  # without joining
+        factor = penalty.shrinkage(unit_norms(z, axes), unit_size(z, axes), step)  # type: ignore[attr-defined]
         for source, target, axis in zip(z, out, axes, strict=True):
             torch.mul(source, along(factor, source, axis), out=target)
     else:
