@@ -98,9 +98,7 @@ def write(net: DagNet, sigma: tuple[float, float], folder: Path, terms: str, tes
     """Store the network with its card."""
     levels = [level for level in MEASURED if sigma[0] <= level <= sigma[1]]
     psnr = {f"{level:g}": round(measured(net, test, level), 2) for level in levels}
-    card = Shipped(
-        folder.name, sigma, net.plan.num_params, total(net.plan, "flops"), psnr, test.name, terms, fingerprint(net)
-    )
+    card = Shipped(folder.name, sigma, net.plan.num_params, total(net.plan, "flops"), psnr, terms, fingerprint(net))
     folder.mkdir(parents=True, exist_ok=True)
     net.save_pretrained(folder)
     (folder / CARD).write_text(json.dumps(dataclasses.asdict(card), indent=1) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from nas.cli.shared import Result, add_choice, check_free, choice, make_parser, 
 from nas.files import remove_unfinished
 from nas.models.network import sight
 from nas.search.data.formats.files import check_sheet, encoded, read_sheet, write_sheet
-from nas.search.data.formats.sheet import RGB, Sheet
+from nas.search.data.formats.sheet import Sheet
 from nas.search.data.formats.values import parse_range
 from nas.search.data.images import write_picture
 from nas.search.runs.config import SearchConfig
@@ -28,7 +28,7 @@ from nas.search.tasks.restoration import Restoration
 from nas.search.tasks.task import Task
 from nas.search.tasks.tiles import tiles
 from nas.search.tasks.use import Noise, before_after, denoise_sheet, magnify
-from nas.search.zoo.shipped import DEFAULT, DEFAULT_COLOUR, find_shipped, load
+from nas.search.zoo.shipped import DEFAULT, find_shipped, load
 
 STANDARD = Path("-")  # input or output
 
@@ -52,10 +52,7 @@ def parser() -> ArgumentParser:
         help="file to write (- for standard output), or folder for several (default: NAME-clean beside a single one)",
     )
     parser.add_argument(
-        "--network",
-        type=str,
-        help="name of one of nas zoo, run folder, or folder of a network (default: "
-        f"{DEFAULT}, and {DEFAULT_COLOUR} for colours)",
+        "--network", type=str, help=f"name of one of nas zoo, run folder, or folder of a network (default: {DEFAULT})"
     )
     add_choice(parser)
     parser.add_argument("--tile", type=int, help="side of the tiles in pixels (default: as memory allows)")
@@ -71,9 +68,10 @@ def parser() -> ArgumentParser:
 
 def perform(options: Namespace) -> Result:
     network, pictures = _network_and_pictures(options)
+    folder, net, config = _open(network, choice(options))
+    list(tiles(1, 1, sight(net), options.tile))  # complains before the first file is read
     given = parse_range(options.range) if options.range else None
-    grey, colour = (DEFAULT, DEFAULT_COLOUR) if network is None else (network, network)
-    use = _Use(_cleaner(grey, options), _cleaner(colour, options), given, options.force)
+    use = _Use(_cleaner(config, net, options), folder, given, options.force)
     out = options.out or _out(pictures)
     if STANDARD in (*pictures, out):
         if len(pictures) > 1 or out.is_dir() or pictures[0].is_dir():
@@ -85,11 +83,11 @@ def perform(options: Namespace) -> Result:
     return _clean_many(use, [path for picture in pictures for path in _expand(picture)], out)
 
 
-def _network_and_pictures(options: Namespace) -> tuple[str | None, list[Path]]:
-    """What the network is taken from, if that is said, and the pictures; a run folder may stand before these."""
+def _network_and_pictures(options: Namespace) -> tuple[str, list[Path]]:
+    """What the network is taken from, and the pictures; a run folder may stand before these."""
     first, *others = options.pictures
     if options.network is not None or not Run.is_in(first):
-        return options.network, [first, *others]
+        return options.network or DEFAULT, [first, *others]
     if not others:
         raise ValueError(f"{first} is a run folder; name the pictures behind it")
     return str(first), others
@@ -126,42 +124,21 @@ def _out(pictures: Sequence[Path]) -> Path:
 
 
 @dataclass(frozen=True)
-class _Cleaner:
-    """What cleans pictures, and where its network came from."""
-
-    folder: Path
-    clean: Callable[[Sheet], Sheet]
-
-
-@dataclass(frozen=True)
 class _Use:
-    """What cleans pictures without and with colours, and how it is used."""
+    """What cleans pictures, where its network came from, and how it is used."""
 
-    grey: _Cleaner
-    colour: _Cleaner
+    clean: Callable[[Sheet], Sheet]
+    folder: Path
     given: tuple[float, float] | None
     force: bool
 
-    def cleaner(self, sheet: Sheet) -> _Cleaner:
-        return self.colour if sheet.space == RGB else self.grey
 
-    def clean(self, sheet: Sheet) -> Sheet:
-        return self.cleaner(sheet).clean(sheet)
-
-    @property
-    def folders(self) -> str:
-        """Of its networks."""
-        return " and ".join(dict.fromkeys([str(self.grey.folder), str(self.colour.folder)]))
-
-
-def _cleaner(network: str, options: Namespace) -> _Cleaner:
+def _cleaner(config: SearchConfig, net: nn.Module, options: Namespace) -> Callable[[Sheet], Sheet]:
     """What the task of a network makes of pictures.
 
     Raises:
-        ValueError: there is no such network, or the options do not suit its task.
+        ValueError: the options do not suit the task.
     """
-    folder, net, config = _open(network, choice(options))
-    list(tiles(1, 1, sight(net), options.tile))  # complains before the first file is read
     task = config.make_task(None) if config.num_extra or config.task_class is SuperResolve else None
     if isinstance(task, Inpaint) != (options.mask is not None):
         raise ValueError(
@@ -171,7 +148,7 @@ def _cleaner(network: str, options: Namespace) -> _Cleaner:
     known = None if options.mask is None else read_mask(str(options.mask)).bool().numpy()
     noise = _noise(task, Noise(options.sigma, options.peak))
     scale = task.scale if isinstance(task, SuperResolve) else 1
-    return _Cleaner(folder, lambda sheet: denoise_sheet(net, magnify(sheet, scale), options.tile, noise, known))
+    return lambda sheet: denoise_sheet(net, magnify(sheet, scale), options.tile, noise, known)
 
 
 def _noise(task: Task | None, noise: Noise) -> Noise:
@@ -227,7 +204,7 @@ def _clean_one(use: _Use, picture: Path, out: Path) -> Result:
     before = read_sheet(source, "standard input" if picture == STANDARD else None, use.given)
     if out != STANDARD:
         check_sheet(before, out)
-    after, folder = use.clean(before), use.cleaner(before).folder
+    after = use.clean(before)
     if out == STANDARD:
         data, lost = encoded(after, before.suffix)
         sys.stdout.buffer.write(data)
@@ -235,10 +212,10 @@ def _clean_one(use: _Use, picture: Path, out: Path) -> Result:
         remove_unfinished(out.parent)
         lost = write_sheet(after, out)
         write_picture(comparison, before_after(before, after))
-        print(f"cleaned {before.name} with the network in {folder}; wrote {out} and {comparison}")
+        print(f"cleaned {before.name} with the network in {use.folder}; wrote {out} and {comparison}")
     notes = [*after.notes, *lost]
     _say(before.name, notes)
-    return {"network": str(folder), "files": list(map(str, files)), "notes": notes}
+    return {"network": str(use.folder), "files": list(map(str, files)), "notes": notes}
 
 
 def _clean_many(use: _Use, pictures: list[Path], out: Path) -> Result:
@@ -254,7 +231,7 @@ def _clean_many(use: _Use, pictures: list[Path], out: Path) -> Result:
             _say("", [sentence(outcome.problem)])
         _say(str(outcome.job.source), outcome.notes)
     done, earlier, others, failed = outcomes.values()
-    print(f"cleaned {len(done)} of {len(jobs)} files with the network in {use.folders}, into {out}")
+    print(f"cleaned {len(done)} of {len(jobs)} files with the network in {use.folder}, into {out}")
     for count, text in (
         (len(earlier), "were there already (--force cleans them again)"),
         (len(others), "are not pictures"),
@@ -263,7 +240,7 @@ def _clean_many(use: _Use, pictures: list[Path], out: Path) -> Result:
         if count:
             print(f"  {count} {text}")
     return {
-        "network": use.folders,
+        "network": str(use.folder),
         "files": [str(outcome.job.target) for outcome in done],
         "notes": {str(outcome.job.source): list(outcome.notes) for outcome in done if outcome.notes},
         "earlier": [str(outcome.job.target) for outcome in earlier],

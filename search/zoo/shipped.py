@@ -13,7 +13,7 @@ from nas.models.store import load as load_stored
 
 NETWORKS = Path(__file__).parent / "networks"
 CARD = "card.json"
-DEFAULT, DEFAULT_COLOUR = "grey-15k", "colour-55k"  # for pictures without and with colours
+DEFAULT = "grey-15k"
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ class Shipped:
         sigma: ends of the range of noise levels that it was trained for, on the 0..255 scale. It is told the level.
         params: number of parameters.
         flops: multiply-adds per pixel.
-        psnr: in dB, by level, mean over the test pictures.
-        test: the folder of the test pictures, such as set12.
+        psnr: in dB, by level, mean over the pictures of Set12.
         data: what it was trained on, and on what terms that may be used.
         sha256: of the network (`nas.models.store.fingerprint`).
     """
@@ -36,7 +35,6 @@ class Shipped:
     params: int
     flops: float
     psnr: Mapping[str, float]
-    test: str
     data: str
     sha256: str
 
