@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.groups import Members, join_rows, slices, unit_axes
 from nas.models.traced.channels import Channels, Kind, Step, arguments, channels_behind
-from nas.models.traced.graph import Example, Inputs, call, called, copied, operation, shape, trace, unwrap
+from nas.models.traced.graph import Example, Inputs, call, call_once, called, copied, operation, shape, trace, unwrap
 from nas.models.traced.shrink import Removal, fit
 from nas.models.traced.values import PRODUCTS, Values, keeps_constants
 
@@ -74,7 +74,9 @@ def find_units(
     channels = Channels(trace(model, example, training=True))
     search = _Search(channels, model)
     units = search.units
-    if units and not (all_or_none and search.problems):
+    if not units:
+        call_once(copied(model), example)  # what cannot be run is refused all the same
+    elif not (all_or_none and search.problems):
         for layer in _missed(model, example, channels, units):
             search.problems.append(f"{type(model).__name__} computes something else when channels of {layer} go")
             del units[layer]
