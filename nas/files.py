@@ -60,7 +60,7 @@ def tidy(folder: Path) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove from a folder of the user's what killed processes had begun to write there; nothing while others write."""
-    with suppress(OSError), _flocked(folder, exclusive=True):
+    with suppress(OSError, ImportError), _flocked(folder, exclusive=True):
         for file in folder.glob(f"{UNFINISHED}*"):
             file.unlink(missing_ok=True)
 
@@ -166,7 +166,7 @@ def _leftovers(folder: Path) -> list[Path]:
 def _shared(folder: Path) -> Iterator[None]:
     """Meanwhile `remove_unfinished` leaves ``folder`` alone, where the file system has such locks."""
     with ExitStack() as held:
-        with suppress(OSError):
+        with suppress(OSError, ImportError):
             held.enter_context(_flocked(folder, exclusive=False))
         yield
 
@@ -176,9 +176,10 @@ def _flocked(folder: Path, *, exclusive: bool) -> Iterator[None]:
     """Hold a lock on a folder itself, which leaves no file; an exclusive one only if nobody else holds one.
 
     Raises:
-        OSError: others do, or there is no folder, or there are no such locks.
+        OSError: others do, or there is no folder, or the file system has no such locks.
+        ImportError: the system has none.
     """
-    import fcntl  # of POSIX
+    import fcntl  # POSIX alone has it
 
     handle = os.open(folder, os.O_RDONLY)
     try:

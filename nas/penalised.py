@@ -71,7 +71,8 @@ class Penalised(Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         given = [
-            (group, [p for p in group["params"] if p.grad is not None and p.numel()]) for group in self.param_groups
+            (group, [p for p in group["params"] if p.grad is not None and (p.numel() or group["joint"])])
+            for group in self.param_groups
         ]
         groups = [(group, moved) for group, moved in given if moved]
         self._check_gradients([gradient(p) for _, moved in groups for p in moved])

@@ -587,18 +587,22 @@ def test_reread_lets_a_larger_lam_shrink_the_weights():
 
 
 def moved_as_alone(kind, groups):
-    """Parameter groups in one optimiser move, bit for bit, as each of them does in an optimiser of its own."""
-
-    def parameters():
-        return [{**group, "params": [nn.Parameter(start.clone()) for start in group["params"]]} for group in groups]
-
-    together, alone = parameters(), parameters()
-    optimizers = [kind(together), *(kind([group]) for group in alone)]
+    """Parameter groups in one optimiser move, bit for bit, as each set of joint tensors, and each other tensor, does in
+    an optimiser of its own."""
+    together = [{**group, "params": [nn.Parameter(start.clone()) for start in group["params"]]} for group in groups]
+    sets = [
+        {**group, "params": members}
+        for group in together
+        for members in ([group["params"]] if group.get("joint") else [[p] for p in group["params"]])
+    ]
+    alone = [{**each, "params": [nn.Parameter(p.detach().clone()) for p in each["params"]]} for each in sets]
+    optimizers = [kind(together), *(kind([each]) for each in alone)]
     pairs = [
         pair
-        for one, other in zip(together, alone, strict=True)
+        for one, other in zip(sets, alone, strict=True)
         for pair in zip(one["params"], other["params"], strict=True)
     ]
+    starts = [p.detach().clone() for p, _ in pairs]
     for step in range(4):
         for k, (p, q) in enumerate(pairs):
             p.grad = q.grad = None if (step + k) % 3 == 0 else torch.randn_like(p)
@@ -606,6 +610,7 @@ def moved_as_alone(kind, groups):
             optimizer.step()
         for p, q in pairs:
             assert torch.equal(p, q)
+    assert not any(torch.equal(p, start) for (p, _), start in zip(pairs, starts, strict=True) if p.numel())
 
 
 NESTED = SparseGroup(GroupLasso(0.05, FILTERS), GroupLasso(0.01, WHOLE))
@@ -622,12 +627,17 @@ BLOCKS = GroupLasso(0.05, Groups(over=(0, 2), block=(1, 3)))
 )
 def test_many_tensors_move_as_each_would_alone(kind, penalty):
     """Small tensors that are alike go through the prox together; large ones, and other shapes, do not."""
-    shapes = [(5, 3, 3, 3), (2, 3, 3, 3), (5, 3, 3, 3), (0, 3, 3, 3), (2, 3, 3, 3), (70, 27, 3, 3), (70, 27, 3, 3)]
-    groups = [{"params": [torch.randn(shape)], "penalty": penalty, "lr": 0.1} for shape in shapes]
-    moved_as_alone(kind, groups)
+    shapes = [(5, 3, 3, 3), (2, 3, 3, 3), (4, 2, 3, 3), (1, 3, 3, 3), (5, 3, 3, 3), (0, 3, 3, 3), (2, 3, 3, 3)]
+    shapes += [(70, 27, 3, 3)] * 2
+    tensors = [torch.randn(shape) for shape in shapes]
+    for parts in ([tensors], [[tensor] for tensor in tensors]):  # one parameter group, or many
+        moved_as_alone(kind, [{"params": part, "penalty": penalty, "lr": 0.1} for part in parts])
 
 
-@pytest.mark.parametrize("kind", [AdaBreg, partial(AdaBreg, second_moment="tensor"), LinBreg, SplitLBI])
+@pytest.mark.parametrize(
+    "kind",
+    [AdaBreg, partial(AdaBreg, second_moment="tensor"), partial(AdaBreg, second_moment="group"), LinBreg, SplitLBI],
+)
 def test_groups_of_units_that_are_alike_move_as_each_would_alone(kind):
     def units(penalty, joint, *shapes, **options):
         return {
@@ -644,6 +654,7 @@ def test_groups_of_units_that_are_alike_move_as_each_would_alone(kind):
         *(units(penalty, True, (4, 2, 3, 3), (4,)) for penalty in (rows, nested, rows, nested, rows)),
         units(rows, True, (4, 2, 3, 3), (4,), lr=0.3),
         units(GroupLasso(0.2, ROWS), True, (4, 2, 3, 3), (4,)),
+        units(rows, True, (4, 0), (4,)),
         *(
             units(penalty, joint, (4, 2), (3, 4 if joint[1] == 1 else 8))
             for penalty in (rows, nested)
