@@ -198,6 +198,27 @@ STAY = {  # what is said, where all layers stay
         X,
         "the channels of 0 are not zero behind 1 when their weights are, and 3 sees it",
     ),
+    "a constant before a matrix without a bias": (
+        Net(lambda m, x: m.b(x) + F.conv2d(m.a(x).sigmoid(), m.w), a=conv(3, 4), b=conv(3, 2), w=conv(4, 2).weight),
+        X,
+        "the channels of a are not zero behind sigmoid when their weights are, and conv2d sees it",
+    ),
+    "a constant before a bias that is read elsewhere": (
+        Net(lambda m, x: m.b(m.a(x).sigmoid()) * m.b.bias.sum(), a=conv(3, 4), b=conv(4, 2)),
+        X,
+        "the channels of a are not zero behind sigmoid when their weights are, and b sees it",
+    ),
+    "a normalisation without a shift before a layer that is used twice": (
+        Net(
+            lambda m, x: m.c(m.b(m.norm(m.b(m.norm(m.a(x)))))),
+            a=conv(3, 4),
+            norm=nn.BatchNorm2d(4, affine=False),
+            b=nn.Conv2d(4, 4, 1, bias=False),
+            c=conv(4, 2),
+        ),
+        X,
+        "the channels of a are not zero behind norm when their weights are, and b sees it",
+    ),
     "a weight that is computed": (
         nn.Sequential(nn.utils.parametrizations.weight_norm(conv(3, 4)), nn.GELU(), conv(4, 2)),
         X,

@@ -78,17 +78,11 @@ class Removal:
     def _absorbs(self, step: Step) -> Tensor:
         """Which input channels are constants that the bias can take up."""
         constant = ~self.values.moving(step)
-        return constant if self._has_place(step) else constant & self.values.absorbed(step).eq(0).all(dim=0)
-
-    def _has_place(self, step: Step) -> bool:
-        """Whether a layer has a bias of its own, or its module can have one."""
-        readers = [each for each in self.layers if step.bias is not None and each.bias is not None]
-        names = self.channels.graph.names
-        if step.bias is not None:
-            return step.bias in names and sum(names.get(each.bias) == names[step.bias] for each in readers) == 1  # type: ignore[arg-type]
-        owner, _, name = names[step.weight].rpartition(".")  # type: ignore[index]
-        uses = sum(each.weight is not None and names[each.weight] == names[step.weight] for each in self.layers)  # type: ignore[index]
-        return name == "weight" and uses == 1 and isinstance(self.model.get_submodule(owner), nn.Linear | _ConvNd)
+        return (
+            constant
+            if has_place(step, self.channels, self.model)
+            else constant & self.values.absorbed(step).eq(0).all(dim=0)
+        )
 
     def owners(self, numbers: Tensor) -> list[str]:
         """The names of the stored tensors that have some of these channels along their first axis."""
@@ -135,6 +129,19 @@ class Removal:
                     module.bias = nn.Parameter(bias[self.kept[rows]], requires_grad=weight.requires_grad)
                 else:
                     getattr(module, attribute).data = bias
+
+
+def has_place(step: Step, channels: Channels, model: nn.Module) -> bool:
+    """Whether a layer has a bias that can take up constants, as nobody else reads it, or its module can have one."""
+    names = channels.graph.names
+    if step.bias is not None:
+        name = names.get(step.bias)
+        return name is not None and sum(len(node.users) for node, each in names.items() if each == name) == 1
+    name = names[step.weight]  # type: ignore[index]
+    owner, _, attribute = name.rpartition(".")
+    layers = [each for each in channels.steps.values() if each.kind in LAYERS and each.weight is not None]
+    uses = sum(names[each.weight] == name for each in layers)  # type: ignore[index]
+    return attribute == "weight" and uses == 1 and isinstance(model.get_submodule(owner), nn.Linear | _ConvNd)
 
 
 def parts_of(channels: Channels, kept: Tensor) -> dict[str, Selection]:

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nas.groups import Members, join_rows, slices, unit_axes
 from nas.models.traced.channels import Channels, Kind, Step, arguments, channels_behind
 from nas.models.traced.graph import Example, Inputs, call, call_once, called, copied, operation, shape, trace, unwrap
-from nas.models.traced.shrink import Removal, fit
+from nas.models.traced.shrink import Removal, fit, has_place
 from nas.models.traced.values import PRODUCTS, Values, keeps_constants
 
 # The numbers of the channels that a layer puts out, each once: unit i has those numbered space[i]
@@ -33,8 +33,9 @@ def coupled_units(model: nn.Module, inputs: Inputs, *, strict: bool = True) -> d
     the kernel of a depthwise convolution): a zero filter behind a zero factor has no gradient and could never wake.
     So does one of two factors that are both zero with the unit, as the halves of a gate. So do the shifts of a
     normalisation of a concatenation, whose channels belong to several layers; behind it a dead channel is a
-    constant, which layers without zero padding absorb. Channels that the model takes in or puts out are no units,
-    nor are frozen ones, nor those that an operation needs all together (normalisation over channels, attention).
+    constant, which layers without zero padding absorb in a bias of their own. Channels that the model takes in or
+    puts out are no units, nor are frozen ones, nor those that an operation needs all together (normalisation over
+    channels, attention).
 
     Args:
         model: any module that `torch.export` can trace; it is left as it is.
@@ -151,7 +152,7 @@ class _Search:
     """The units of a model, and the problems that keep other channels from being units."""
 
     def __init__(self, channels: Channels, model: nn.Module) -> None:
-        self.channels = channels
+        self.channels, self.model = channels, model
         held = dict(model.named_parameters(remove_duplicate=False))
         self.parameters = {node: held[name] for node, name in channels.graph.names.items() if name in held}
         self.problems: list[str] = []
@@ -242,11 +243,12 @@ class _Search:
         return min(tied, key=lambda step: (step.kind is not Kind.ENTRYWISE, self._space(step.node) == space)).name
 
     def _leave_unabsorbed(self) -> None:
-        """Every reader has to see zeros, or constants that its bias can take up."""
+        """Every reader has to see zeros, or constants that its bias can take up: one of its own."""
         for step in self.channels.steps.values():
             if step.kind is Kind.MIX and step.sources[0] in self.states.of:
                 values = self.states.of[step.sources[0]]
-                seen = values.isnan() if keeps_constants(step) else values.ne(0)
+                absorbs = keeps_constants(step) and has_place(step, self.channels, self.model)
+                seen = values.isnan() if absorbs else values.ne(0)
                 for space, number in self.free_layers(self.channels.roots[step.sources[0]][seen]):
                     cause = self.causes[number]
                     self.leave(space, f"are not zero behind {cause} when their weights are, and {step.name} sees it")
