@@ -30,6 +30,7 @@ from nas.groups import Members, num_units, slices, unit_axes
 Operation = Callable[..., Tensor]
 EXACT = 1e-9  # largest difference of outputs in double precision, relative to the largest output if that is above 1
 LARGEST = 1e4  # largest output; behind larger ones round-off is all there is
+LENGTH = 9  # how many operations come before the heads, at most
 NONE = "has no layer whose channels can be units"
 
 
@@ -41,7 +42,7 @@ class RandomGraph(nn.Module):
         length: how many operations come before the heads, at most.
     """
 
-    def __init__(self, seed: int, length: int = 9) -> None:
+    def __init__(self, seed: int, length: int = LENGTH) -> None:
         super().__init__()
         self.choose = random.Random(seed)
         torch.manual_seed(seed)
@@ -402,14 +403,15 @@ class Failure(AssertionError):
     """What must not happen."""
 
 
-def check(seed: int) -> str:
-    """What became of the network of a seed: "units", "no unit", "not finite", or "untraceable".
+def check(seed: int, length: int = LENGTH) -> str:
+    """What became of the network of a seed, with so many operations at most: "units", "no unit", "not finite", or
+    "untraceable".
 
     Raises:
         Failure: it was accepted, and something is wrong.
     """
     generator = torch.Generator().manual_seed(seed)
-    net = RandomGraph(seed)
+    net = RandomGraph(seed, length)
     other = copy.deepcopy(net)
     answer, units = "units", {}
     try:
@@ -466,20 +468,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--length", type=int, default=LENGTH, help="operations before the heads, at most (%(default)s)")
     parser.add_argument("--seed", type=int, help="only this one, with what its network does")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     if given.seed is not None:
-        net = RandomGraph(given.seed)
+        net = RandomGraph(given.seed, given.length)
         for k, (name, _, read) in enumerate(net.steps, len(net.inputs)):
             print(f"{k:>3}  {name} of {', '.join(map(str, read))}")
-        print(net.layers, net.heads, net.leaves, net.raw, check(given.seed), sep="\n")
+        print(net.layers, net.heads, net.leaves, net.raw, check(given.seed, given.length), sep="\n")
         return
     counts: Counter[str] = Counter()
     began = time.process_time()
     for seed in range(given.first, given.first + given.count):
         try:
-            counts[check(seed)] += 1
+            counts[check(seed, given.length)] += 1
         except Exception as problem:
             counts["wrong" if isinstance(problem, Failure) else "crashed"] += 1
             place = traceback.extract_tb(problem.__traceback__)[-1]

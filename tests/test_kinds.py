@@ -188,6 +188,15 @@ STAY = {  # what is said, where all layers stay
         X,
         "Net computes something else when channels of a go",
     ),
+    "sizes in stock behind a transposed layer without a bias": (
+        Net(
+            lambda m, x: m.b(m.a(x).view(-1, 4, 64).mul(2).view(-1, 4, 8, 8)),
+            a=nn.ConvTranspose2d(3, 4, 1, bias=False),
+            b=conv(4, 2),
+        ),
+        X,
+        "Net computes something else when channels of a go",
+    ),
     "a layer's own vector": (
         Net(lambda m, x: m.b(m.a(x) + m.a.bias.mean()), a=conv(3, 4), b=conv(4, 2)),
         X,

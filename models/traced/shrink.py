@@ -85,12 +85,10 @@ class Removal:
         )
 
     def owners(self, numbers: Tensor) -> list[str]:
-        """The names of the stored tensors that have some of these channels along their first axis."""
-        return [
-            name
-            for node, name in self.channels.graph.names.items()
-            if self.channels.stored[node] and torch.isin(self.channels.stored[node][0], numbers).any()
-        ]
+        """The names of the weights of the layers that put out some of these channels."""
+        layers = [step for step in self.layers if step.kind is Kind.MIX]
+        found = [step.weight for step in layers if torch.isin(self._numbers(step)[0], numbers).any()]
+        return [self.channels.graph.names[each] for each in found]  # type: ignore[index]
 
     def spaces(self) -> list[Tensor]:
         """The numbers of the channels that each layer puts out, of those that lose some."""
