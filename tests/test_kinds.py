@@ -197,6 +197,11 @@ STAY = {  # what is said, where all layers stay
         X,
         "Net computes something else when channels of a go",
     ),
+    "a vector for a matrix": (
+        Net(lambda m, x: m.b(m.a(x) * F.linear(m.a(x), m.w)[..., None]), a=conv(3, 4), b=conv(4, 2), w=conv(1, 8).bias),
+        X,
+        "the channels of a meet linear, which is not understood",
+    ),
     "a layer's own vector": (
         Net(lambda m, x: m.b(m.a(x) + m.a.bias.mean()), a=conv(3, 4), b=conv(4, 2)),
         X,

@@ -264,7 +264,7 @@ class Channels:
         else:
             axis = len(shape(node)) - int(name[-2]) - 1
             out, into = (1, 0) if name in TRANSPOSED else (0, 1)
-        if weight not in self.graph.names or (name in TRANSPOSED and groups > 1):
+        if weight not in self.graph.names or len(shape(weight)) < 2 or (name in TRANSPOSED and groups > 1):
             return False
         labels = self.stored[weight]
         for k, each in enumerate(labels):
