@@ -121,6 +121,11 @@ MODELS = {  # the model, its input without the batch axis, its units
     "a hook before": (hooked("register_forward_pre_hook", lambda module, inputs: (inputs[0] + 1,)), X, FIRST),
     "tied weights": (Tied(), torch.rand(8), A),
     "frozen weights": (frozen(), X, {"2": ["2.weight", "2.bias"]}),
+    "statistics over all batches": (
+        nn.Sequential(conv(3, 4), nn.BatchNorm2d(4, momentum=None), nn.GELU(), conv(4, 2)),
+        X,
+        {"0": ["0.weight", "0.bias", "1.bias"]},
+    ),
     "two heads": (
         Net(lambda m, x: (m.first(F.gelu(m.a(x))), m.second(F.gelu(m.a(x)))), **HEADS),
         X,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import config
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 if TYPE_CHECKING:
@@ -137,6 +138,9 @@ def trace(model: nn.Module, example: Example, *, training: bool = False) -> Grap
         ValueError: the module cannot be copied, run or traced.
     """
     scratch = copied(model).train(training)
+    for module in scratch.modules():
+        if isinstance(module, _BatchNorm) and module.momentum is None:
+            module.momentum = 0.1  # a mean over all batches is weighted by a number that no graph has
     example = example.map(Tensor.cpu)
     try:
         with _silence(), _haste():
