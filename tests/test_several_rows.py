@@ -84,6 +84,10 @@ class Transformer(nn.Module):
         return self.head(x[:, 0])
 
 
+def in_rows(x):
+    return x.unflatten(1, (2, -1))
+
+
 def gate(x):
     a, b = x.chunk(2, 1)
     return a * b
@@ -198,6 +202,10 @@ MODELS = {  # with their units: (axis, outer, inner, taken) as of nas.groups.Axi
         Net(lambda m, x: m.b(m.depth(shuffled(m.a(x)))), a=conv(3, 8), depth=conv(8, 8, 3, groups=8), b=conv(8, 2)),
         {"a": [*both("a", (0, 2, 1, 2)), ("depth.bias", (0, 1, 2, 1))]},
     ),
+    "one constant at several places": (
+        Net(lambda m, x: m.b(in_rows(m.a(x.mean((2, 3))).sigmoid())), a=nn.Linear(3, 6), b=nn.Linear(3, 2)),
+        {"a": both("a", (0, 2, 1, 2))},
+    ),
     "NAFNet": (
         nn.Sequential(conv(3, 4), NAFBlock(4), conv(4, 3)),
         {
@@ -279,6 +287,19 @@ def test_what_needs_all_channels_stays_and_is_named():
     small, certificate = extract(model, [torch.randn(*SHAPE)])
     assert certificate.holds and small[0].out_channels == 4
     assert "operation that needs all channels" in describe_changes(certificate.changes)
+
+
+def test_channels_that_are_other_constants_at_other_places_stay():
+    net = Net(
+        lambda m, x: m.b(in_rows(m.a(x.mean((2, 3))) + m.shift)),
+        a=nn.Linear(3, 6),
+        b=nn.Linear(3, 2),
+        shift=nn.Parameter(torch.zeros(6)),
+    )
+    with pytest.raises(
+        ValueError, match="the channels of a are not zero behind add when their weights are, and b sees"
+    ):
+        coupled_units(net, torch.randn(2, *SHAPE))
 
 
 def test_parts_of_other_sizes_stay():

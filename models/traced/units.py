@@ -16,7 +16,7 @@ from nas.models.traced.values import PRODUCTS, Values, keeps_constants
 
 # The numbers of the channels that a layer puts out, each once: unit i has those numbered space[i]
 Space = tuple[int, ...]
-SHIFT = 0.37  # stands for any number but 0
+SHIFT = 0.37  # numbers from here to its double stand for any but 0
 
 
 @torch.no_grad()
@@ -371,8 +371,17 @@ class _States(Values):
     def __init__(self, search: _Search) -> None:
         self.search = search
         self.squares: list[tuple[Step, Tensor]] = []  # products of units, with a mask of their channels
-        stored = search.channels.graph.stored
-        super().__init__(search.channels, {node: _any_numbers(tensor) for node, tensor in stored.items()})
+        self._generator = torch.Generator().manual_seed(0)
+        graph = search.channels.graph
+        drawn: dict[str | fx.Node, Tensor] = {}  # what has a name is one tensor, wherever it is read
+        for node, tensor in graph.stored.items():
+            real = tensor.is_floating_point()
+            drawn.setdefault(graph.names.get(node, node), self._any_numbers(tensor.shape) if real else tensor)
+        super().__init__(search.channels, {node: drawn[graph.names.get(node, node)] for node in graph.stored})
+
+    def _any_numbers(self, size: Sequence[int]) -> Tensor:
+        """As many different positive numbers."""
+        return SHIFT * (1 + torch.rand(tuple(size), generator=self._generator, dtype=torch.float64))
 
     def _value(self, step: Step) -> Tensor:
         numbers = self.channels.roots[step.node]
@@ -389,7 +398,8 @@ class _States(Values):
                 accident = values.eq(0) & ~self._sees_zeros(step)
             else:
                 accident = values.isinf() | torch.tensor(_settles_late(step) and bool(zeros))
-            values = values.where(values.isnan() | (values.eq(0) & ~accident), SHIFT)
+            if step.kind is not Kind.MOVE:
+                values = values.where(values.isnan() | (values.eq(0) & ~accident), self._constants(step))
             if self._shifts_units(step, space):
                 before = self.of[step.sources[0]].eq(0)
                 zero = before.reshape(max(1, step.groups), -1).all(dim=1) if step.kind is Kind.GROUPED else before
@@ -399,6 +409,18 @@ class _States(Values):
         if new := [number for number in numbers[values.ne(0)].tolist() if number not in self.search.causes]:
             self.search.causes |= dict.fromkeys(new, step.name)
         return values
+
+    def _constants(self, step: Step) -> Tensor:
+        """What stands for the constants of an operation: one number for all channels that are made of the same."""
+        axis, size = self.channels.axis[step.node], shape(step.node)
+        if step.kind is Kind.ENTRYWISE:
+            made_of = torch.stack([self.vector(each, axis, size) for each in step.sources])
+        elif step.kind is Kind.ALONG:
+            made_of = self.of[step.sources[0]][None]
+        else:  # of weights and statistics of their own
+            return self._any_numbers(size[axis : axis + 1])
+        classes = made_of.unique(dim=1, return_inverse=True)[1]
+        return self._any_numbers(classes.shape)[classes]
 
     def _shifts_units(self, step: Step, space: Space) -> bool:
         """Whether the shift of a normalisation or grouped convolution may be of units."""
@@ -436,13 +458,6 @@ def layout(numbers: Tensor) -> tuple[Tensor, int, int] | None:
     if left or not torch.equal(numbers, units.repeat_interleave(inner).repeat(outer)):
         return None
     return units, outer, inner
-
-
-def _any_numbers(tensor: Tensor) -> Tensor:
-    """As many different positive numbers; a tensor of no real numbers stays."""
-    if not tensor.is_floating_point():
-        return tensor
-    return torch.linspace(SHIFT, 2 * SHIFT, tensor.numel(), dtype=torch.float64).reshape(tensor.shape)
 
 
 def _settles_late(step: Step) -> bool:
