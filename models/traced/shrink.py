@@ -78,11 +78,9 @@ class Removal:
     def _absorbs(self, step: Step) -> Tensor:
         """Which input channels are constants that the bias can take up."""
         constant = ~self.values.moving(step)
-        return (
-            constant
-            if has_place(step, self.channels, self.model)
-            else constant & self.values.absorbed(step).eq(0).all(dim=0)
-        )
+        if has_place(step, self.channels, self.model):
+            return constant
+        return constant & self.values.absorbed(step).eq(0).all(dim=0)
 
     def owners(self, numbers: Tensor) -> list[str]:
         """The names of the weights of the layers that put out some of these channels."""
