@@ -158,8 +158,8 @@ def _supernet(options: argparse.Namespace, found: Sequence[Found]) -> Plan:
     """That random networks are drawn from, and whose input and output the hand-made ones have.
 
     Raises:
-        ValueError: it cannot be made, or a found network sees pictures in another way, so that it would be compared with
-            what is better or worse for that alone.
+        ValueError: it cannot be made, or a found network sees other squares of pictures, so that the others would be
+            better or worse for that alone.
     """
     known = [each.supernet for each in found if each.supernet is not None]
     if options.model is None and known:
