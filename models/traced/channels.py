@@ -1,14 +1,16 @@
 """The channels of any module, from its graph: which of them live and die together."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from nas.models.traced.graph import Graph, called, operation, shape, written
+from nas.models.traced.graph import Graph, called, lies_in, operation, shape, written
+from nas.models.traced.heads import ATTENTION, PRODUCTS_OF_TENSORS, Product
 
 ZEROED, SHIFTED = {"dropout", "feature_dropout"}, {"alpha_dropout", "feature_alpha_dropout"}
 ENTRYWISE = {  # beside what torch tags as pointwise
@@ -42,8 +44,6 @@ ACROSS_CHANNELS = {  # beside norms over channels, what needs all channels where
     *("layer_norm", "group_norm", "rms_norm", "grid_sampler"),
 }
 TRANSPOSITIONS = {"t", "transpose", "permute", "mT", "numpy_T", "swapaxes", "swapdims"}  # of a matrix
-ATTENTION = "scaled_dot_product_attention"
-PRODUCTS_OF_TENSORS = {"matmul", "bmm", "baddbmm", "einsum", ATTENTION}
 INDEXED = {"index", "index_select"}
 POSITIONS = (
     *("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool"),
@@ -67,6 +67,7 @@ class Kind(Enum):
     ENTRYWISE = auto()  # a function of the entries of one or several tensors
     ALONG = auto()  # something with all positions of a channel, such as pooling, a mean or a softmax
     MOVE = auto()  # entries go elsewhere
+    HEADS = auto()  # products of matrices, for each channel by itself: the heads of attention
     ACROSS = auto()  # something with all channels at once, so that none can go: normalisation over channels, attention
 
 
@@ -122,6 +123,7 @@ class Channels:
         self._count = 1
         self._pairs: list[tuple[Tensor, Tensor]] = []
         self._fixed = [torch.zeros(1, dtype=torch.long)]
+        self._heads = _find_heads(graph)
         self._store()
         for node in graph.nodes:
             if node.op == "call_function":
@@ -172,6 +174,8 @@ class Channels:
             for node, parts in self._parts.items()
         }
         self.stored = {node: [root[labels] for labels in axes] for node, axes in self.stored.items()}
+        heads = {step.node: self._labels[step.node] for step in self.steps.values() if step.kind is Kind.HEADS}
+        self.across |= {node: labels for node, labels in heads.items() if self.fixed[root[labels]].any()}
         self.unknown, self.across = (
             {node: root[labels] for node, labels in found.items()} for found in (self.unknown, self.across)
         )
@@ -221,8 +225,10 @@ class Channels:
             return self._take_part(node)
         if name in LAYERS:
             return self._layer(node, name)
-        if name in ("matmul", "mm"):
-            return self._product(node)
+        if name in ("matmul", "mm") and self._product(node):
+            return True
+        if name in PRODUCTS_OF_TENSORS:
+            return self._attend(node)
         if name in ("batch_norm", "instance_norm"):
             return self._norm(node)
         if self._is_turned(node):
@@ -291,6 +297,28 @@ class Channels:
         axis = len(shape(node)) - 1
         self._feed(x, axis, self.stored[weight][into])
         return self._put(Step(Kind.MIX, node, (x,), weight, None, (out, into)), axis, self.stored[weight][out])
+
+    def _attend(self, node: fx.Node) -> bool:
+        """A product whose factors all have their channels along an axis of what is multiplied apart: the heads."""
+        product = Product.of(node)
+        if product is None or lies_in(node, nn.MultiheadAttention):  # whose forward knows one number of heads alone
+            return False
+        factors, size = product.factors, shape(node)
+        if any(each not in self.axis or each in self.pure for each in factors):
+            return False
+        letters = {letters[self.axis[each]] for each, letters in zip(factors, product.letters, strict=True)}
+        if len(letters) > 1 or not letters <= product.apart:
+            return False
+        axis = product.result.index(*letters)
+        masks = [each for each in node.all_input_nodes if each not in factors]
+        if any(len(shape(each)) >= len(size) - axis and shape(each)[axis - len(size)] != 1 for each in masks):
+            return False  # of each head another one
+        if any(len(self._labels[each]) != size[axis] for each in factors):
+            return False
+        self._fix(self._seen(masks))
+        for each in factors[1:]:
+            self._join(self._labels[each], self._labels[factors[0]])
+        return self._put(Step(Kind.HEADS, node, factors), axis, self._labels[factors[0]])
 
     def _is_turned(self, node: fx.Node) -> bool:
         """Whether a node is a stored matrix, transposed for products."""
@@ -451,7 +479,8 @@ class Channels:
         parts = list(result) if isinstance(result, tuple | list) else [result]
         [labelled, *_] = [each for each in sources if each in self.axis]
         axis, rank = self.axis[labelled], len(shape(labelled))
-        found = [self._compress(part, axis, stays=part.ndim == rank) for part in parts]
+        heads = self._heads.get(node, set())
+        found = [self._compress(part, axis, heads, stays=part.ndim == rank) for part in parts]
         if operation(node) in PARTS:
             self._cut(node, self._labels[labelled], found)
         if operation(node) == "channel_shuffle" and self.axis[labelled] == 1:  # as many of each group go
@@ -463,9 +492,9 @@ class Channels:
         self.steps[node], self._parts[node] = step, found
         return True
 
-    def _compress(self, numbers: Tensor, axis: int, *, stays: bool) -> tuple[int, Tensor] | None:
+    def _compress(self, numbers: Tensor, axis: int, heads: set[int], *, stays: bool) -> tuple[int, Tensor] | None:
         """The axis along which the numbers in a tensor differ, and the numbers along it; of several rather the one
-        along which they did before, if that ``stays``, else the last."""
+        of the heads of attention, or along which they did before, if that ``stays``, else the last."""
         if not numbers.ndim or not numbers.numel():
             self._fix(numbers.long())
             return None
@@ -478,6 +507,7 @@ class Channels:
                 numbers = first
         same = axis if axis < numbers.ndim else numbers.ndim - 1
         best = same if not varying or (stays and axis in varying) else varying[-1]
+        [best] = heads.intersection(varying) if len(heads.intersection(varying)) == 1 else [best]
         rows = rows_along(numbers.long(), best)
         if len(varying) > 1:  # what is left has to be a box
             self._join(rows, rows[:, :1])
@@ -510,7 +540,8 @@ class Channels:
 
 
 def channels_behind(channels: Channels, step: Step, mask: Tensor) -> dict[fx.Node, Tensor]:
-    """By source of an operation that is no layer the channels that some of its channels are computed from."""
+    """By source of an operation that is no layer, of what moves entries by the ones before, the channels that some of
+    its channels are computed from."""
     sources = [each for each in step.sources if each in channels.roots]
     if step.kind is Kind.MOVE:
         return _moved_from(channels, step, mask)
@@ -524,19 +555,66 @@ def channels_behind(channels: Channels, step: Step, mask: Tensor) -> dict[fx.Nod
     return found
 
 
+def _find_heads(graph: Graph) -> dict[fx.Node, set[int]]:
+    """By tensor the axes that lie apart in a product further on: one of them has the heads of attention, where
+    channels are laid out along several axes."""
+    found: dict[fx.Node, set[int]] = {}
+    for node in reversed(graph.nodes):
+        if (product := Product.of(node)) is not None:
+            for each, letters in zip(product.factors, product.letters, strict=True):
+                found.setdefault(each, set()).update(letters.index(letter) for letter in product.apart)
+        elif found.get(node) and operation(node) not in LAYERS:
+            for each in node.all_input_nodes:
+                found.setdefault(each, set()).update(_axes_before(node, each, found[node]))
+    return found
+
+
+def _axes_before(node: fx.Node, source: fx.Node, axes: Iterable[int]) -> set[int]:
+    """The axes of a tensor that steps along these axes of what an operation makes of it go along; of several results
+    those of the first one."""
+    size = shape(source)
+    if operation(node) == "getitem":
+        return set(axes)
+    if operation(node) not in MOVES or moved(node) != [source]:
+        added = len(shape(node)) - len(size)
+        same = [axis for axis in axes if added <= axis < len(shape(node)) and size[axis - added] == shape(node)[axis]]
+        return {axis - added for axis in same}
+    result = run(node, {source: torch.arange(float(math.prod(size)), dtype=torch.float64).reshape(size)}, fill=0.0)
+    result, found = result if isinstance(result, Tensor) else result[0], set()
+    for axis in (axis for axis in axes if result.shape[axis] > 1 and result.numel()):
+        places = torch.unravel_index(result.narrow(axis, 0, 2).movedim(axis, 0).flatten(1)[:, 0].long(), size)
+        differing = [k for k, (first, second) in enumerate(map(Tensor.tolist, places)) if first != second]
+        found |= set(differing) if len(differing) == 1 else set()
+    return found
+
+
 def _moved_from(channels: Channels, step: Step, mask: Tensor) -> dict[fx.Node, Tensor]:
-    axis, part = channels.axis[step.node], None
-    if operation(step.node) == "getitem":
-        step, part = channels.steps[step.sources[0]], step.node.args[1]
-    counted, count = {}, 1  # 0 is what has no channels
-    for each in step.sources:
-        if each in channels.roots:
-            counted[each] = torch.arange(count, count + len(channels.roots[each]))
-            count += len(counted[each])
-    result = run(step.node, _numbered(step.sources, counted, channels.axis), fill=0.0)
-    result = result if part is None else result[part]
-    seen = rows_along(result, axis)[mask].unique()
-    return {each: torch.isin(numbers, seen.long()) for each, numbers in counted.items()}
+    counted: dict[fx.Node, Tensor] = {}
+
+    def numbers(node: fx.Node) -> Tensor:
+        """Another one for each channel; 0 where there is none."""
+        if node in channels.roots and node not in counted:
+            before = sum(map(len, counted.values()))
+            counted[node] = torch.arange(before + 1, before + 1 + len(channels.roots[node]))
+        return _numbered([node], counted, channels.axis)[node]
+
+    result = laid_out(channels, step.node, numbers, fill=0.0)
+    seen = rows_along(result, channels.axis[step.node])[mask].unique()
+    return {each: torch.isin(own, seen.long()) for each, own in counted.items()}
+
+
+def laid_out(channels: Channels, node: fx.Node, given: Callable[[fx.Node], Tensor], fill: float | None = None) -> Any:
+    """What an operation that moves entries makes, with those before it, of other tensors, which are ``given``; ``fill``
+    as in `run`."""
+    part = operation(node) == "getitem"
+
+    def source(each: fx.Node) -> Any:
+        moves = each in channels.steps and channels.steps[each].kind is Kind.MOVE
+        passes = moves and (part or each not in channels.graph.changed)
+        return laid_out(channels, each, given, fill) if passes else given(each)
+
+    sources = {each: source(each) for each in channels.steps[node].sources}
+    return sources[node.args[0]][node.args[1]] if part else run(node, sources, fill=fill)
 
 
 def _numbered(

@@ -1,18 +1,18 @@
 """Units of any model, found from its graph: what has to be zero together so that a channel is zero and can go."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nas.groups import Members, join_rows, slices, unit_axes
+from nas.groups import Axis, Members, join_rows, slices, unit_axes
 from nas.models.traced.channels import Channels, Kind, Step, arguments, channels_behind
 from nas.models.traced.graph import Example, Inputs, call, call_once, called, copied, operation, shape, trace, unwrap
 from nas.models.traced.shrink import Removal, fit
-from nas.models.traced.values import PRODUCTS, Values, keeps_constants
+from nas.models.traced.values import PRODUCTS, Values, attended, keeps_constants
 
 # The numbers of the channels that a layer puts out, each once: unit i has those numbered space[i]
 Space = tuple[int, ...]
@@ -78,7 +78,9 @@ def find_units(
         call_once(copied(model), example)  # what cannot be run is refused all the same
     elif not (all_or_none and search.problems):
         for layer in _missed(model, example, channels, units):
-            search.problems.append(f"{type(model).__name__} computes something else when channels of {layer} go")
+            what = "heads" if layer in search.heads else "channels"
+            problem = f"{type(model).__name__} computes something else when {what} of {layer} go"
+            (search.dense if layer in search.heads else search.problems).append(problem)
             del units[layer]
     return units, search.problems, search.dense
 
@@ -165,6 +167,10 @@ class _Search:
             if step.kind is Kind.MIX:
                 self.layers.setdefault(self._space(step.node), []).append(step)
         self.free = ~channels.fixed
+        self.attended = torch.zeros_like(self.free)  # channels that are heads of attention
+        for step in channels.steps.values():
+            if step.kind is Kind.HEADS:
+                self.attended[channels.roots[step.node]] = True
         self._leave_unknown()
         self._leave_frozen()
         self._leave_unaligned()
@@ -172,7 +178,9 @@ class _Search:
         while self._free_factors():
             self._visit()
         self._leave_unabsorbed()
-        self.units = {self.name(space): members for space, members in self.members.items() if self.is_free(space)}
+        free = {space: self.name(space) for space in self.members if self.is_free(space)}
+        self.units = {name: self.members[space] for space, name in free.items()}
+        self.heads = {name for space, name in free.items() if self._has_heads(space)}
 
     def _visit(self) -> None:
         self.members: dict[Space, Members] = {}
@@ -192,7 +200,10 @@ class _Search:
 
     def leave(self, space: Space, problem: str) -> None:
         self.free[self.numbers[space]] = False
-        self.problems.append(f"the channels of {self.name(space)} {problem}")
+        if self._has_heads(space):
+            self.dense.append(f"the heads of {self.name(space)} {problem}")
+        else:
+            self.problems.append(f"the channels of {self.name(space)} {problem}")
 
     def _leave_unknown(self) -> None:
         """Note operations between layers, and layers, that are not understood; what they see stays."""
@@ -256,14 +267,21 @@ class _Search:
         found = False
         for step, mask in self.states.squares:
             spaces = [space for space, _ in self.free_layers(self.channels.roots[step.node][mask])]
-            factors = [each for each in arguments(step.node) if each in self.channels.roots]
-            choices = [self._rows_behind(each, mask, spaces) for each in reversed(factors)]
-            freed = self._free_rows(next(filter(self._are_last, choices), {}))
+            freed = self._free_rows(self._rows_of_factor(step, mask, spaces))
             for space in spaces:
                 if not freed or all(self._taken(layer.node) == 0 for layer in self.layers[space]):
                     self.leave(space, f"are multiplied with each other by {step.name}, so that they could never wake")
             found |= bool(spaces)
         return found
+
+    def _rows_of_factor(self, step: Step, mask: Tensor, spaces: Collection[Space]) -> dict[fx.Node, Tensor]:
+        """By layer the rows that one factor of these channels comes from, or in attention all factors but the last
+        one that is zero."""
+        if step.kind is Kind.HEADS:
+            return self._rows_behind(self.states.weighing(step, mask), mask, spaces)
+        factors = [each for each in arguments(step.node) if each in self.channels.roots]
+        choices = (self._rows_behind([each], mask, spaces) for each in reversed(factors))
+        return next(filter(self._are_last, choices), {})
 
     def _free_rows(self, rows: Mapping[fx.Node, Tensor]) -> bool:
         """Let these rows of layers be free; whether some were not."""
@@ -277,9 +295,9 @@ class _Search:
         parts = [rows[node].reshape(self.outer(node), -1) for node in rows]
         return bool(parts) and all(bool(each.all()) or not each[0].any() for each in parts)
 
-    def _rows_behind(self, node: fx.Node, mask: Tensor, spaces: Collection[Space]) -> dict[fx.Node, Tensor]:
-        """By layer that puts out such units the rows that these channels of a tensor come from directly."""
-        waiting = {node: mask}
+    def _rows_behind(self, nodes: Sequence[fx.Node], mask: Tensor, spaces: Collection[Space]) -> dict[fx.Node, Tensor]:
+        """By layer that puts out such units the rows that these channels of tensors come from directly."""
+        waiting = dict.fromkeys(nodes, mask)
         found: dict[fx.Node, Tensor] = {}
         for each in reversed(self.channels.graph.nodes):
             if each not in waiting:
@@ -298,11 +316,19 @@ class _Search:
         """In how many parts of its channels each unit has some."""
         return (self.layouts[node] or (1, 1))[0]
 
-    def _taken(self, node: fx.Node, zero: Tensor | None = None) -> int:
-        """How many of the first of these parts are of units, which are those that are ``zero`` and no factor."""
+    def _has_heads(self, space: Space) -> bool:
+        return bool(self.attended[self.numbers[space]].any())
+
+    def _taken(self, node: fx.Node, zero: Tensor | None = None, known: Iterable[Axis] = ()) -> int:
+        """Which of these parts are of units, as `nas.groups.Axis` says it, 0 for none: those that are ``zero`` and no
+        factor, and lie in all that are ``known``."""
         rows = ~self._rows_that_multiply(node)
         parts = (rows if zero is None else rows & zero).reshape(self.outer(node), -1).all(dim=1)
-        return int(parts.cumprod(0).sum())
+        for _, outer, _, taken in (axis for axis in known if isinstance(axis, tuple)):
+            slices(inside := torch.zeros_like(parts), (0, outer, 1, taken)).fill_(True)
+            parts &= inside
+        first, last = (int(each.cumprod(0).sum()) for each in (parts, parts.flip(0)))
+        return first or -last
 
     def _rows_that_multiply(self, node: fx.Node) -> Tensor:
         """Which rows of a layer are factors of units."""
@@ -318,17 +344,20 @@ class _Search:
         Their axis is ``axis`` in tensors that are no vectors.
         """
         outer, inner = self.layouts[step.node] or (1, 1)
-        taken = self._taken(step.node, zero)
-        members = self.members.setdefault(self.spaces[step.node], Members()) if taken else Members()
+        members = self.members.get(self.spaces[step.node], Members())
         known = {id(p): own for p, own in zip(members, members.axes, strict=True)}
-        for own in (known.get(id(p)) for p in tensors):
-            taken = min(taken, own[3]) if isinstance(own, tuple) else taken
+        taken = self._taken(step.node, zero, [known[id(p)] for p in tensors if id(p) in known])
+        found = torch.zeros_like(zero)
+        if not taken:
+            return found
+        self.members[self.spaces[step.node]] = members
         for p in tensors:
             if id(p) not in known:
                 own = axis if p.ndim > 1 else 0
                 members.append(p)
                 members.axes.append(own if outer == inner == 1 else (own, outer, inner, taken))
-        return (torch.arange(len(zero)) < taken * len(zero) // outer).bool()
+        slices(found, (0, outer, inner, taken)).fill_(True)
+        return found
 
     def _tensors(self, step: Step) -> list[Parameter]:
         return [self.parameters[each] for each in (step.weight, step.bias) if each in self.parameters]
@@ -368,7 +397,8 @@ class _States(Values):
 
     def __init__(self, search: _Search) -> None:
         self.search = search
-        self.squares: list[tuple[Step, Tensor]] = []  # products of units, with a mask of their channels
+        # Products of units, with a mask of the channels that are zero whether one factor is or not
+        self.squares: list[tuple[Step, Tensor]] = []
         stored = search.channels.graph.stored
         super().__init__(search.channels, {node: _any_numbers(tensor) for node, tensor in stored.items()})
 
@@ -393,7 +423,7 @@ class _States(Values):
                 zero = before.reshape(max(1, step.groups), -1).all(dim=1) if step.kind is Kind.GROUPED else before
                 zero = zero.repeat_interleave(len(values) // len(zero))
                 values[self.search.add(step, [self.search.parameters[step.bias]], zero)] = 0  # type: ignore[index]
-            self._note_squares(step)
+            self._note_squares(step, values)
         if new := [number for number in numbers[values.ne(0)].tolist() if number not in self.search.causes]:
             self.search.causes |= dict.fromkeys(new, step.name)
         return values
@@ -410,7 +440,19 @@ class _States(Values):
         axis, size = self.channels.axis[step.node], shape(step.node)
         return torch.stack([self.vector(each, axis, size) == 0 for each in step.sources]).all(dim=0)
 
-    def _note_squares(self, step: Step) -> None:
+    def weighing(self, step: Step, mask: Tensor) -> list[fx.Node]:
+        """The factors of attention beside the last one of which these channels are zero."""
+        [*_, last] = [each for each in attended(step) if self.of[each][mask].eq(0).all()] or step.sources
+        return [each for each in step.sources if each is not last]
+
+    def _note_squares(self, step: Step, values: Tensor) -> None:
+        if step.kind is Kind.HEADS:
+            zero = values == 0
+            others = [self.of[each][zero] for each in self.weighing(step, zero)]
+            if any(not each.isnan().all() for each in others) and self.search.free_layers(
+                self.channels.roots[step.node][zero]
+            ):
+                self.squares.append((step, zero))
         if step.kind is Kind.ENTRYWISE and operation(step.node) in PRODUCTS:
             factors = [self.of[each] for each in arguments(step.node) if each in self.of]
             if len(factors) == 2 and len(factors[0]) == len(factors[1]):
