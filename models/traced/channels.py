@@ -309,7 +309,7 @@ class Channels:
         letters = {letters[self.axis[each]] for each, letters in zip(factors, product.letters, strict=True)}
         if len(letters) > 1 or not letters <= product.apart:
             return False
-        axis = product.result.index(*letters)
+        [axis] = map(product.result.index, letters)
         masks = [each for each in node.all_input_nodes if each not in factors]
         if any(len(shape(each)) >= len(size) - axis and shape(each)[axis - len(size)] != 1 for each in masks):
             return False  # of each head another one
@@ -421,7 +421,7 @@ class Channels:
             return set(range(rank - dims, rank)) if dims else None
         if name in ("pad", "constant_pad_nd"):
             return _padded(node, rank)
-        if name == "layer_norm":
+        if name in ("layer_norm", "rms_norm"):
             normalised: Any = node.args[1]
             return set(range(rank - len(normalised), rank))
         if name in ALONG and len(node.all_input_nodes) == 1:
@@ -434,10 +434,11 @@ class Channels:
         x = node.all_input_nodes[0]
         if x not in self.axis:
             return not len(self._seen(node.all_input_nodes))
-        axis = self.axis[x]
-        if axis in mixed or len(self._seen(node.all_input_nodes[1:])):
+        axis, others = self.axis[x], node.all_input_nodes[1:]
+        if axis in mixed or not all(each in self.stored for each in others):
             return False
-        step = Step(Kind.ALONG, node, (x,))
+        self._fix(self._seen(others))  # scales and shifts of what is mixed
+        step = Step(Kind.ALONG, node, (x, *others))
         if isinstance(node.meta["val"], Tensor):
             kept = len(shape(node)) == len(shape(x))
             return self._put(step, axis if kept else axis - sum(k < axis for k in mixed), self._labels[x])
@@ -581,10 +582,9 @@ def _axes_before(node: fx.Node, source: fx.Node, axes: Iterable[int]) -> set[int
         return {axis - added for axis in same}
     result = run(node, {source: torch.arange(float(math.prod(size)), dtype=torch.float64).reshape(size)}, fill=0.0)
     result, found = result if isinstance(result, Tensor) else result[0], set()
-    for axis in (axis for axis in axes if result.shape[axis] > 1 and result.numel()):
-        places = torch.unravel_index(result.narrow(axis, 0, 2).movedim(axis, 0).flatten(1)[:, 0].long(), size)
-        differing = [k for k, (first, second) in enumerate(map(Tensor.tolist, places)) if first != second]
-        found |= set(differing) if len(differing) == 1 else set()
+    for axis in axes if result.numel() else ():
+        places = torch.unravel_index(result.movedim(axis, 0).flatten(1)[:, 0].long(), size)
+        found |= {k for k, place in enumerate(places) if (place != place[0]).any()}
     return found
 
 
@@ -614,7 +614,7 @@ def laid_out(channels: Channels, node: fx.Node, given: Callable[[fx.Node], Tenso
         return laid_out(channels, each, given, fill) if passes else given(each)
 
     sources = {each: source(each) for each in channels.steps[node].sources}
-    return sources[node.args[0]][node.args[1]] if part else run(node, sources, fill=fill)
+    return [*sources.values()][0][node.args[1]] if part else run(node, sources, fill=fill)
 
 
 def _numbered(

@@ -175,7 +175,7 @@ class _Search:
         self._leave_frozen()
         self._leave_unaligned()
         self._visit()
-        while self._free_factors():
+        while self._free_factors() or self._free_weights():
             self._visit()
         self._leave_unabsorbed()
         free = {space: self.name(space) for space in self.members if self.is_free(space)}
@@ -267,21 +267,25 @@ class _Search:
         found = False
         for step, mask in self.states.squares:
             spaces = [space for space, _ in self.free_layers(self.channels.roots[step.node][mask])]
-            freed = self._free_rows(self._rows_of_factor(step, mask, spaces))
+            factors = [each for each in arguments(step.node) if each in self.channels.roots]
+            choices = (self._rows_behind([each], mask, spaces) for each in reversed(factors))
+            freed = self._free_rows(next(filter(self._are_last, choices), {}))
             for space in spaces:
                 if not freed or all(self._taken(layer.node) == 0 for layer in self.layers[space]):
                     self.leave(space, f"are multiplied with each other by {step.name}, so that they could never wake")
             found |= bool(spaces)
         return found
 
-    def _rows_of_factor(self, step: Step, mask: Tensor, spaces: Collection[Space]) -> dict[fx.Node, Tensor]:
-        """By layer the rows that one factor of these channels comes from, or in attention all factors but the last
-        one that is zero."""
-        if step.kind is Kind.HEADS:
-            return self._rows_behind(self.states.weighing(step, mask), mask, spaces)
-        factors = [each for each in arguments(step.node) if each in self.channels.roots]
-        choices = (self._rows_behind([each], mask, spaces) for each in reversed(factors))
-        return next(filter(self._are_last, choices), {})
+    def _free_weights(self) -> bool:
+        """Let what heads of attention weigh their values with be free; whether some was not."""
+        found = False
+        for step, mask in self.states.attended:
+            spaces = [space for space, _ in self.free_layers(self.channels.roots[step.node][mask])]
+            found |= self._free_rows(self._rows_behind(self.states.weights(step, mask), mask, spaces))
+            for space in spaces:
+                if all(self._taken(layer.node) == 0 for layer in self.layers[space]):
+                    self.leave(space, f"have values beside what {step.name} weighs them with, so that no unit has them")
+        return found
 
     def _free_rows(self, rows: Mapping[fx.Node, Tensor]) -> bool:
         """Let these rows of layers be free; whether some were not."""
@@ -399,6 +403,7 @@ class _States(Values):
         self.search = search
         # Products of units, with a mask of the channels that are zero whether one factor is or not
         self.squares: list[tuple[Step, Tensor]] = []
+        self.attended: list[tuple[Step, Tensor]] = []  # likewise products of heads
         stored = search.channels.graph.stored
         super().__init__(search.channels, {node: _any_numbers(tensor) for node, tensor in stored.items()})
 
@@ -423,7 +428,8 @@ class _States(Values):
                 zero = before.reshape(max(1, step.groups), -1).all(dim=1) if step.kind is Kind.GROUPED else before
                 zero = zero.repeat_interleave(len(values) // len(zero))
                 values[self.search.add(step, [self.search.parameters[step.bias]], zero)] = 0  # type: ignore[index]
-            self._note_squares(step, values)
+            self._note_squares(step)
+            self.attended += [(step, values == 0)] if step.kind is Kind.HEADS else []
         if new := [number for number in numbers[values.ne(0)].tolist() if number not in self.search.causes]:
             self.search.causes |= dict.fromkeys(new, step.name)
         return values
@@ -440,19 +446,12 @@ class _States(Values):
         axis, size = self.channels.axis[step.node], shape(step.node)
         return torch.stack([self.vector(each, axis, size) == 0 for each in step.sources]).all(dim=0)
 
-    def weighing(self, step: Step, mask: Tensor) -> list[fx.Node]:
+    def weights(self, step: Step, mask: Tensor) -> list[fx.Node]:
         """The factors of attention beside the last one of which these channels are zero."""
         [*_, last] = [each for each in attended(step) if self.of[each][mask].eq(0).all()] or step.sources
         return [each for each in step.sources if each is not last]
 
-    def _note_squares(self, step: Step, values: Tensor) -> None:
-        if step.kind is Kind.HEADS:
-            zero = values == 0
-            others = [self.of[each][zero] for each in self.weighing(step, zero)]
-            if any(not each.isnan().all() for each in others) and self.search.free_layers(
-                self.channels.roots[step.node][zero]
-            ):
-                self.squares.append((step, zero))
+    def _note_squares(self, step: Step) -> None:
         if step.kind is Kind.ENTRYWISE and operation(step.node) in PRODUCTS:
             factors = [self.of[each] for each in arguments(step.node) if each in self.of]
             if len(factors) == 2 and len(factors[0]) == len(factors[1]):
