@@ -543,8 +543,9 @@ class Channels:
 def channels_behind(channels: Channels, step: Step, mask: Tensor) -> dict[fx.Node, Tensor]:
     """By source of an operation that is no layer, of what moves entries by the ones before, the channels that some of
     its channels are computed from."""
-    sources = [each for each in step.sources if each in channels.roots]
-    if step.kind is Kind.MOVE:
+    whole, _ = _whole_of(channels, step.node)
+    sources = [each for each in whole.sources if each in channels.roots]
+    if whole.kind is Kind.MOVE:
         return _moved_from(channels, step, mask)
     if step.kind is Kind.GROUPED:
         groups = mask.reshape(step.groups, -1).any(dim=1)
@@ -606,15 +607,23 @@ def _moved_from(channels: Channels, step: Step, mask: Tensor) -> dict[fx.Node, T
 def laid_out(channels: Channels, node: fx.Node, given: Callable[[fx.Node], Tensor], fill: float | None = None) -> Any:
     """What an operation that moves entries makes, with those before it, of other tensors, which are ``given``; ``fill``
     as in `run`."""
-    part = operation(node) == "getitem"
+    step, part = _whole_of(channels, node)
+    sources = {
+        each: laid_out(channels, each, given, fill)
+        if each in channels.steps
+        and _whole_of(channels, each)[0].kind is Kind.MOVE
+        and each not in channels.graph.changed
+        else given(each)
+        for each in step.sources
+    }
+    result = run(step.node, sources, fill=fill)
+    return result if part is None else result[part]
 
-    def source(each: fx.Node) -> Any:
-        moves = each in channels.steps and channels.steps[each].kind is Kind.MOVE
-        passes = moves and (part or each not in channels.graph.changed)
-        return laid_out(channels, each, given, fill) if passes else given(each)
 
-    sources = {each: source(each) for each in channels.steps[node].sources}
-    return [*sources.values()][0][node.args[1]] if part else run(node, sources, fill=fill)
+def _whole_of(channels: Channels, node: fx.Node) -> tuple[Step, Any]:
+    """The operation that makes a tensor, and which of its results this is; None for the only one."""
+    step = channels.steps[node]
+    return (channels.steps[step.sources[0]], node.args[1]) if operation(node) == "getitem" else (step, None)
 
 
 def _numbered(
