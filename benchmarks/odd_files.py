@@ -354,6 +354,11 @@ def _described_files() -> list[Odd]:
     header = f"P6 {WIDTH} {HEIGHT} 65535\n".encode()
     data = header + deep.astype(">u2").tobytes()
     files.append(Odd("deep-colour.ppm", partial(of_bytes, data=data), as_8, note=note, tolerance=0.005))
+    for full, of in ((15, np.uint8), (4095, ">u2")):
+        pixels = ramp(levels=full + 1)
+        data = f"P5 {WIDTH} {HEIGHT} {full}\n".encode() + pixels.astype(of).tobytes()
+        note = "its values up to 15 are read as 0 to 255" if full == 15 else ""
+        files.append(Odd(f"up-to-{full}.pgm", partial(of_bytes, data=data), pixels / full, note=note))
     files.append(Odd("wrong-name.png", partial(by_pillow, pixels=grey, format="BMP"), grey / 255))
     files.append(Odd("icon.ico", partial(by_pillow, pixels=grey), sentence="pictures .ico cannot be written"))
     return files

@@ -3,7 +3,7 @@
 The growth of `make demo`, and that of a supernet with 8 times its parameters, runs as always in a folder of its own,
 and the calls of each kind are timed. A training step is forward, loss, backward and the optimiser's step, with the
 bookkeeping in between, about 15 microseconds. CPU time, so that other programs count little; --clock measures by the
-clock.
+clock. --dense computes all of the supernet in every step, not what is alive alone.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import pkgutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,16 @@ class Stopwatch:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clock", action="store_true", help="measure by the clock instead of CPU time")
+    parser.add_argument("--dense", action="store_true", help="compute all of the supernet in every step")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     options = parser.parse_args()
     clock = time.perf_counter if options.clock else time.process_time
     tune_process()
     torch.set_num_threads(1)
-    for name, model_options in NETWORKS.items():
-        _measure(name, SearchConfig(model_options=model_options), options.epochs, clock)
+    computing = patch("nas.search.training.loop.alive_only", nullcontext) if options.dense else nullcontext()
+    with computing:
+        for name, model_options in NETWORKS.items():
+            _measure(name, SearchConfig(model_options=model_options), options.epochs, clock)
 
 
 def _measure(name: str, config: SearchConfig, epochs: int, clock: Callable[[], float]) -> None:

@@ -79,6 +79,8 @@ def test_convolutions_run_channels_last(patch, channels):
     net = separable_autoencoder(channels, depth=3, width=4, hidden=4, kernel=5, patch=patch, scales=[0, 1, 2])
     states = net.states(torch.rand(2, channels, 32, 32))
     assert all(state.stride(1) == 1 for state in states.values() if state.shape[1] > 1)
+    states = net.double().states(torch.rand(2, channels, 32, 32, dtype=torch.float64))  # whose kernels are slow at it
+    assert all(state.is_contiguous() for state in states.values())
 
 
 def test_patches_are_flattened_pictures():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.odd_files import exif_with, in_bytes, odd_files
 from nas.search.data.formats.exif import split_orientation
-from nas.search.data.formats.files import read_sheet
+from nas.search.data.formats.files import encoded, read_sheet
 from nas.search.data.formats.reading import _bits_of_avif, _bits_of_jpeg2000
 from nas.search.data.formats.values import UnusableError, Values, find_values, parse_range
 
@@ -102,6 +102,16 @@ def test_depths_that_are_not_read_are_found(suffix, bits_of, mark, offset, chang
     for byte, bits in changed.items():
         data[data.index(mark) + offset] = byte
         assert bits_of(io.BytesIO(data)) == bits
+
+
+def test_a_pgm_keeps_its_numbers_and_its_largest():
+    numbers = np.random.default_rng(0).integers(0, 4000, (6, 7), dtype=np.uint16)
+    data = b"P5\n7 6\n4095\n" + numbers.astype(">u2").tobytes()
+    sheet = read_sheet(data, "a.pgm")
+    assert (sheet.frames[0][..., 0] == numbers).all()
+    assert (sheet.values.black, sheet.values.white, sheet.notes) == (0, 4095, ())
+    assert encoded(sheet, ".pgm") == (data, [])
+    assert read_sheet(data, "a.pgm", (0, 2000)).values.white == 2000
 
 
 def test_damage_is_one_sentence():

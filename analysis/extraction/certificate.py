@@ -215,10 +215,11 @@ def _pairs(
     net: nn.Module, small: nn.Module, kept: Mapping[str, Tensor], x: Tensor
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """What is to be equal: the outputs, and of a `DagNet` the states of every node on the units that survive."""
-    yield WHOLE, net(x), small(x)
     if not (isinstance(net, DagNet) and isinstance(small, DagNet)):
+        yield WHOLE, net(x), small(x)
         return
     full, short = net.states(x), small.states(x)
+    yield WHOLE, net.output(full, x), small.output(short, x)
     for name in list(short)[1:]:
         whole, part = full[name].movedim(net.unit_axis, -1), short[name].movedim(small.unit_axis, -1)
         yield name, whole[..., kept[name]], part[..., : int(kept[name].sum())]

@@ -41,7 +41,8 @@ def sizes_of_front(run: Run, points: Sequence[Point], *, limited: bool) -> list[
     if chosen and chosen[0] > largest:
         raise ValueError(
             f"a network of {chosen[0]:,} {config.sizes_in} was asked for, and the largest that has grown has "
-            f"{largest:,.0f}; search longer or with a shorter entry_time, or resume it with smaller sizes"
+            f"{largest:,.0f}; search longer or with a shorter entry_time, or go on with nas search --resume and "
+            "smaller sizes"
         )
     return chosen
 

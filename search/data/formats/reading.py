@@ -81,17 +81,21 @@ def _in_sentences(name: str) -> Iterator[None]:
 
 
 def _read(stream: IO[bytes], name: str, given: tuple[float, float] | None, inverted: bool) -> Sheet:
+    import numpy as np
     from PIL import Image
 
     picture = Image.open(stream)
     format, count = picture.format or "", getattr(picture, "n_frames", 1)
+    full = _full_of_netpbm(picture) if picture.mode in DEEP else None
     left_out = f"{ONE_OF[format]} in it are left out" if count > 1 and format in ONE_OF else ""
     arrays, mode, durations, notes = _pixels(picture, stream, 1 if left_out else count, name)
     space, alpha = SPACES[mode]
     extras, orientation = _extras(picture, durations)
     frames = tuple(_native(turn_upright(array, orientation)) for array in arrays)
+    if full is not None:
+        frames = tuple(np.rint(frame * (full / 65535)).astype(np.uint16) for frame in frames)
     coloured = [frame[..., : frame.shape[2] - alpha] for frame in frames]
-    values, assumed = find_values(coloured, name, inverted=inverted, given=given)
+    values, assumed = find_values(coloured, name, full=full, inverted=inverted, given=given)
     suffix = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2", "TIFF": ".tif", "PPM": ".ppm"}.get(format)
     suffix = suffix or f".{format.lower()}"
     return Sheet(name, suffix, frames, space, alpha, values, extras, (*filter(None, [*notes, left_out]), *assumed))
@@ -162,11 +166,19 @@ def _depth_not_read(picture: ImageFile, stream: IO[bytes]) -> str:
     elif deep and picture.format == "AVIF":
         bits = _bits_of_avif(stream)
     elif deep and picture.format == "PPM":
-        maximum = picture.tile[0][3][-1] if picture.tile and isinstance(picture.tile[0][3], tuple) else 255
-        bits = int(maximum).bit_length() if isinstance(maximum, int) else 8
+        full = _full_of_netpbm(picture) or 255
+        if full < 255:
+            return f"its values up to {full} are read as 0 to 255"
+        bits = full.bit_length()
     elif deep and picture.format in ("PNG", "SGI", "TIFF"):
         bits = 16 if any(";16" in str(tile[3]) for tile in picture.tile) else 8
     return f"its colours of {bits} bits are read with 8" if bits > 8 else ""
+
+
+def _full_of_netpbm(picture: ImageFile) -> int | None:
+    """The largest value of a PGM or PPM file that was just opened, where Pillow scales it to 255 or 65535."""
+    options = picture.tile[0][3] if picture.format == "PPM" and picture.tile else None
+    return options[1] if isinstance(options, tuple) and len(options) == 2 and isinstance(options[1], int) else None
 
 
 def _head(stream: IO[bytes], size: int = 4096) -> bytes:

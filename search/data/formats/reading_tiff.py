@@ -141,20 +141,21 @@ def _sheet(
     space, alpha = _channels(page)
     frames = [turn_upright(frame, tags.valueof(ORIENTATION, 1)) for frame in frames]
     notes = ["reduced copies in it are left out"] if len(series) < len(file.series) or series[0].is_pyramidal else []
-    bits = page.bitspersample if page.bitspersample not in (8, 16, 32, 64) and frames[0].dtype.kind == "u" else None
+    packed = page.bitspersample not in (8, 16, 32, 64) and frames[0].dtype.kind == "u"
+    full = 2.0**page.bitspersample - 1 if packed else None
     if page.bitspersample == 1:
-        frames, bits = [(frame != 0).astype("uint8") * 255 for frame in frames], None
+        frames, full = [(frame != 0).astype("uint8") * 255 for frame in frames], None
         notes.append("its 1 bit a pixel becomes 8")
     if kind == "PALETTE":
-        frames, bits = [_coloured(frame, page.colormap) for frame in frames], None
+        frames, full = [_coloured(frame, page.colormap) for frame in frames], None
         notes.append("its palette becomes true colour")
     highest = tags.valueof(MAX_SAMPLE_VALUE)
     if isinstance(highest, int) and highest in (2**10 - 1, 2**12 - 1, 2**14 - 1) and frames[0].dtype.name == "uint16":
-        bits = highest.bit_length()
+        full = highest
     if EXIF in tags:
         notes.append("its EXIF data are left out")
     coloured = [frame[..., : frame.shape[2] - alpha] for frame in frames]
-    values, assumed = find_values(coloured, name, bits=bits, inverted=kind == "MINISWHITE", given=given)
+    values, assumed = find_values(coloured, name, full=full, inverted=kind == "MINISWHITE", given=given)
     return Sheet(name, ".tif", tuple(frames), space, alpha, values, _extras(page), (*notes, *assumed))
 
 

@@ -61,19 +61,19 @@ def find_values(
     frames: Sequence[np.ndarray],
     name: str,
     *,
-    bits: int | None = None,
+    full: float | None = None,
     inverted: bool = False,
     given: tuple[float, float] | None = None,
 ) -> tuple[Values, list[str]]:
     """The values of the frames of a file, and what had to be assumed, in words.
 
     Bytes reach from 0 to 255, floats that lie in [0, 1] from 0 to 1. Integers of more bits reach as far as the fewest
-    of 8, 10, 12, 14 and 16 bits that hold them, unless the file says how many. Everything else has to be ``given``.
+    of 8, 10, 12, 14 and 16 bits that hold them, unless the file says how far. Everything else has to be ``given``.
 
     Args:
         frames: arrays of one type.
         name: of the file, for sentences.
-        bits: that the file says its integers have.
+        full: the largest integer, as the file says.
         inverted: white is 0.
         given: black and white, instead.
 
@@ -83,24 +83,24 @@ def find_values(
     import numpy as np
 
     dtype = frames[0].dtype
-    if dtype == np.uint8 and given is None and bits is None:
+    if dtype == np.uint8 and given is None and full is None:
         return Values.between(*((255.0, 0.0) if inverted else (0.0, 255.0))), []
     low, high = (float(function([function(frame) for frame in frames])) for function in (np.min, np.max))
     if not (np.isfinite(low) and np.isfinite(high)):  # the minimum of what holds a NaN is NaN
         raise UnusableError(f"the picture {name} holds values that are not finite (NaN or infinite)")
-    black, white, notes = *(given or _known(low, high, dtype, bits, name)), []
-    if given is None and bits is None and np.issubdtype(dtype, np.integer) and white != 65535:
+    black, white, notes = *(given or _known(low, high, dtype, full, name)), []
+    if given is None and full is None and np.issubdtype(dtype, np.integer) and white != 65535:
         notes = [f"its values up to {high:.0f} are taken for {int(white).bit_length()} bits of {8 * dtype.itemsize}"]
     if inverted and given is None:
         black, white = white, black
     return Values.between(black, white, low, high), notes
 
 
-def _known(low: float, high: float, dtype: np.dtype, bits: int | None, name: str) -> tuple[float, float]:
+def _known(low: float, high: float, dtype: np.dtype, full: float | None, name: str) -> tuple[float, float]:
     import numpy as np
 
-    if bits is not None:
-        return 0.0, 2.0**bits - 1
+    if full is not None:
+        return 0.0, full
     if np.issubdtype(dtype, np.integer) and low >= 0 and high < 2**16:
         return 0.0, 2.0 ** next(depth for depth in DEPTHS if high < 2**depth) - 1
     if not np.issubdtype(dtype, np.integer) and low >= 0 and high <= 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
@@ -91,7 +92,10 @@ def write(sheet: Sheet, stream: IO[bytes], suffix: str) -> list[str]:
         kept |= {"save_all": True, "append_images": images[1:], "loop": sheet.extras.loop or 0}
         kept |= {"duration": list(sheet.extras.durations)} if sheet.extras.durations else {}
     try:
-        images[0].save(stream, format, **OPTIONS.get(format, {}), **kept)
+        if format == "PPM" and _fits(sheet, 16) and 255 < sheet.values.highest < 65535:
+            _write_pgm(images[0], math.ceil(sheet.values.highest), stream)
+        else:
+            images[0].save(stream, format, **OPTIONS.get(format, {}), **kept)
     except MemoryError:
         raise
     except Exception as problem:  # whatever encoders raise, such as for more pixels than their format counts
@@ -99,6 +103,13 @@ def write(sheet: Sheet, stream: IO[bytes], suffix: str) -> list[str]:
             raise
         raise ValueError(f"a file {suffix} cannot hold it ({' '.join(str(problem).split())})") from None
     return notes
+
+
+def _write_pgm(image: Image, full: int, stream: IO[bytes]) -> None:
+    """With ``full`` as its largest value, where Pillow always says 65535."""
+    file = io.BytesIO()
+    image.save(file, "PPM")
+    stream.write(file.getvalue().replace(b"\n65535\n", b"\n%d\n" % full, 1))
 
 
 def _is_deep(sheet: Sheet) -> bool:
