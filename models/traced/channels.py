@@ -225,10 +225,10 @@ class Channels:
             return self._take_part(node)
         if name in LAYERS:
             return self._layer(node, name)
-        if name in ("matmul", "mm") and self._product(node):
+        if name in ("matmul", "mm"):
+            return self._product(node) or self._attend(node)
+        if name in PRODUCTS_OF_TENSORS and self._attend(node):
             return True
-        if name in PRODUCTS_OF_TENSORS:
-            return self._attend(node)
         if name in ("batch_norm", "instance_norm"):
             return self._norm(node)
         if self._is_turned(node):
@@ -434,7 +434,8 @@ class Channels:
         x = node.all_input_nodes[0]
         if x not in self.axis:
             return not len(self._seen(node.all_input_nodes))
-        axis, others = self.axis[x], node.all_input_nodes[1:]
+        axis = self.axis[x]
+        others = [each for each in node.all_input_nodes[1:] if len(self._seen([each]))]
         if axis in mixed or not all(each in self.stored for each in others):
             return False
         self._fix(self._seen(others))  # scales and shifts of what is mixed
@@ -508,7 +509,8 @@ class Channels:
                 numbers = first
         same = axis if axis < numbers.ndim else numbers.ndim - 1
         best = same if not varying or (stays and axis in varying) else varying[-1]
-        [best] = heads.intersection(varying) if len(heads.intersection(varying)) == 1 else [best]
+        if len(among := [k for k in varying if k in heads]) == 1:
+            [best] = among
         rows = rows_along(numbers.long(), best)
         if len(varying) > 1:  # what is left has to be a box
             self._join(rows, rows[:, :1])
@@ -577,7 +579,7 @@ def _axes_before(node: fx.Node, source: fx.Node, axes: Iterable[int]) -> set[int
     size = shape(source)
     if operation(node) == "getitem":
         return set(axes)
-    if operation(node) not in MOVES or moved(node) != [source]:
+    if operation(node) not in MOVES or node.all_input_nodes != [source] or not size:
         added = len(shape(node)) - len(size)
         same = [axis for axis in axes if added <= axis < len(shape(node)) and size[axis - added] == shape(node)[axis]]
         return {axis - added for axis in same}

@@ -31,10 +31,11 @@ def coupled_units(model: nn.Module, inputs: Inputs, *, strict: bool = True) -> d
     are zero, so is the channel, in training and (after `settle_norms`) in evaluation, and `nas.analysis.extract`
     removes it exactly: that is tried here on a copy. Factors on the way stay free (the scale of a normalisation,
     the kernel of a depthwise convolution): a zero filter behind a zero factor has no gradient and could never wake.
-    So does one of two factors that are both zero with the unit, as the halves of a gate. So do the shifts of a
-    normalisation of a concatenation, whose channels belong to several layers; behind it a dead channel is a
-    constant, which layers without zero padding absorb. Channels that the model takes in or puts out are no units,
-    nor are frozen ones, nor those that an operation needs all together (normalisation over channels, attention).
+    So does one of two factors that are both zero with the unit, as the halves of a gate; of a head of attention, which
+    goes as a whole, all but its values. So do the shifts of a normalisation of a concatenation, whose channels belong
+    to several layers; behind it a dead channel is a constant, which layers without zero padding absorb. Channels that the
+    model takes in or puts out are no units, nor are frozen ones, nor those that an operation needs all together
+    (normalisation over channels).
 
     Args:
         model: any module that `torch.export` can trace; it is left as it is.
@@ -277,14 +278,14 @@ class _Search:
         return found
 
     def _free_weights(self) -> bool:
-        """Let what heads of attention weigh their values with be free; whether some was not."""
+        """Let what heads of attention weigh their values with be free; whether that changes anything."""
         found = False
         for step, mask in self.states.attended:
             spaces = [space for space, _ in self.free_layers(self.channels.roots[step.node][mask])]
             found |= self._free_rows(self._rows_behind(self.states.weights(step, mask), mask, spaces))
-            for space in spaces:
-                if all(self._taken(layer.node) == 0 for layer in self.layers[space]):
-                    self.leave(space, f"have values beside what {step.name} weighs them with, so that no unit has them")
+            for space in (each for each in spaces if not any(self._taken(layer.node) for layer in self.layers[each])):
+                self.leave(space, f"have values beside what {step.name} weighs them with, so that no unit has them")
+                found = True
         return found
 
     def _free_rows(self, rows: Mapping[fx.Node, Tensor]) -> bool:
