@@ -33,8 +33,8 @@ def coupled_units(model: nn.Module, inputs: Inputs, *, strict: bool = True) -> d
     the kernel of a depthwise convolution): a zero filter behind a zero factor has no gradient and could never wake.
     So does one of two factors that are both zero with the unit, as the halves of a gate; of a head of attention, which
     goes as a whole, all but its values. So do the shifts of a normalisation of a concatenation, whose channels belong
-    to several layers; behind it a dead channel is a constant, which layers without zero padding absorb. Channels that the
-    model takes in or puts out are no units, nor are frozen ones, nor those that an operation needs all together
+    to several layers; behind it a dead channel is a constant, which layers without zero padding absorb. Channels that
+    the model takes in or puts out are no units, nor are frozen ones, nor those that an operation needs all together
     (normalisation over channels).
 
     Args:
