@@ -155,14 +155,27 @@ def _pictures(folder: Path) -> list[Picture]:
 
 
 def _supernet(options: argparse.Namespace, found: Sequence[Found]) -> Plan:
-    """That random networks are drawn from, and whose input and output the hand-made ones have."""
+    """That random networks are drawn from, and whose input and output the hand-made ones have.
+
+    Raises:
+        ValueError: it cannot be made, or a found network sees other squares of pictures, so that the others would be
+            better or worse for that alone.
+    """
     known = [each.supernet for each in found if each.supernet is not None]
     if options.model is None and known:
-        return known[0]
-    try:
-        return RECIPES.find(options.model or "separable_autoencoder")(1, **options.model_options).plan
-    except TypeError as problem:
-        raise ValueError(f"the options of the supernet do not suit it: {problem}") from None
+        supernet = known[0]
+    else:
+        try:
+            supernet = RECIPES.find(options.model or "separable_autoencoder")(1, **options.model_options).plan
+        except TypeError as problem:
+            raise ValueError(f"the options of the supernet do not suit it: {problem}") from None
+    for each in found:
+        if each.net.plan.patch != supernet.patch:
+            raise ValueError(
+                f"{each.title} works on squares of {each.net.plan.patch} x {each.net.plan.patch} pixels, the supernet "
+                f"on {supernet.patch} x {supernet.patch}: compare it with its own, by its run folder or --model-options"
+            )
+    return supernet
 
 
 def _sizes(sizes: Sequence[int], found: Sequence[Found]) -> list[int]:

@@ -228,8 +228,8 @@ WHOLE = Groups(over=None)
 
 Axis = int | tuple[int, int, int, int]
 """Where units lie in a tensor: along an axis, one slice each; or (axis, outer, inner, taken): the axis is cut into
-outer x units x inner slices, of which unit i has those with i in the middle, in the first ``taken`` of the outer parts.
-The other parts are of no unit."""
+outer x units x inner slices, of which unit i has those with i in the middle, in the first ``taken`` of the outer parts,
+or the last ``-taken`` of them if that is negative. The other parts are of no unit."""
 
 
 class Members(list[Parameter]):
@@ -257,7 +257,9 @@ def num_units(tensor: Tensor, axis: Axis) -> int:
         ValueError: it lacks the axis, or its size is no multiple of what a unit has.
     """
     k, outer, inner, taken = axis if isinstance(axis, tuple) else (axis, 1, 1, 1)
-    if not (0 <= k < tensor.ndim and 1 <= taken <= outer and inner >= 1 and tensor.shape[k] % (outer * inner) == 0):
+    if not (
+        0 <= k < tensor.ndim and 1 <= abs(taken) <= outer and inner >= 1 and tensor.shape[k] % (outer * inner) == 0
+    ):
         raise ValueError(f"no units lie along {axis} in a tensor of shape {tuple(tensor.shape)}")
     return tensor.shape[k] // (outer * inner)
 
@@ -274,7 +276,7 @@ def slices(tensor: Tensor, axis: Axis) -> Tensor:
         return tensor.movedim(axis, 0) if axis else tensor
     k, outer, inner, taken = axis
     parts = tensor.movedim(k, 0).unflatten(0, (outer, num_units(tensor, axis), inner))
-    units: Tensor = parts[:taken].movedim(1, 0)
+    units: Tensor = parts[_own(outer, taken)].movedim(1, 0)
     return units
 
 
@@ -339,9 +341,14 @@ def along(per_unit: Tensor, tensor: Tensor, axis: Axis) -> Tensor:
     if not isinstance(axis, tuple):
         return per_unit.reshape(-1, *(1,) * (tensor.ndim - 1 - axis))
     k, outer, inner, taken = axis
-    parts = per_unit[None, :, None].repeat(outer, 1, inner)
-    parts[taken:] = 1
+    parts = torch.ones_like(per_unit)[None, :, None].repeat(outer, 1, inner)
+    parts[_own(outer, taken)] = per_unit[:, None]
     return parts.reshape(-1, *(1,) * (tensor.ndim - 1 - k))
+
+
+def _own(outer: int, taken: int) -> slice:
+    """The outer parts that are of units."""
+    return slice(taken) if taken > 0 else slice(outer + taken, None)
 
 
 def _by_unit(tensor: Tensor, axis: Axis) -> Tensor:

@@ -72,6 +72,14 @@ def test_mistakes_are_one_sentence_and_exit_code_2(words, more, message, capsys)
     assert message in capsys.readouterr().err
 
 
+def test_networks_that_see_other_squares_are_refused(words, tmp_path, capsys):
+    net = conv_skip_autoencoder(depth=2, width=4, patch=1)
+    net.save_pretrained(tmp_path / "pixels")
+    with pytest.raises(SystemExit):
+        compare.main([*words, "--run", str(tmp_path / "pixels")])
+    assert "works on squares of 1 x 1 pixels, the supernet on 2 x 2" in capsys.readouterr().err
+
+
 def test_a_damaged_file_of_results_is_refused(words, tmp_path, capsys):
     file = tmp_path / "results.jsonl"
     file.write_text('{"key": 1}\n')

@@ -130,17 +130,18 @@ def test_rows_of_units_round_trip(rows, columns, seed):
     units=st.integers(1, 4),
     outer=st.integers(1, 3),
     inner=st.integers(1, 3),
-    taken=st.integers(1, 3),
+    taken=st.integers(-3, 3).filter(bool),
     seed=st.integers(0, 99),
 )
 def test_units_of_several_slices_round_trip(units, outer, inner, taken, seed):
-    taken, count = min(outer, taken), outer * units * inner
+    taken, count = max(-outer, min(outer, taken)), outer * units * inner
     generator = torch.Generator().manual_seed(seed)
     tensors = [torch.randn(shape, generator=generator) for shape in ((count, 2, 3), (2, count), (count,), (units, 2))]
     axes = [(0, outer, inner, taken), (1, outer, inner, taken), (0, outer, inner, taken), 0]
     joined = join_rows(tensors, axes)
-    assert joined.shape == (units, taken * inner * (6 + 2 + 1) + 2) == (units, unit_size(tensors, axes))
-    place = (torch.arange(count) // inner % units, torch.arange(count) // inner < taken * units)
+    assert joined.shape == (units, abs(taken) * inner * (6 + 2 + 1) + 2) == (units, unit_size(tensors, axes))
+    part = torch.arange(count) // (inner * units)
+    place = (torch.arange(count) // inner % units, part < taken if taken > 0 else part >= outer + taken)
     for i in range(units):
         chosen = (place[0] == i) & place[1]
         own = [tensors[0][chosen], tensors[1][:, chosen].T, tensors[2][chosen], tensors[3][i]]
@@ -157,7 +158,7 @@ def test_units_of_several_slices_round_trip(units, outer, inner, taken, seed):
 
 
 @pytest.mark.parametrize(
-    "axis", [(0, 2, 1, 1), (0, 1, 4, 1), (2, 1, 1, 1), (0, 2, 1, 3), (0, 2, 1, 0), (0, 1, 0, 1), 2, -1]
+    "axis", [(0, 2, 1, 1), (0, 1, 4, 1), (2, 1, 1, 1), (0, 3, 1, 4), (0, 3, 1, -4), (0, 3, 1, 0), (0, 1, 0, 1), 2, -1]
 )
 def test_units_that_do_not_fit_a_tensor_are_refused(axis):
     with pytest.raises(ValueError, match="no units lie along .* in a tensor of shape"):

@@ -1,14 +1,16 @@
 """The channels of any module, from its graph: which of them live and die together."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from nas.models.traced.graph import Graph, called, operation, shape, written
+from nas.models.traced.graph import Graph, called, lies_in, operation, shape, written
+from nas.models.traced.heads import ATTENTION, PRODUCTS_OF_TENSORS, Product
 
 ZEROED, SHIFTED = {"dropout", "feature_dropout"}, {"alpha_dropout", "feature_alpha_dropout"}
 ENTRYWISE = {  # beside what torch tags as pointwise
@@ -42,8 +44,6 @@ ACROSS_CHANNELS = {  # beside norms over channels, what needs all channels where
     *("layer_norm", "group_norm", "rms_norm", "grid_sampler"),
 }
 TRANSPOSITIONS = {"t", "transpose", "permute", "mT", "numpy_T", "swapaxes", "swapdims"}  # of a matrix
-ATTENTION = "scaled_dot_product_attention"
-PRODUCTS_OF_TENSORS = {"matmul", "bmm", "baddbmm", "einsum", ATTENTION}
 INDEXED = {"index", "index_select"}
 POSITIONS = (
     *("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool"),
@@ -67,6 +67,7 @@ class Kind(Enum):
     ENTRYWISE = auto()  # a function of the entries of one or several tensors
     ALONG = auto()  # something with all positions of a channel, such as pooling, a mean or a softmax
     MOVE = auto()  # entries go elsewhere
+    HEADS = auto()  # products of matrices, for each channel by itself: the heads of attention
     ACROSS = auto()  # something with all channels at once, so that none can go: normalisation over channels, attention
 
 
@@ -122,6 +123,7 @@ class Channels:
         self._count = 1
         self._pairs: list[tuple[Tensor, Tensor]] = []
         self._fixed = [torch.zeros(1, dtype=torch.long)]
+        self._heads = _find_heads(graph)
         self._store()
         for node in graph.nodes:
             if node.op == "call_function":
@@ -172,6 +174,8 @@ class Channels:
             for node, parts in self._parts.items()
         }
         self.stored = {node: [root[labels] for labels in axes] for node, axes in self.stored.items()}
+        heads = {step.node: self._labels[step.node] for step in self.steps.values() if step.kind is Kind.HEADS}
+        self.across |= {node: labels for node, labels in heads.items() if self.fixed[root[labels]].any()}
         self.unknown, self.across = (
             {node: root[labels] for node, labels in found.items()} for found in (self.unknown, self.across)
         )
@@ -222,7 +226,9 @@ class Channels:
         if name in LAYERS:
             return self._layer(node, name)
         if name in ("matmul", "mm"):
-            return self._product(node)
+            return self._product(node) or self._attend(node)
+        if name in PRODUCTS_OF_TENSORS and self._attend(node):
+            return True
         if name in ("batch_norm", "instance_norm"):
             return self._norm(node)
         if self._is_turned(node):
@@ -291,6 +297,28 @@ class Channels:
         axis = len(shape(node)) - 1
         self._feed(x, axis, self.stored[weight][into])
         return self._put(Step(Kind.MIX, node, (x,), weight, None, (out, into)), axis, self.stored[weight][out])
+
+    def _attend(self, node: fx.Node) -> bool:
+        """A product whose factors all have their channels along an axis of what is multiplied apart: the heads."""
+        product = Product.of(node)
+        if product is None or lies_in(node, nn.MultiheadAttention):  # whose forward knows one number of heads alone
+            return False
+        factors, size = product.factors, shape(node)
+        if any(each not in self.axis or each in self.pure for each in factors):
+            return False
+        letters = {letters[self.axis[each]] for each, letters in zip(factors, product.letters, strict=True)}
+        if len(letters) > 1 or not letters <= product.apart:
+            return False
+        [axis] = map(product.result.index, letters)
+        masks = [each for each in node.all_input_nodes if each not in factors]
+        if any(len(shape(each)) >= len(size) - axis and shape(each)[axis - len(size)] != 1 for each in masks):
+            return False  # of each head another one
+        if any(len(self._labels[each]) != size[axis] for each in factors):
+            return False
+        self._fix(self._seen(masks))
+        for each in factors[1:]:
+            self._join(self._labels[each], self._labels[factors[0]])
+        return self._put(Step(Kind.HEADS, node, factors), axis, self._labels[factors[0]])
 
     def _is_turned(self, node: fx.Node) -> bool:
         """Whether a node is a stored matrix, transposed for products."""
@@ -393,7 +421,7 @@ class Channels:
             return set(range(rank - dims, rank)) if dims else None
         if name in ("pad", "constant_pad_nd"):
             return _padded(node, rank)
-        if name == "layer_norm":
+        if name in ("layer_norm", "rms_norm"):
             normalised: Any = node.args[1]
             return set(range(rank - len(normalised), rank))
         if name in ALONG and len(node.all_input_nodes) == 1:
@@ -407,9 +435,11 @@ class Channels:
         if x not in self.axis:
             return not len(self._seen(node.all_input_nodes))
         axis = self.axis[x]
-        if axis in mixed or len(self._seen(node.all_input_nodes[1:])):
+        others = [each for each in node.all_input_nodes[1:] if len(self._seen([each]))]
+        if axis in mixed or not all(each in self.stored for each in others):
             return False
-        step = Step(Kind.ALONG, node, (x,))
+        self._fix(self._seen(others))  # scales and shifts of what is mixed
+        step = Step(Kind.ALONG, node, (x, *others))
         if isinstance(node.meta["val"], Tensor):
             kept = len(shape(node)) == len(shape(x))
             return self._put(step, axis if kept else axis - sum(k < axis for k in mixed), self._labels[x])
@@ -451,7 +481,8 @@ class Channels:
         parts = list(result) if isinstance(result, tuple | list) else [result]
         [labelled, *_] = [each for each in sources if each in self.axis]
         axis, rank = self.axis[labelled], len(shape(labelled))
-        found = [self._compress(part, axis, stays=part.ndim == rank) for part in parts]
+        heads = self._heads.get(node, set())
+        found = [self._compress(part, axis, heads, stays=part.ndim == rank) for part in parts]
         if operation(node) in PARTS:
             self._cut(node, self._labels[labelled], found)
         if operation(node) == "channel_shuffle" and self.axis[labelled] == 1:  # as many of each group go
@@ -463,9 +494,9 @@ class Channels:
         self.steps[node], self._parts[node] = step, found
         return True
 
-    def _compress(self, numbers: Tensor, axis: int, *, stays: bool) -> tuple[int, Tensor] | None:
+    def _compress(self, numbers: Tensor, axis: int, heads: set[int], *, stays: bool) -> tuple[int, Tensor] | None:
         """The axis along which the numbers in a tensor differ, and the numbers along it; of several rather the one
-        along which they did before, if that ``stays``, else the last."""
+        of the heads of attention, or along which they did before, if that ``stays``, else the last."""
         if not numbers.ndim or not numbers.numel():
             self._fix(numbers.long())
             return None
@@ -478,6 +509,8 @@ class Channels:
                 numbers = first
         same = axis if axis < numbers.ndim else numbers.ndim - 1
         best = same if not varying or (stays and axis in varying) else varying[-1]
+        if len(among := [k for k in varying if k in heads]) == 1:
+            [best] = among
         rows = rows_along(numbers.long(), best)
         if len(varying) > 1:  # what is left has to be a box
             self._join(rows, rows[:, :1])
@@ -510,9 +543,11 @@ class Channels:
 
 
 def channels_behind(channels: Channels, step: Step, mask: Tensor) -> dict[fx.Node, Tensor]:
-    """By source of an operation that is no layer the channels that some of its channels are computed from."""
-    sources = [each for each in step.sources if each in channels.roots]
-    if step.kind is Kind.MOVE:
+    """By source of an operation that is no layer, of what moves entries by the ones before, the channels that some of
+    its channels are computed from."""
+    whole, _ = _whole_of(channels, step.node)
+    sources = [each for each in whole.sources if each in channels.roots]
+    if whole.kind is Kind.MOVE:
         return _moved_from(channels, step, mask)
     if step.kind is Kind.GROUPED:
         groups = mask.reshape(step.groups, -1).any(dim=1)
@@ -524,19 +559,73 @@ def channels_behind(channels: Channels, step: Step, mask: Tensor) -> dict[fx.Nod
     return found
 
 
+def _find_heads(graph: Graph) -> dict[fx.Node, set[int]]:
+    """By tensor the axes that lie apart in a product further on: one of them has the heads of attention, where
+    channels are laid out along several axes."""
+    found: dict[fx.Node, set[int]] = {}
+    for node in reversed(graph.nodes):
+        if (product := Product.of(node)) is not None:
+            for each, letters in zip(product.factors, product.letters, strict=True):
+                found.setdefault(each, set()).update(letters.index(letter) for letter in product.apart)
+        elif found.get(node) and operation(node) not in LAYERS:
+            for each in node.all_input_nodes:
+                found.setdefault(each, set()).update(_axes_before(node, each, found[node]))
+    return found
+
+
+def _axes_before(node: fx.Node, source: fx.Node, axes: Iterable[int]) -> set[int]:
+    """The axes of a tensor that steps along these axes of what an operation makes of it go along; of several results
+    those of the first one."""
+    size = shape(source)
+    if operation(node) == "getitem":
+        return set(axes)
+    if operation(node) not in MOVES or node.all_input_nodes != [source] or not size:
+        added = len(shape(node)) - len(size)
+        same = [axis for axis in axes if added <= axis < len(shape(node)) and size[axis - added] == shape(node)[axis]]
+        return {axis - added for axis in same}
+    result = run(node, {source: torch.arange(float(math.prod(size)), dtype=torch.float64).reshape(size)}, fill=0.0)
+    result, found = result if isinstance(result, Tensor) else result[0], set()
+    for axis in axes if result.numel() else ():
+        places = torch.unravel_index(result.movedim(axis, 0).flatten(1)[:, 0].long(), size)
+        found |= {k for k, place in enumerate(places) if (place != place[0]).any()}
+    return found
+
+
 def _moved_from(channels: Channels, step: Step, mask: Tensor) -> dict[fx.Node, Tensor]:
-    axis, part = channels.axis[step.node], None
-    if operation(step.node) == "getitem":
-        step, part = channels.steps[step.sources[0]], step.node.args[1]
-    counted, count = {}, 1  # 0 is what has no channels
-    for each in step.sources:
-        if each in channels.roots:
-            counted[each] = torch.arange(count, count + len(channels.roots[each]))
-            count += len(counted[each])
-    result = run(step.node, _numbered(step.sources, counted, channels.axis), fill=0.0)
-    result = result if part is None else result[part]
-    seen = rows_along(result, axis)[mask].unique()
-    return {each: torch.isin(numbers, seen.long()) for each, numbers in counted.items()}
+    counted: dict[fx.Node, Tensor] = {}
+
+    def numbers(node: fx.Node) -> Tensor:
+        """Another one for each channel; 0 where there is none."""
+        if node in channels.roots and node not in counted:
+            before = sum(map(len, counted.values()))
+            counted[node] = torch.arange(before + 1, before + 1 + len(channels.roots[node]))
+        return _numbered([node], counted, channels.axis)[node]
+
+    result = laid_out(channels, step.node, numbers, fill=0.0)
+    seen = rows_along(result, channels.axis[step.node])[mask].unique()
+    return {each: torch.isin(own, seen.long()) for each, own in counted.items()}
+
+
+def laid_out(channels: Channels, node: fx.Node, given: Callable[[fx.Node], Tensor], fill: float | None = None) -> Any:
+    """What an operation that moves entries makes, with those before it, of other tensors, which are ``given``; ``fill``
+    as in `run`."""
+    step, part = _whole_of(channels, node)
+    sources = {
+        each: laid_out(channels, each, given, fill)
+        if each in channels.steps
+        and _whole_of(channels, each)[0].kind is Kind.MOVE
+        and each not in channels.graph.changed
+        else given(each)
+        for each in step.sources
+    }
+    result = run(step.node, sources, fill=fill)
+    return result if part is None else result[part]
+
+
+def _whole_of(channels: Channels, node: fx.Node) -> tuple[Step, Any]:
+    """The operation that makes a tensor, and which of its results this is; None for the only one."""
+    step = channels.steps[node]
+    return (channels.steps[step.sources[0]], node.args[1]) if operation(node) == "getitem" else (step, None)
 
 
 def _numbered(

@@ -268,6 +268,12 @@ def owner(node: fx.Node) -> str:
     return str(list(node.meta.get("nn_module_stack", {"": ("", "")}).values())[-1][0])
 
 
+def lies_in(node: fx.Node, kind: type[nn.Module]) -> bool:
+    """Whether an operation is done by the forward of such a module."""
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    return any(str(each) == name for _, each in node.meta.get("nn_module_stack", {}).values())
+
+
 def called(node: fx.Node) -> str:
     """What to call an operation: a module of torch by its name, else the operation and the submodule it is in."""
     stack = list(node.meta.get("nn_module_stack", {"": ("", "")}).values())

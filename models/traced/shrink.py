@@ -89,9 +89,21 @@ class Removal:
         return [self.channels.graph.names[each] for each in found]  # type: ignore[index]
 
     def spaces(self) -> list[Tensor]:
-        """The numbers of the channels that each layer puts out, of those that lose some."""
+        """The numbers of the channels that each layer puts out, of those that lose some and are no heads."""
         found = {tuple(self._numbers(step)[0].tolist()) for step in self.layers if step.kind is not Kind.NORM}
-        return [numbers for space in sorted(found) if not self.kept[numbers := torch.tensor(space)].all()]
+        heads = torch.cat([self.kept.nonzero()[:0, 0], *self.heads()])
+        spaces = [numbers for space in sorted(found) if not torch.isin(numbers := torch.tensor(space), heads).all()]
+        return [numbers for numbers in spaces if not self.kept[numbers].all()]
+
+    def heads(self) -> list[Tensor]:
+        """The numbers of the heads of attention that modules of one class have, of those that lose some."""
+        found: dict[type[nn.Module], list[Tensor]] = {}
+        for step in self.channels.steps.values():
+            if step.kind is Kind.HEADS:
+                kind = type(self.model.get_submodule(owner(step.node)))
+                found.setdefault(kind, []).append(self.channels.roots[step.node])
+        classes = [torch.cat(numbers).unique() for numbers in found.values()]
+        return [numbers for numbers in classes if not self.kept[numbers].all()]
 
     def applied_to(self, model: nn.Module) -> nn.Module:
         """A narrow copy of the module, which may be of another precision."""
@@ -263,24 +275,28 @@ def fit(model: nn.Module, removal: Removal, *examples: Example) -> tuple[list[Te
 
     def freed(spaces: list[Tensor], kept: Tensor) -> tuple[Tensor, list[Tensor]]:
         """What has to stay when these layers may lose channels besides those that do already, and which may not."""
+        if not spaces:
+            return kept, []
         less = kept.clone()
         for numbers in spaces:
             less[numbers] = removal.channels.fixed[numbers]
         removal.settle(less)
         if agreeing():
             return less, []
-        if len(spaces) <= 1:
+        if len(spaces) == 1:
             return kept, spaces
         half = len(spaces) // 2
         kept, later = freed(spaces[half:], kept)
         kept, earlier = freed(spaces[:half], kept)
         return kept, earlier + later
 
-    fixed, noticed = freed(removal.spaces(), torch.ones_like(removal.channels.fixed))
+    heads, spaces = removal.heads(), removal.spaces()  # in most classes of modules all can lose heads or none
+    fixed, held = freed(heads, torch.ones_like(removal.channels.fixed))
+    fixed, noticed = freed(spaces, fixed)
     removal.settle(fixed)
     if not (pairs := agreeing()):
         raise ValueError(f"{type(model).__name__} computes something else with fewer channels in its layers")
-    return noticed, pairs
+    return held + noticed, pairs
 
 
 def _computed(model: nn.Module, examples: Sequence[Example]) -> tuple[nn.Module, list[Example], list[list[Tensor]]]:

@@ -1,18 +1,18 @@
 """Units of any model, found from its graph: what has to be zero together so that a channel is zero and can go."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nas.groups import Members, join_rows, slices, unit_axes
+from nas.groups import Axis, Members, join_rows, slices, unit_axes
 from nas.models.traced.channels import Channels, Kind, Step, arguments, channels_behind
 from nas.models.traced.graph import Example, Inputs, call, call_once, called, copied, operation, shape, trace, unwrap
 from nas.models.traced.shrink import Removal, fit, has_place
-from nas.models.traced.values import PRODUCTS, Values, keeps_constants
+from nas.models.traced.values import PRODUCTS, Values, attended, keeps_constants
 
 # The numbers of the channels that a layer puts out, each once: unit i has those numbered space[i]
 Space = tuple[int, ...]
@@ -31,11 +31,11 @@ def coupled_units(model: nn.Module, inputs: Inputs, *, strict: bool = True) -> d
     are zero, so is the channel, in training and (after `settle_norms`) in evaluation, and `nas.analysis.extract`
     removes it exactly: that is tried here on a copy. Factors on the way stay free (the scale of a normalisation,
     the kernel of a depthwise convolution): a zero filter behind a zero factor has no gradient and could never wake.
-    So does one of two factors that are both zero with the unit, as the halves of a gate. So do the shifts of a
-    normalisation of a concatenation, whose channels belong to several layers; behind it a dead channel is a
-    constant, which layers without zero padding absorb in a bias of their own. Channels that the model takes in or
-    puts out are no units, nor are frozen ones, nor those that an operation needs all together (normalisation over
-    channels, attention).
+    So does one of two factors that are both zero with the unit, as the halves of a gate; of a head of attention, which
+    goes as a whole, all but its values. So do the shifts of a normalisation of a concatenation, whose channels belong
+    to several layers; behind it a dead channel is a constant, which layers without zero padding absorb in a bias of
+    their own. Channels that the model takes in or puts out are no units, nor are frozen ones, nor those that an
+    operation needs all together (normalisation over channels).
 
     Args:
         model: any module that `torch.export` can trace; it is left as it is.
@@ -79,7 +79,9 @@ def find_units(
         call_once(copied(model), example)  # what cannot be run is refused all the same
     elif not (all_or_none and search.problems):
         for layer in _missed(model, example, channels, units):
-            search.problems.append(f"{type(model).__name__} computes something else when channels of {layer} go")
+            what = "heads" if layer in search.heads else "channels"
+            problem = f"{type(model).__name__} computes something else when {what} of {layer} go"
+            (search.dense if layer in search.heads else search.problems).append(problem)
             del units[layer]
     return units, search.problems, search.dense
 
@@ -166,14 +168,20 @@ class _Search:
             if step.kind is Kind.MIX:
                 self.layers.setdefault(self._space(step.node), []).append(step)
         self.free = ~channels.fixed
+        self.attended = torch.zeros_like(self.free)  # channels that are heads of attention
+        for step in channels.steps.values():
+            if step.kind is Kind.HEADS:
+                self.attended[channels.roots[step.node]] = True
         self._leave_unknown()
         self._leave_frozen()
         self._leave_unaligned()
         self._visit()
-        while self._free_factors():
+        while self._free_factors() or self._free_weights():
             self._visit()
         self._leave_unabsorbed()
-        self.units = {self.name(space): members for space, members in self.members.items() if self.is_free(space)}
+        free = {space: self.name(space) for space in self.members if self.is_free(space)}
+        self.units = {name: self.members[space] for space, name in free.items()}
+        self.heads = {name for space, name in free.items() if self._has_heads(space)}
 
     def _visit(self) -> None:
         self.members: dict[Space, Members] = {}
@@ -193,7 +201,10 @@ class _Search:
 
     def leave(self, space: Space, problem: str) -> None:
         self.free[self.numbers[space]] = False
-        self.problems.append(f"the channels of {self.name(space)} {problem}")
+        if self._has_heads(space):
+            self.dense.append(f"the heads of {self.name(space)} {problem}")
+        else:
+            self.problems.append(f"the channels of {self.name(space)} {problem}")
 
     def _leave_unknown(self) -> None:
         """Note operations between layers, and layers, that are not understood; what they see stays."""
@@ -259,12 +270,23 @@ class _Search:
         for step, mask in self.states.squares:
             spaces = [space for space, _ in self.free_layers(self.channels.roots[step.node][mask])]
             factors = [each for each in arguments(step.node) if each in self.channels.roots]
-            choices = [self._rows_behind(each, mask, spaces) for each in reversed(factors)]
+            choices = (self._rows_behind([each], mask, spaces) for each in reversed(factors))
             freed = self._free_rows(next(filter(self._are_last, choices), {}))
             for space in spaces:
                 if not freed or all(self._taken(layer.node) == 0 for layer in self.layers[space]):
                     self.leave(space, f"are multiplied with each other by {step.name}, so that they could never wake")
             found |= bool(spaces)
+        return found
+
+    def _free_weights(self) -> bool:
+        """Let what heads of attention weigh their values with be free; whether that changes anything."""
+        found = False
+        for step, mask in self.states.attended:
+            spaces = [space for space, _ in self.free_layers(self.channels.roots[step.node][mask])]
+            found |= self._free_rows(self._rows_behind(self.states.weights(step, mask), mask, spaces))
+            for space in (each for each in spaces if not any(self._taken(layer.node) for layer in self.layers[each])):
+                self.leave(space, f"have values beside what {step.name} weighs them with, so that no unit has them")
+                found = True
         return found
 
     def _free_rows(self, rows: Mapping[fx.Node, Tensor]) -> bool:
@@ -279,9 +301,9 @@ class _Search:
         parts = [rows[node].reshape(self.outer(node), -1) for node in rows]
         return bool(parts) and all(bool(each.all()) or not each[0].any() for each in parts)
 
-    def _rows_behind(self, node: fx.Node, mask: Tensor, spaces: Collection[Space]) -> dict[fx.Node, Tensor]:
-        """By layer that puts out such units the rows that these channels of a tensor come from directly."""
-        waiting = {node: mask}
+    def _rows_behind(self, nodes: Sequence[fx.Node], mask: Tensor, spaces: Collection[Space]) -> dict[fx.Node, Tensor]:
+        """By layer that puts out such units the rows that these channels of tensors come from directly."""
+        waiting = dict.fromkeys(nodes, mask)
         found: dict[fx.Node, Tensor] = {}
         for each in reversed(self.channels.graph.nodes):
             if each not in waiting:
@@ -300,11 +322,19 @@ class _Search:
         """In how many parts of its channels each unit has some."""
         return (self.layouts[node] or (1, 1))[0]
 
-    def _taken(self, node: fx.Node, zero: Tensor | None = None) -> int:
-        """How many of the first of these parts are of units, which are those that are ``zero`` and no factor."""
+    def _has_heads(self, space: Space) -> bool:
+        return bool(self.attended[self.numbers[space]].any())
+
+    def _taken(self, node: fx.Node, zero: Tensor | None = None, known: Iterable[Axis] = ()) -> int:
+        """Which of these parts are of units, as `nas.groups.Axis` says it, 0 for none: those that are ``zero`` and no
+        factor, and lie in all that are ``known``."""
         rows = ~self._rows_that_multiply(node)
         parts = (rows if zero is None else rows & zero).reshape(self.outer(node), -1).all(dim=1)
-        return int(parts.cumprod(0).sum())
+        for _, outer, _, taken in (axis for axis in known if isinstance(axis, tuple)):
+            slices(inside := torch.zeros_like(parts), (0, outer, 1, taken)).fill_(True)
+            parts &= inside
+        first, last = (int(each.cumprod(0).sum()) for each in (parts, parts.flip(0)))
+        return first or -last
 
     def _rows_that_multiply(self, node: fx.Node) -> Tensor:
         """Which rows of a layer are factors of units."""
@@ -320,17 +350,20 @@ class _Search:
         Their axis is ``axis`` in tensors that are no vectors.
         """
         outer, inner = self.layouts[step.node] or (1, 1)
-        taken = self._taken(step.node, zero)
-        members = self.members.setdefault(self.spaces[step.node], Members()) if taken else Members()
+        members = self.members.get(self.spaces[step.node], Members())
         known = {id(p): own for p, own in zip(members, members.axes, strict=True)}
-        for own in (known.get(id(p)) for p in tensors):
-            taken = min(taken, own[3]) if isinstance(own, tuple) else taken
+        taken = self._taken(step.node, zero, [known[id(p)] for p in tensors if id(p) in known])
+        found = torch.zeros_like(zero)
+        if not taken:
+            return found
+        self.members[self.spaces[step.node]] = members
         for p in tensors:
             if id(p) not in known:
                 own = axis if p.ndim > 1 else 0
                 members.append(p)
                 members.axes.append(own if outer == inner == 1 else (own, outer, inner, taken))
-        return (torch.arange(len(zero)) < taken * len(zero) // outer).bool()
+        slices(found, (0, outer, inner, taken)).fill_(True)
+        return found
 
     def _tensors(self, step: Step) -> list[Parameter]:
         return [self.parameters[each] for each in (step.weight, step.bias) if each in self.parameters]
@@ -370,7 +403,9 @@ class _States(Values):
 
     def __init__(self, search: _Search) -> None:
         self.search = search
-        self.squares: list[tuple[Step, Tensor]] = []  # products of units, with a mask of their channels
+        # Products of units, with a mask of the channels that are zero whether one factor is or not
+        self.squares: list[tuple[Step, Tensor]] = []
+        self.attended: list[tuple[Step, Tensor]] = []  # likewise products of heads
         self._generator = torch.Generator().manual_seed(0)
         graph = search.channels.graph
         drawn: dict[str | fx.Node, Tensor] = {}  # what has a name is one tensor, wherever it is read
@@ -406,6 +441,7 @@ class _States(Values):
                 zero = zero.repeat_interleave(len(values) // len(zero))
                 values[self.search.add(step, [self.search.parameters[step.bias]], zero)] = 0  # type: ignore[index]
             self._note_squares(step)
+            self.attended += [(step, values == 0)] if step.kind is Kind.HEADS else []
         if new := [number for number in numbers[values.ne(0)].tolist() if number not in self.search.causes]:
             self.search.causes |= dict.fromkeys(new, step.name)
         return values
@@ -433,6 +469,11 @@ class _States(Values):
         """Whether all that an operation reads of a channel is zero."""
         axis, size = self.channels.axis[step.node], shape(step.node)
         return torch.stack([self.vector(each, axis, size) == 0 for each in step.sources]).all(dim=0)
+
+    def weights(self, step: Step, mask: Tensor) -> list[fx.Node]:
+        """The factors of attention beside the last one of which these channels are zero."""
+        [*_, last] = [each for each in attended(step) if self.of[each][mask].eq(0).all()] or step.sources
+        return [each for each in step.sources if each is not last]
 
     def _note_squares(self, step: Step) -> None:
         if step.kind is Kind.ENTRYWISE and operation(step.node) in PRODUCTS:

@@ -1,12 +1,25 @@
 """Which channels of a module are constants, whatever it is given: zero in most cases."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from nas.models.traced.channels import SHIFTED, ZEROED, Channels, Kind, Step, argument, rows_along, run, spread
+from nas.models.traced.channels import (
+    SHIFTED,
+    ZEROED,
+    Channels,
+    Kind,
+    Step,
+    argument,
+    laid_out,
+    rows_along,
+    run,
+    spread,
+)
 from nas.models.traced.graph import operation, shape
+from nas.models.traced.heads import ATTENTION
 
 PRODUCTS = {"mul", "multiply", "prelu"}
 
@@ -80,6 +93,8 @@ class Values:
                 return self._normalise(step)
             case Kind.ENTRYWISE:
                 return self._entrywise(step, axis, size)
+            case Kind.HEADS:
+                return self._attend(step)
             case _:
                 result = self._moved(step)
                 return _uniform(rows_along(result, axis))
@@ -156,24 +171,31 @@ class Values:
             result = result.where(~torch.stack([v == 0 for v in known.values()]).any(dim=0), 0.0)
         return result
 
-    def _spread(self, step: Step) -> dict[fx.Node, Tensor]:
-        found = {}
-        for each in step.sources:
-            if each in self.of and each not in self.whole:
-                found[each] = spread(self.of[each], self.channels.axis[each], shape(each))
-            else:
-                found[each] = self.whole.get(each, torch.full((), math.nan).double().expand(shape(each)))
-        return found
+    def _attend(self, step: Step) -> Tensor:
+        zero = torch.stack([self.of[each] == 0 for each in attended(step)]).any(dim=0)
+        return torch.where(zero, 0.0, torch.full((), math.nan, dtype=torch.float64))
 
-    def _moved(self, step: Step) -> Tensor:
-        return run(step.node, self._spread(step))  # type: ignore[no-any-return]
+    def _given(self, node: fx.Node) -> Tensor:
+        """What a tensor holds, NaN where that is no constant."""
+        if node in self.of and node not in self.whole:
+            return spread(self.of[node], self.channels.axis[node], shape(node))
+        return self.whole.get(node, torch.full((), math.nan).double().expand(shape(node)))
+
+    def _moved(self, step: Step) -> Any:
+        if step.kind is Kind.MOVE:
+            return laid_out(self.channels, step.node, self._given)
+        return run(step.node, {each: self._given(each) for each in step.sources})
 
     def _move_parts(self, step: Step) -> None:
-        results = run(step.node, self._spread(step))
         self.parts[step.node] = [
             torch.zeros(0) if part is None else _uniform(rows_along(result, part[0])).double()
-            for result, part in zip(results, self.channels.parts[step.node], strict=False)
+            for result, part in zip(self._moved(step), self.channels.parts[step.node], strict=False)
         ]
+
+
+def attended(step: Step) -> tuple[fx.Node, ...]:
+    """The factors of attention that make it zero where one of them is; those before weigh positions."""
+    return step.sources[-1:] if operation(step.node) == ATTENTION else step.sources
 
 
 def keeps_constants(step: Step) -> bool:
