@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from nas.analysis import extract
 from nas.groups import Members
 from nas.models.traced.graph import Example
-from nas.models.traced.units import find_units, kill_half, stir
+from nas.models.traced.units import every_other, find_units, kill, stir
 from nas.search.data.vision import import_torchvision
 
 LIST = Path(__file__).with_suffix(".txt")
@@ -115,7 +115,8 @@ def judge(line: str) -> Verdict:
     if not units:
         return verdict
     stir(model)
-    kill_half(model, units, Example.of(tuple(torch.cat([torch.rand(x.shape), torch.randn(x.shape)]) for x in inputs)))
+    batch = tuple(torch.cat([torch.rand(x.shape), torch.randn(x.shape)]) for x in inputs)
+    kill(model, units, every_other(units), Example.of(batch))
     began = time.process_time()
     small, certificate = extract(model, [tuple(x[0] for x in inputs)])
     verdict.extracted = time.process_time() - began

@@ -112,6 +112,7 @@ def test_a_pgm_keeps_its_numbers_and_its_largest():
     assert (sheet.values.black, sheet.values.white, sheet.notes) == (0, 4095, ())
     assert encoded(sheet, ".pgm") == (data, [])
     assert read_sheet(data, "a.pgm", (0, 2000)).values.white == 2000
+    assert read_sheet(data.replace(b"4095", b"65535", 1), "b.pgm").values.white == 65535
 
 
 def test_damage_is_one_sentence():

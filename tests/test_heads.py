@@ -339,7 +339,28 @@ def encoder():
     return nn.Sequential(layer, nn.Linear(WIDTH, 2))
 
 
+class TwoAttentions(nn.Module):
+    """Two attentions of one class, whose forward holds one number of heads for both, and a hidden layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = 4
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, 12) for _ in range(6))
+        self.outs = nn.ModuleList(nn.Linear(12, WIDTH) for _ in range(2))
+        self.wide, self.narrow = nn.Linear(WIDTH, 7), nn.Linear(7, 2)
+
+    def forward(self, x):
+        for k, out in enumerate(self.outs):
+            q, k, v = (f(x).unflatten(-1, (self.heads, 3)).transpose(1, 2) for f in self.layers[3 * k : 3 * k + 3])
+            x = x + out(explicit(q, k, v).transpose(1, 2).flatten(2))
+        return self.narrow(self.wide(x).relu())
+
+
 DENSE = {
+    "two attentions with one number": (
+        TwoAttentions,
+        "TwoAttentions computes something else when heads of layers.5 go",
+    ),
     "a forward that knows the width": (lambda: Whole("qkv", "fused", 3, 2), "Whole computes something else when heads"),
     "a bias for each head": (Biased, "the channels of a.layers.0 stay, since .* needs all of them"),
     "values that lie between queries": (interleaved, "the heads of a.layers.0 have values beside what"),
@@ -386,3 +407,14 @@ def test_a_network_that_a_search_trains_has_prices_and_becomes_smaller():
     small = network.compacted(net)
     assert network.cost(small, "params") == network.alive_cost(net, "params") == num_parameters(small.module)
     torch.testing.assert_close(small(X), net(X))
+
+
+def test_a_network_that_lost_its_units_is_one_all_the_same():
+    """As many heads as a head has entries are left, which nobody can tell apart."""
+    net = TracedNet(block(heads=4, size=3), Origin("tests.test_heads:block", {"heads": 4, "size": 3}, WIDTH, 0, X))
+    members = net.unit_parameters()["a.layers.0"]
+    for p, axis in zip(members, members.axes, strict=True):
+        slices(p.data, axis)[1] = 0
+    small = network.compacted(net)
+    assert network.widths(small) == {"wide": 7}
+    assert network.cost(small, "params") == num_parameters(small.module)

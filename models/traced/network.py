@@ -22,7 +22,7 @@ from nas.models.traced.channels import Channels, Kind
 from nas.models.traced.graph import Example, copied, operation, shape, trace, unwrap
 from nas.models.traced.shrink import Removal, fit, held_by, keep_one, narrow, parts_of
 from nas.models.traced.store import Numbers, filled, other_numbers, read_module, write_module
-from nas.models.traced.units import find_units, kill_half, settle_norms, stir
+from nas.models.traced.units import every_other, find_units, kill, settle_norms, stir
 from nas.selection import Selection, write
 
 EVERYWHERE = 1 << 20  # pixels: the reach of a network that sees all of a picture
@@ -137,11 +137,7 @@ class Searched:
 
     @classmethod
     def find(cls, module: nn.Module, anatomy: Anatomy, example: Tensor) -> "Searched":
-        """The units of a module.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """The units of a module, perhaps none."""
         names = {id(p): name for name, p in module.named_parameters()}
         units, problems, dense = find_units(module, Example.of(example))
         found = cls(
@@ -153,9 +149,6 @@ class Searched:
             [*problems, *dense],
         )
         found._leave_out_what_stays(module, anatomy.channels, Example.of(example))
-        if not found.units:
-            why = "".join(f": {problem}" for problem in found.problems[:1])
-            raise ValueError(f"{type(module).__name__} has no layer whose channels can be units{why}")
         return found
 
     def __deepcopy__(self, memo: object) -> "Searched":
@@ -197,7 +190,7 @@ class Searched:
         """Of layers whose dead units an extraction would keep nothing is searched: tried on a copy."""
         trial = copied(module)
         stir(trial)
-        kill_half(trial, self.of(trial), example)
+        kill(trial, self.of(trial), every_other(self.units), example)
         removal = Removal(channels, trial)
         fit(trial, removal, example)
         for layer, numbers in list(self.numbers.items()):
@@ -245,11 +238,7 @@ class TracedNet(nn.Module):
 
     @property
     def searched(self) -> Searched:
-        """The units.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """The units, perhaps none: of heads of which as many are left as a head has entries nobody could tell them."""
         if self._searched is None:
             self._searched = Searched.find(self.module, self.anatomy, self.origin.example)
         return self._searched
@@ -269,7 +258,14 @@ class TracedNet(nn.Module):
         return F.pad(x, missing, mode="replicate") if any(missing) else x
 
     def unit_parameters(self) -> dict[str, Members]:
-        """For `nas.param_groups`."""
+        """For `nas.param_groups`.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not self.searched.units:
+            why = "".join(f": {problem}" for problem in self.searched.problems[:1])
+            raise ValueError(f"{type(self.module).__name__} has no layer whose channels can be units{why}")
         return self.searched.of(self.module)
 
     def alive_channels(self) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nas.groups import Axis, Members, join_rows, slices, unit_axes
+from nas.groups import Axis, Members, join_rows, num_units, slices, unit_axes
 from nas.models.traced.channels import Channels, Kind, Step, arguments, channels_behind
 from nas.models.traced.graph import Example, Inputs, call, call_once, called, copied, operation, shape, trace, unwrap
 from nas.models.traced.shrink import Removal, fit, has_place
@@ -78,7 +78,7 @@ def find_units(
     if not units:
         call_once(copied(model), example)  # what cannot be run is refused all the same
     elif not (all_or_none and search.problems):
-        for layer in _missed(model, example, channels, units):
+        for layer in _missed(model, example, channels, units, search.heads):
             what = "heads" if layer in search.heads else "channels"
             problem = f"{type(model).__name__} computes something else when {what} of {layer} go"
             (search.dense if layer in search.heads else search.problems).append(problem)
@@ -108,21 +108,31 @@ def settle_norms(model: nn.Module, units: Mapping[str, Sequence[Parameter]]) -> 
 
 
 def _missed(
-    model: nn.Module, example: Example, channels: Channels, units: Mapping[str, Sequence[Parameter]]
+    model: nn.Module, example: Example, channels: Channels, units: Mapping[str, Members], heads: Collection[str]
 ) -> list[str]:
-    """The layers of which the forward of a model would notice that units go: every other one is taken from a copy."""
+    """The layers of which the forward of a model would notice that units go: every other one is taken from a copy; then
+    of heads another number of each layer, as a forward may hold one number for those of several."""
+    missed = _noticed(model, example, channels, units, every_other(units))
+    left = [layer for layer in units if layer in heads and layer not in missed]
+    counts = [num_units(units[layer][0], units[layer].axes[0]) for layer in left]
+    dead = {layer: slice(n - k % n, None) for k, (layer, n) in enumerate(zip(left, counts, strict=True))}
+    return missed + (_noticed(model, example, channels, units, dead) if len(left) > 1 else [])
+
+
+def _noticed(
+    model: nn.Module, example: Example, channels: Channels, units: Mapping[str, Members], dead: Mapping[str, slice]
+) -> list[str]:
+    """The layers of which the forward would notice that these units go."""
     names = {id(p): name for name, p in model.named_parameters()}
     trial = copied(model)
     stir(trial)
     held = dict(trial.named_parameters(remove_duplicate=False))
-    theirs = {
-        layer: Members((held[names[id(p)]] for p in members), unit_axes(members)) for layer, members in units.items()
-    }
-    kill_half(trial, theirs, example)
+    theirs = {layer: Members((held[names[id(p)]] for p in units[layer]), units[layer].axes) for layer in dead}
+    kill(trial, theirs, dead, example)
     removal = Removal(channels, trial)
     noticed, _ = fit(trial, removal, example)
     lost = {name for numbers in noticed for name in removal.owners(numbers)}
-    return [layer for layer, members in units.items() if any(names[id(p)] in lost for p in members)]
+    return [layer for layer in dead if any(names[id(p)] in lost for p in units[layer])]
 
 
 @torch.no_grad()
@@ -135,13 +145,20 @@ def stir(trial: nn.Module) -> None:
             p.add_(0.1 * torch.rand(p.shape, generator=generator))
 
 
+def every_other(layers: Iterable[str]) -> dict[str, slice]:
+    """Half of the units of each layer."""
+    return dict.fromkeys(layers, slice(1, None, 2))
+
+
 @torch.no_grad()
-def kill_half(trial: nn.Module, units: Mapping[str, Sequence[Parameter]], example: Example) -> None:
-    """Set every other unit of a copy to zero and let normalisations see a batch, so that what they put out is neither
-    too small nor too large for a comparison; it is in evaluation mode afterwards."""
-    for members in units.values():
+def kill(
+    trial: nn.Module, units: Mapping[str, Sequence[Parameter]], dead: Mapping[str, slice], example: Example
+) -> None:
+    """Set the units of a copy that are to be ``dead`` to zero and let normalisations see a batch, so that what they put
+    out is neither too small nor too large for a comparison; it is in evaluation mode afterwards."""
+    for layer, members in units.items():
         for p, axis in zip(members, unit_axes(members), strict=True):
-            slices(p, axis)[1::2] = 0
+            slices(p, axis)[dead[layer]] = 0
     for module in trial.modules():
         if isinstance(module, _BatchNorm):
             module.momentum = 1.0

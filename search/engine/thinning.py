@@ -108,8 +108,14 @@ def thinning(
     """The networks on the way of `thin_out`, one after each fit."""
     if not 0 < share < 1:
         raise ValueError(f"thin_out(share=...) must lie in (0, 1), got {share}")
+    before = None
     while (cost := network.cost(compacted(net), currency)) > size:
-        small, units = inner(net)
+        alive = network.alive_cost(net, currency)
+        if (cost, alive) == before:
+            raise ValueError(
+                f"{cost:,.0f} {currency} are left, and less does not become of it; {size:,.0f} is too small"
+            )
+        before, (small, units) = (cost, alive), inner(net)
         ranked = _least_missed_first(small, loss_fn, probe, rank_by)
         if not ranked:
             raise ValueError(

@@ -93,7 +93,7 @@ def _read(stream: IO[bytes], name: str, given: tuple[float, float] | None, inver
     extras, orientation = _extras(picture, durations)
     frames = tuple(_native(turn_upright(array, orientation)) for array in arrays)
     if full is not None:
-        frames = tuple(np.rint(frame * (full / 65535)).astype(np.uint16) for frame in frames)
+        frames = tuple(np.rint(frame * (full / 65535)).astype(np.uint16) for frame in frames)  # Pillow scales them
     coloured = [frame[..., : frame.shape[2] - alpha] for frame in frames]
     values, assumed = find_values(coloured, name, full=full, inverted=inverted, given=given)
     suffix = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2", "TIFF": ".tif", "PPM": ".ppm"}.get(format)
@@ -176,8 +176,10 @@ def _depth_not_read(picture: ImageFile, stream: IO[bytes]) -> str:
 
 
 def _full_of_netpbm(picture: ImageFile) -> int | None:
-    """The largest value of a PGM or PPM file that was just opened, where Pillow scales it to 255 or 65535."""
+    """The largest value of a PGM or PPM file that was just opened, where it is not 255."""
     options = picture.tile[0][3] if picture.format == "PPM" and picture.tile else None
+    if options == "I;16B":
+        return 65535
     return options[1] if isinstance(options, tuple) and len(options) == 2 and isinstance(options[1], int) else None
 
 

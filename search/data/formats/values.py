@@ -100,7 +100,7 @@ def _known(low: float, high: float, dtype: np.dtype, full: float | None, name: s
     import numpy as np
 
     if full is not None:
-        return 0.0, full
+        return 0.0, float(full)
     if np.issubdtype(dtype, np.integer) and low >= 0 and high < 2**16:
         return 0.0, 2.0 ** next(depth for depth in DEPTHS if high < 2**depth) - 1
     if not np.issubdtype(dtype, np.integer) and low >= 0 and high <= 1:

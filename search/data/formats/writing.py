@@ -92,7 +92,7 @@ def write(sheet: Sheet, stream: IO[bytes], suffix: str) -> list[str]:
         kept |= {"save_all": True, "append_images": images[1:], "loop": sheet.extras.loop or 0}
         kept |= {"duration": list(sheet.extras.durations)} if sheet.extras.durations else {}
     try:
-        if format == "PPM" and _fits(sheet, 16) and 255 < sheet.values.highest < 65535:
+        if format == "PPM" and images[0].mode == "I;16" and _fits(sheet, 16) and 255 < sheet.values.highest < 65535:
             _write_pgm(images[0], math.ceil(sheet.values.highest), stream)
         else:
             images[0].save(stream, format, **OPTIONS.get(format, {}), **kept)
