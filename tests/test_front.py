@@ -186,3 +186,10 @@ def test_a_size_that_nothing_has(probe):
     net = alive("gates")
     with pytest.raises(ValueError, match=r"what is left costs 4 \(params\), and none of it can go; 3 is too small"):
         thin_out(net, 3, lambda inner: None, F.mse_loss, probe)
+
+
+def test_a_pass_that_changes_nothing_is_the_last(probe, monkeypatch):
+    """As of units of a module that its forward keeps, whatever is zero."""
+    monkeypatch.setattr("nas.search.engine.thinning._remove", lambda *_: None)
+    with pytest.raises(ValueError, match=r"the network stays at [\d,]+ \(params\) although groups were removed"):
+        thin_out(alive("gates"), 20, lambda inner: None, F.mse_loss, probe)
