@@ -113,7 +113,7 @@ def thinning(
         alive = network.alive_cost(net, currency)
         if (cost, alive) == before:
             raise ValueError(
-                f"{cost:,.0f} {currency} are left, and less does not become of it; {size:,.0f} is too small"
+                f"the network stays at {cost:,.0f} ({currency}) although groups were removed; {size:,.0f} is too small"
             )
         before, (small, units) = (cost, alive), inner(net)
         ranked = _least_missed_first(small, loss_fn, probe, rank_by)
