@@ -92,8 +92,8 @@ def _read(stream: IO[bytes], name: str, given: tuple[float, float] | None, inver
     space, alpha = SPACES[mode]
     extras, orientation = _extras(picture, durations)
     frames = tuple(_native(turn_upright(array, orientation)) for array in arrays)
-    if full is not None:
-        frames = tuple(np.rint(frame * (full / 65535)).astype(np.uint16) for frame in frames)  # Pillow scales them
+    if full is not None:  # Pillow scales up to 65535, in 32 bits
+        frames = tuple(((frame.astype(np.uint32) * full + 32767) // 65535).astype(np.uint16) for frame in frames)
     coloured = [frame[..., : frame.shape[2] - alpha] for frame in frames]
     values, assumed = find_values(coloured, name, full=full, inverted=inverted, given=given)
     suffix = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2", "TIFF": ".tif", "PPM": ".ppm"}.get(format)
@@ -115,8 +115,6 @@ def _pixels(
     images, durations = _frames(picture, count)
     mode, note = _common_mode(images, name)
     arrays = [np.asarray(image if image.mode == mode else image.convert(mode)) for image in images]
-    if picture.format == "PPM" and mode == "I":  # 16 bits
-        arrays = [array.astype(np.uint16) for array in arrays]
     return arrays, mode, durations, [note, depth]
 
 
