@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nas.models.dag import DagNet, DagNode
 from nas.models.plan import DEPTHWISE, INPUT, OUTPUT, Edge, Indices, Skip
+from nas.nonzero import any_over, in_rows, nonzero
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def find_alive(net: DagNet) -> Alive:
         for skip, _ in open_gates(node):
             emits[name] |= spread(pick(emits[skip.source], skip.take), skip.put, units[name])
         for source, matrix in node.projections.items():
-            emits[name] |= reads(matrix)[:, emits[source]].any(dim=1)
+            emits[name] |= any_over(reads(matrix)[:, emits[source]], 1)
 
     read = {name: torch.full((n,), name == OUTPUT) for name, n in units.items()}
     skips: dict[tuple[str, str], float] = {}
@@ -55,15 +56,15 @@ def find_alive(net: DagNet) -> Alive:
         rows = pick(wanted, node.plan.rows)
         for edge, weight in node.weighted_edges():
             source = edge.source
-            used = reads(weight) & pick(rows, edge.put)[:, None]
+            used = in_rows(reads(weight), pick(rows, edge.put))
             read[source] |= spread(columns(edge, used), edge.take, units[source])
             used &= beside(edge, emits[source])
-            if used.any():
+            if columns(edge, used).any():
                 kernels[edge.key, name] = side(weight[used]) if edge.kernel else 1
                 if source in node.plan.block_sources:
                     skips[source, name] = math.hypot(skips.get((source, name), 0.0), float(weight[used].norm()))
         for source, matrix in node.projections.items():
-            used = reads(matrix)[wanted].any(dim=0)
+            used = any_over(reads(matrix)[wanted], 0)
             read[source] |= used
             if (used & emits[source]).any():
                 skips[source, name] = float(matrix[wanted][:, emits[source]].norm())
@@ -78,9 +79,9 @@ def find_alive(net: DagNet) -> Alive:
 
 def active_rows(node: DagNode, sources: Mapping[str, Tensor]) -> Tensor:
     """Which rows of a node are not zero on the given units of its sources; shape (rows,)."""
-    active = node.bias.ne(0).cpu()
+    active = nonzero(node.bias).cpu()
     for edge, weight in node.weighted_edges():
-        read = (reads(weight) & beside(edge, sources[edge.source])).any(dim=1)
+        read = any_over(reads(weight) & beside(edge, sources[edge.source]), 1)
         active = active | spread(read, edge.put, node.plan.num_rows)
     return active
 
@@ -93,7 +94,7 @@ def beside(edge: Edge, values: Tensor) -> Tensor:
 
 def columns(edge: Edge, used: Tensor) -> Tensor:
     """Which units, of those that an edge takes, its ``used`` weights (rows, columns) read."""
-    return used[:, 0] if edge.operation == DEPTHWISE else used.any(dim=0)
+    return used[:, 0] if edge.operation == DEPTHWISE else any_over(used, 0)
 
 
 def edge_reads(edge: Edge, weight: Tensor, rows: int, units: int) -> Tensor:
@@ -117,15 +118,13 @@ def dense_weight(edge: Edge, weight: Tensor, rows: int, units: int) -> Tensor:
 
 def reads(weight: Tensor) -> Tensor:
     """True at (row, column) where the row has a non-zero weight (kernel) on the column."""
-    nonzero = weight.ne(0)
-    if weight.ndim > 2:
-        nonzero = nonzero.reshape(*weight.shape[:2], math.prod(weight.shape[2:])).any(dim=2)
-    return nonzero.cpu()
+    found = nonzero(weight)
+    return (any_over(found, tuple(range(2, found.ndim))) if found.ndim > 2 else found).cpu()
 
 
 def side(weight: Tensor) -> int:
     """The side of the smallest kernel around the middle that holds all non-zero weights (..., k, k)."""
-    live = weight.ne(0).reshape(-1, *weight.shape[-2:]).any(dim=0).cpu()
+    live = any_over(nonzero(weight).reshape(-1, *weight.shape[-2:]), 0).cpu()
     return 1 + 2 * int((live.nonzero() - len(live) // 2).abs().max()) if live.any() else 1
 
 

@@ -12,6 +12,7 @@ from nas.models.alive import side
 from nas.models.dag import DagNet, DagNode
 from nas.models.plan import DEPTHWISE, INPUT, Edge, Indices
 from nas.models.sparse_edges import SparseEdge, SparseRows
+from nas.nonzero import any_over, nonzero
 
 DENSE_ABOVE = 0.6  # share of rows or units that are alive, above which picking them out costs more than it saves
 
@@ -68,7 +69,7 @@ class Liveness:
 
     @torch.no_grad()
     def __call__(self) -> Mapping[str, LiveNode]:
-        awake = torch.cat([part for node in self.net.named_nodes().values() for part in _magnitudes(node)]).ne(0)
+        awake = torch.cat([part for node in self.net.named_nodes().values() for part in _awake(node)])
         if self._awake is None or not torch.equal(awake, self._awake):
             nodes = self._find()
             self._awake, self._nodes = awake, nodes if any(node.saves for node in nodes.values()) else {}
@@ -78,10 +79,10 @@ class Liveness:
         emits = {INPUT: torch.ones(self.net.plan.units[INPUT], dtype=torch.bool)}
         nodes = {}
         for name, node in self.net.named_nodes().items():
-            rows, fine, coarse = node.bias.ne(0), [], {}
+            rows, fine, coarse = nonzero(node.bias), [], {}
             alive = rows
             for edge, weight in node.weighted_edges():
-                own = _largest_of_rows(weight).ne(0)
+                own = _rows(weight)
                 own = own & emits[edge.source] if edge.operation == DEPTHWISE else own
                 alive = alive | own
                 if node.levels[edge.source] > 0 and edge.kernel == 1 and node.plan.activation == "identity":
@@ -95,7 +96,7 @@ class Liveness:
                 if gate:
                     emits[name] = emits[name] | emits[skip.source]
             for source, matrix in node.projections.items():
-                own = _largest_of_rows(matrix).ne(0)
+                own = _rows(matrix)
                 projections[source] = _sparse_rows(node, [(Edge(source), matrix)], own, emits, "identity")
                 emits[name] = emits[name] | own
             nodes[name] = LiveNode(whole, coarse, projections)
@@ -112,23 +113,23 @@ def _joins_all(net: DagNet) -> bool:
     return all(part is None for part in some)
 
 
-def _magnitudes(node: DagNode) -> Iterator[Tensor]:
-    """Numbers of which it matters whether they are zero: the largest of each row and each place of a growing kernel,
-    the gates, and of each bias and its rows together, so that a bias which joins an alive row changes nothing."""
-    joint = node.bias.abs()
+def _awake(node: DagNode) -> Iterator[Tensor]:
+    """Whether what matters is not zero: each row and each place of a growing kernel, the gates, and each bias and its
+    rows together, so that a bias which joins an alive row changes nothing."""
+    joint = nonzero(node.bias)
     for edge, weight in node.weighted_edges():
-        rows = _largest_of_rows(weight)
-        joint = joint if edge.operation == DEPTHWISE else joint.maximum(rows)
+        rows = _rows(weight)
+        joint = joint if edge.operation == DEPTHWISE else joint | rows
         yield rows
         if edge.core is not None:
-            yield weight.amax((0, 1)).maximum(-weight.amin((0, 1))).flatten()
-    yield from map(_largest_of_rows, node.projections.values())
-    yield from (joint, node.gates)
+            yield any_over(nonzero(weight), (0, 1)).flatten()
+    yield from map(_rows, node.projections.values())
+    yield from (joint, nonzero(node.gates))
 
 
-def _largest_of_rows(weight: Tensor) -> Tensor:
-    rows = weight.flatten(1)
-    return rows.amax(1).maximum(-rows.amin(1))  # without a copy of the weights
+def _rows(weight: Tensor) -> Tensor:
+    """Which rows of a weight are not zero."""
+    return any_over(nonzero(weight).flatten(1), 1)
 
 
 def _sparse_rows(

@@ -13,6 +13,7 @@ from nas.models.bypass import bypass
 from nas.models.dag import DagNet, DagNode
 from nas.models.fold import fold_constants
 from nas.models.plan import DEPTHWISE, INPUT, MAX_SIZE, OUTPUT, Edge, Indices, Node, Plan
+from nas.nonzero import any_over, in_rows
 from nas.selection import Selection, indices, selected
 
 Tensors = dict[str, Tensor]
@@ -234,8 +235,8 @@ def _restrict_edge(
     left."""
     put, take = pick(rows, edge.put), pick(kept, edge.take)
     if tight:
-        used = reads(weight) & put[:, None] & beside(edge, kept)
-        put, take = used.any(dim=1), columns(edge, used)
+        used = in_rows(reads(weight), put) & beside(edge, kept)
+        put, take = any_over(used, 1), columns(edge, used)
     if edge.operation == DEPTHWISE:
         put = take = put & take
     part: Selection = (indices(put), None if edge.operation == DEPTHWISE else indices(take))

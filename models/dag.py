@@ -156,6 +156,18 @@ class DagNode(nn.Module):
         return x.index_add_(self.unit_axis, put, term) if ours else x.index_add(self.unit_axis, put, term)
 
 
+def _squares(x: Tensor, side: int) -> Tensor:
+    """(B, n, h, w) as (B, h / side, w / side, n side^2); without a copy where one square is all of the picture."""
+    squares = x.unflatten(-1, (-1, side)).unflatten(-3, (-1, side))
+    return squares.permute(0, 2, 4, 1, 3, 5).flatten(3)
+
+
+def _picture_of(squares: Tensor, side: int) -> Tensor:
+    """The inverse of `_squares`."""
+    x = squares.unflatten(-1, (-1, side, side)).permute(0, 3, 1, 4, 2, 5)
+    return x.flatten(4).flatten(2, 3)
+
+
 def _zeros_like(x: Tensor, units: int, axis: int) -> Tensor:
     """Zeros in the shape of ``x`` but for the number of units."""
     shape = list(x.shape)
@@ -259,9 +271,9 @@ class DagNet(nn.Module):
         multiple = self.plan.patch * 2**self.plan.levels
         missing = (0, -width % multiple, 0, -height % multiple)
         x = F.pad(x, missing, mode="replicate") if any(missing) else x
-        x = F.pixel_unshuffle(x, self.plan.patch)
         if self.unit_axis == -1:
-            return x.permute(0, 2, 3, 1)
+            return _squares(x, self.plan.patch)
+        x = F.pixel_unshuffle(x, self.plan.patch)
         if x.dtype == torch.float64:
             return x  # on doubles that are channels-last torch's depthwise kernels take 5 times as long
         return x.clone(memory_format=torch.channels_last)  # up to 1.7 x as fast; contiguous() skips one channel
@@ -273,8 +285,8 @@ class DagNet(nn.Module):
             positions = tuple(axis for axis in range(1, state.ndim) if axis != self.unit_axis % state.ndim)
             return state.mean(positions) if positions else state
         if self.plan.patch is not None:
-            state = state if self.unit_axis == 1 else state.permute(0, 3, 1, 2)
-            state = F.pixel_shuffle(state, self.plan.patch)[..., : x.shape[-2], : x.shape[-1]]
+            shuffled = _picture_of if self.unit_axis == -1 else F.pixel_shuffle
+            state = shuffled(state, self.plan.patch)[..., : x.shape[-2], : x.shape[-1]]
         return state + (self._picture(x) if self.plan.residual else self.plan.offset)
 
     def _picture(self, x: Tensor) -> Tensor:

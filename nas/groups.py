@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from nas.nonzero import any_over, nonzero
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -79,8 +81,8 @@ class Groups:
     def active(self, weight: Tensor) -> Tensor:
         """True where a group has a non-zero entry (exact: no threshold), broadcastable to ``cut(weight)``."""
         self.check(weight)
-        nonzero = self.cut(weight.ne(0))
-        return nonzero if self.over == () else nonzero.any(dim=self._axes(nonzero), keepdim=True)
+        found = self.cut(nonzero(weight))
+        return found if self.over == () else any_over(found, self._axes(found), keepdim=True)
 
     def spread(self, per_group: Tensor, weight: Tensor, rest: float | Tensor = 1.0) -> Tensor:
         """The values of the groups, one for each entry, in the shape of ``weight``; ``rest`` in no group."""

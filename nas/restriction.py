@@ -82,7 +82,7 @@ class Restriction:
                 piece.awake = None if mask is None or mask.all() else mask
                 state = whole.state.get(piece.whole, {})
                 count = float(state.get("step", 0)) + state.get("coarse", 0)
-                optimizer.state[piece.part] = piece.restricted(whole.at_count(state, count, group))
+                optimizer.state[piece.part] = whole.at_count(piece.restricted(state), count, group)
                 if piece.trained is not None:
                     self._hooks.append(piece.trained.register_post_accumulate_grad_hook(piece.pass_gradient))
             if isinstance(optimizer, AdaBreg) and sharing(group) != ENTRIES:
