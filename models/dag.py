@@ -158,13 +158,13 @@ class DagNode(nn.Module):
 
 def _squares(x: Tensor, side: int) -> Tensor:
     """(B, n, h, w) as (B, h / side, w / side, n side^2); without a copy where one square is all of the picture."""
-    squares = x.unflatten(-1, (-1, side)).unflatten(-3, (-1, side))
+    squares: Tensor = x.unflatten(-1, (-1, side)).unflatten(-3, (-1, side))
     return squares.permute(0, 2, 4, 1, 3, 5).flatten(3)
 
 
 def _picture_of(squares: Tensor, side: int) -> Tensor:
     """The inverse of `_squares`."""
-    x = squares.unflatten(-1, (-1, side, side)).permute(0, 3, 1, 4, 2, 5)
+    x: Tensor = squares.unflatten(-1, (-1, side, side)).permute(0, 3, 1, 4, 2, 5)
     return x.flatten(4).flatten(2, 3)
 
 
