@@ -19,7 +19,7 @@ from nas.models import (
     separable_autoencoder,
     skip_autoencoder,
 )
-from nas.models.dag import right_relu
+from nas.models.dag import _picture_of, _squares, right_relu
 from tests.nets import full
 
 
@@ -221,3 +221,13 @@ def test_bad_sizes_of_a_recipe_are_refused():
         ValueError, match=r"conv_skip_autoencoder\(width=...\) must be an integer from 1 to 100000, got 0"
     ):
         conv_skip_autoencoder(width=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "side"), [((2, 3, 8, 12), 4), ((2, 1, 28, 28), 28), ((1, 2, 6, 6), 2), ((1, 1, 3, 5), 1)]
+)
+def test_squares_are_those_of_pixel_unshuffle(shape, side):
+    x = torch.rand(shape)
+    squares = _squares(x, side)
+    assert torch.equal(squares.permute(0, 3, 1, 2), torch.nn.functional.pixel_unshuffle(x, side))
+    assert torch.equal(_picture_of(squares, side), x)
