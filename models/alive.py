@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nas.models.dag import DagNet, DagNode
 from nas.models.plan import DEPTHWISE, INPUT, OUTPUT, Edge, Indices, Skip
-from nas.nonzero import any_over, in_rows, nonzero
+from nas.nonzero import any_over, masked_rows, nonzero
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def find_alive(net: DagNet) -> Alive:
         rows = pick(wanted, node.plan.rows)
         for edge, weight in node.weighted_edges():
             source = edge.source
-            used = in_rows(reads(weight), pick(rows, edge.put))
+            used = masked_rows(reads(weight), pick(rows, edge.put))
             read[source] |= spread(columns(edge, used), edge.take, units[source])
             used &= beside(edge, emits[source])
             if columns(edge, used).any():

@@ -13,7 +13,7 @@ from nas.models.bypass import bypass
 from nas.models.dag import DagNet, DagNode
 from nas.models.fold import fold_constants
 from nas.models.plan import DEPTHWISE, INPUT, MAX_SIZE, OUTPUT, Edge, Indices, Node, Plan
-from nas.nonzero import any_over, in_rows
+from nas.nonzero import any_over, masked_rows
 from nas.selection import Selection, indices, selected
 
 Tensors = dict[str, Tensor]
@@ -235,7 +235,7 @@ def _restrict_edge(
     left."""
     put, take = pick(rows, edge.put), pick(kept, edge.take)
     if tight:
-        used = in_rows(reads(weight), put) & beside(edge, kept)
+        used = masked_rows(reads(weight), put) & beside(edge, kept)
         put, take = any_over(used, 1), columns(edge, used)
     if edge.operation == DEPTHWISE:
         put = take = put & take

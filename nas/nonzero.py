@@ -16,6 +16,6 @@ def any_over(mask: Tensor, dim: int | tuple[int, ...], keepdim: bool = False) ->
     return mask.view(torch.uint8).amax(dim, keepdim=keepdim).view(torch.bool)
 
 
-def in_rows(mask: Tensor, rows: Tensor) -> Tensor:
+def masked_rows(mask: Tensor, rows: Tensor) -> Tensor:
     """``mask & rows[:, None]`` of boolean masks (n, m) and (n,), at a small part of its time on a CPU."""
     return (mask.view(torch.uint8) * rows.view(torch.uint8)[:, None]).view(torch.bool)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.nonzero import any_over, in_rows, nonzero
+from nas.nonzero import any_over, masked_rows, nonzero
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.int64, torch.bool])
@@ -22,4 +22,4 @@ def test_masks_of_any_shape(shape, seed, keepdim):
         assert torch.equal(any_over(mask, dim, keepdim), mask.any(dim, keepdim))
         assert torch.equal(any_over(mask.transpose(0, 2), dim, keepdim), mask.transpose(0, 2).any(dim, keepdim))
     rows = mask[:, 0].any(1) if shape[1] else torch.zeros(shape[0], dtype=torch.bool)
-    assert torch.equal(in_rows(mask.flatten(1), rows), mask.flatten(1) & rows[:, None])
+    assert torch.equal(masked_rows(mask.flatten(1), rows), mask.flatten(1) & rows[:, None])
