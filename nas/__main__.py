@@ -9,7 +9,8 @@ from nas.verbs import asks_for_help
 
 def main() -> int:
     """`nas.cli.main`; Ctrl-C is answered while Python still imports it, too. Signals leave no unfinished files."""
-    for number in (getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)):
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    for number in numbers:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _stop)
     if (answer := asks_for_help(sys.argv[1:])) is not None:
@@ -20,7 +21,11 @@ def main() -> int:
     except KeyboardInterrupt:
         print("nas: interrupted", file=sys.stderr)
         return 130
-    return run()
+    code = run()
+    for number in numbers:  # all is written: Python may end in peace
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return code
 
 
 def _stop(*_: object) -> None:

@@ -424,6 +424,22 @@ def test_signals_write_a_checkpoint(config, tmp_path, name, capsys):
     assert main(words) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "code", "said"), [("SIGTERM", 143, "stopped at once"), ("SIGINT", 130, "interrupted")]
+)
+def test_a_second_signal_stops_at_once(config, tmp_path, name, code, said, capsys):
+    def send(self, x, y):
+        for _ in range(2):
+            os.kill(os.getpid(), getattr(signal, name))
+        raise AssertionError
+
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "_step", send)
+        assert main(["search", f"--config={tmp_path / 'config.yaml'}", f"--out={tmp_path / 'run'}"]) == code
+    assert capsys.readouterr().err.splitlines()[-1] == f"nas search: {said}"
+
+
 @pytest.mark.parametrize("last", [3, 6 * 48 + 3, 9 * 48 + 3])
 def test_a_comparison_stops_at_its_next_step(extracted, tmp_path, last, capsys):
     """Of the found network, of the dense supernet, and of the one that is thinned out."""

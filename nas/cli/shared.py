@@ -135,7 +135,7 @@ def stopping(stop: Callable[[], None], how_to_go_on: str) -> Iterator[None]:
 
     def handle(number: int, _: object) -> None:
         if received and not ranks.are_launched():
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt if number == signal.SIGINT else Signalled("stopped at once", 143)
         received.append(number)
         stop()
 
