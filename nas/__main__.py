@@ -1,5 +1,6 @@
 """The command ``nas``, also as ``python -m nas``."""
 
+import io
 import os
 import signal
 import sys
@@ -13,6 +14,9 @@ def main() -> int:
     for number in numbers:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _stop)
+    for stream in (sys.stdout, sys.stderr):  # a name that a terminal cannot show ends no search
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if (answer := asks_for_help(sys.argv[1:])) is not None:
         print(answer)
         return 0

@@ -190,6 +190,8 @@ def sentence(problem: BaseException) -> str:
     if isinstance(problem, OSError) and problem.strerror:
         return f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
     text = " ".join(str(problem).split())
+    if path := re.fullmatch(r'Parser key "(\w+)".*: \'utf-8\' codec can\'t encode .*', text):
+        return f"{path[1]}: a name must be text in UTF-8; rename the file or folder"
     if literal := re.fullmatch(r'Parser key "(\w+)": Expected a typing.Literal\[(.*)\]. Got value: (.*)', text):
         key, kinds, value = literal.groups()
         accepted = " or ".join(re.findall(r"'(\w+)'", kinds))
