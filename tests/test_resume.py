@@ -425,18 +425,28 @@ def test_signals_write_a_checkpoint(config, tmp_path, name, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "said"), [("SIGTERM", 143, "stopped at once"), ("SIGINT", 130, "interrupted")]
+    ("name", "echo", "code", "said"),
+    [
+        ("SIGTERM", 0.0, 143, "stopped at once"),
+        ("SIGINT", 0.0, 130, "interrupted"),
+        ("SIGTERM", 60.0, 143, "stopped after writing a checkpoint; go on with nas resume run"),
+    ],
 )
-def test_a_second_signal_stops_at_once(config, tmp_path, name, code, said, capsys):
+def test_a_second_signal_stops_at_once(config, tmp_path, name, echo, code, said, capsys, monkeypatch):
+    """Unless it is the first one, sent twice."""
+
     def send(self, x, y):
         for _ in range(2):
             os.kill(os.getpid(), getattr(signal, name))
-        raise AssertionError
+        return step(self, x, y)
 
-    (tmp_path / "config.yaml").write_text(config.to_yaml())
-    with pytest.MonkeyPatch.context() as patch:
+    step = Loop._step
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(config.to_yaml())
+    with monkeypatch.context() as patch:
         patch.setattr(Loop, "_step", send)
-        assert main(["search", f"--config={tmp_path / 'config.yaml'}", f"--out={tmp_path / 'run'}"]) == code
+        patch.setattr("nas.cli.shared.ECHO", echo)
+        assert main(["search", "--config=config.yaml", "--out=run"]) == code
     assert capsys.readouterr().err.splitlines()[-1] == f"nas search: {said}"
 
 
