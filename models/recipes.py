@@ -108,7 +108,8 @@ def skip_autoencoder(
         ValueError: a size out of range.
     """
     side = 1 if patch is None else patch
-    _check_positive("skip_autoencoder", channels=channels, depth=depth + 1, patch=side)
+    _check_sizes("skip_autoencoder", 0, depth=depth)
+    _check_positive("skip_autoencoder", channels=channels, patch=side)
     inputs = channels * side**2
     widths = _widths("skip_autoencoder", inputs if width is None else width, depth)
     return DagNet(Plan(channels, _chain(inputs, widths, None, projections=projections), patch, offset))
@@ -437,7 +438,7 @@ def _widths(recipe: str, widths: int | Sequence[int], depth: int) -> list[int]:
 
 def _sizes(recipe: str, name: str, sizes: int | Sequence[int], count: int) -> list[int]:
     """One size for each of ``count`` places."""
-    sizes = [sizes] * count if isinstance(sizes, int) else list(sizes)
+    sizes = list(sizes) if isinstance(sizes, Sequence) else [sizes] * count
     for size in sizes:
         _check_positive(recipe, **{name: size})
     if len(sizes) != count:
@@ -451,7 +452,7 @@ def _check_levels(recipe: str, levels: int, depth: int) -> None:
 
 
 def _checked_scales(recipe: str, scales: int | Sequence[int], levels: int) -> list[int]:
-    scales = [scales] if isinstance(scales, int) else list(scales)
+    scales = list(scales) if isinstance(scales, Sequence) else [scales]
     if not scales or not all(type(scale) is int and 0 <= scale <= MAX_LEVELS for scale in scales):
         raise ValueError(f"{recipe}(scales=...) must be integers from 0 to {MAX_LEVELS}, got {scales}")
     if levels and any(scales):
@@ -460,6 +461,10 @@ def _checked_scales(recipe: str, scales: int | Sequence[int], levels: int) -> li
 
 
 def _check_positive(recipe: str, **sizes: int) -> None:
+    _check_sizes(recipe, 1, **sizes)
+
+
+def _check_sizes(recipe: str, least: int, **sizes: int) -> None:
     for name, size in sizes.items():
-        if not isinstance(size, int) or not 1 <= size <= MAX_SIZE:
-            raise ValueError(f"{recipe}({name}=...) must be an integer from 1 to {MAX_SIZE}, got {size}")
+        if not isinstance(size, int) or not least <= size <= MAX_SIZE:
+            raise ValueError(f"{recipe}({name}=...) must be an integer from {least} to {MAX_SIZE}, got {size}")

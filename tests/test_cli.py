@@ -364,6 +364,37 @@ def test_ctrl_c_leaves_a_valid_run(place, search_result):
     assert nas("extract", "long", "--no-latency", cwd=place).returncode == 0
 
 
+def test_a_name_that_cannot_be_shown_is_no_error(tmp_path):
+    code = """
+import nas.__main__, nas.cli
+
+nas.cli.main = lambda: print("\N{LATIN SMALL LETTER A WITH DIAERESIS}, \\udce9") or 0
+raise SystemExit(nas.__main__.main())
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, "\\xe4, \\udce9\n", "")
+
+
+def test_a_name_that_is_not_utf_8_is_refused(capsys):
+    assert main(["show", "r\udce9"]) == 2
+    assert capsys.readouterr().err == "nas: run: a name must be text in UTF-8; rename the file or folder\n"
+
+
+def test_a_signal_while_python_ends_is_no_traceback(tmp_path):
+    code = """
+import atexit, os, signal
+import nas.__main__, nas.cli
+
+nas.cli.main = lambda: 143
+atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+raise SystemExit(nas.__main__.main())
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (143, "")
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_leaves_no_unfinished_file(tmp_path, name):
     """Of the verbs that need no checkpoint, such as denoise."""

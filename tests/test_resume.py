@@ -424,6 +424,32 @@ def test_signals_write_a_checkpoint(config, tmp_path, name, capsys):
     assert main(words) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "echo", "code", "said"),
+    [
+        ("SIGTERM", 0.0, 143, "stopped at once"),
+        ("SIGINT", 0.0, 130, "interrupted"),
+        ("SIGTERM", 60.0, 143, "stopped after writing a checkpoint; go on with nas resume run"),
+    ],
+)
+def test_a_second_signal_stops_at_once(config, tmp_path, name, echo, code, said, capsys, monkeypatch):
+    """Unless it is the first one, sent twice."""
+
+    def send(self, x, y):
+        for _ in range(2):
+            os.kill(os.getpid(), getattr(signal, name))
+        return step(self, x, y)
+
+    step = Loop._step
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(config.to_yaml())
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_step", send)
+        patch.setattr("nas.cli.shared.ECHO", echo)
+        assert main(["search", "--config=config.yaml", "--out=run"]) == code
+    assert capsys.readouterr().err.splitlines()[-1] == f"nas search: {said}"
+
+
 @pytest.mark.parametrize("last", [3, 6 * 48 + 3, 9 * 48 + 3])
 def test_a_comparison_stops_at_its_next_step(extracted, tmp_path, last, capsys):
     """Of the found network, of the dense supernet, and of the one that is thinned out."""

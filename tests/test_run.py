@@ -281,6 +281,8 @@ def test_a_test_picture_too_small_is_said_before_the_search(tmp_path, config, da
         ({"crop": 25}, "28 x 24 pixels, smaller than the crop of 25"),
         ({"model_options": {"wdth": 3}}, "conv_skip_autoencoder has no option 'wdth'; its options are depth, width"),
         ({"model_options": {"width": 0}}, r"conv_skip_autoencoder\(width=...\) must be an integer from 1"),
+        ({"model_options": {"width": None}}, r"\(width=...\) must be an integer from 1 to 100000, got None"),
+        ({"task_options": {"peak": "text"}}, "denoise does not take {'peak': 'text'}: '<' not supported"),
         ({"sigma": -1.0}, "sigma must lie in"),
         ({"density": 2.0}, r"sparse_start\(density=...\)"),
     ],
@@ -304,6 +306,7 @@ def test_bad_options_leave_nothing_behind(tmp_path, config, change, message):
             "unknown model 'unet'; there are: conv_skip_autoencoder, dense_conv, dense_mlp, mixed_auto",
         ),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"sigma": None}, "sigma must have a value, got null"),
         ({"entry_time": "soon"}, "entry_time must be a number of steps or auto, got 'soon'"),
         (
             {"entry_time": 10.0},
@@ -350,7 +353,10 @@ def test_a_damaged_configuration(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("epochs", 0), ("sigma", "x"), ("model_options", 3), ("batch", 2.5), ("seed", "a"), ("channels", [1])],
+    [
+        *[("epochs", 0), ("sigma", "x"), ("model_options", 3), ("batch", 2.5), ("seed", "a"), ("channels", [1])],
+        *[("sigma", None), ("sizes", None), ("task_options", None), ("model_options", None)],
+    ],
 )
 def test_a_configuration_with_a_wrong_value(tmp_path, config, name, value):
     data = yaml.safe_load(config.to_yaml()) | {name: value}

@@ -155,6 +155,9 @@ def test_the_equation_of_a_block_at_a_scale():
             r"skip_autoencoder\(width=...\) must be an integer from 1 to 100000, got 0",
         ),
         (lambda: mlp(widths=[3, -1]), r"mlp\(width=...\) must be an integer from 1 to 100000, got -1"),
+        (lambda: mlp(widths=0.5), r"mlp\(width=...\) must be an integer from 1 to 100000, got 0.5"),
+        (lambda: separable_autoencoder(scales=None), r"\(scales=...\) must be integers from 0 to 10, got \[None\]"),
+        (lambda: skip_autoencoder(depth=None), r"\(depth=...\) must be an integer from 0 to 100000, got None"),
         (lambda: mlp(outputs=0), r"mlp\(outputs=...\) must be an integer from 1 to 100000, got 0"),
         (
             lambda: dense_conv(outputs=2, residual=True),

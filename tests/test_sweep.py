@@ -256,6 +256,17 @@ def test_its_front_is_what_nothing_dominates(sweep, whole):
     assert all(each.folder == whole / f"trial-{each.number:04}" for each in found)
 
 
+def test_a_sweep_may_be_moved(sweep, whole, tmp_path):
+    shutil.copytree(whole, moved := tmp_path / "moved")
+    sweeping = Sweeping(sweep, moved)
+    assert all(each.folder == moved / f"trial-{each.number:04}" for each in sweeping.front())
+    trial = sweeping.study.begin(sweep)
+    trial.set_user_attr("folder", str(whole / "trial-0003"))
+    (moved / "trial-0003").mkdir()  # begun where the sweep was before
+    gone_on = next(iter(sweeping))
+    assert (gone_on.number, gone_on.resumed) == (3, True)
+
+
 def test_a_sweep_is_stopped_and_gone_on_with(whole, optuna, call, tmp_path, monkeypatch):
     """By a signal within the second trial, then by a kill within the third one; nothing is different in the end."""
     out, step, sent = tmp_path / "out", Loop._step, []

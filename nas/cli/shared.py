@@ -2,6 +2,7 @@
 
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from nas.search.training.launch import RankError
 
 Result = dict[str, Any]  # what --json prints
 KINDS = {"int": "an integer", "float": "a number", "dict": "a mapping such as {depth: 3}", "bool": "true or false"}
+ECHO = 1.0  # seconds within which a signal is the one before, once more
 CONSTANT = "no path from input to output: the network computes a constant, which a residual one adds to the picture"
 
 
@@ -126,17 +128,18 @@ class Signalled(Exception):
 def stopping(stop: Callable[[], None], how_to_go_on: str) -> Iterator[None]:
     """On Ctrl-C, SIGTERM and SIGHUP let what runs inside stop at its next step; on a second one at once.
 
-    Not so under torchrun, which passes on to all ranks what they have received already.
+    Not so within `ECHO` seconds, since timeout(1) sends each signal twice, and under torchrun, which passes on to all
+    ranks what they have received already.
 
     Raises:
         Signalled: it has stopped.
     """
-    received: list[int] = []
+    received: list[tuple[int, float]] = []
 
     def handle(number: int, _: object) -> None:
-        if received and not ranks.are_launched():
-            raise KeyboardInterrupt
-        received.append(number)
+        if received and time.monotonic() - received[0][1] >= ECHO and not ranks.are_launched():
+            raise KeyboardInterrupt if number == signal.SIGINT else Signalled("stopped at once", 143)
+        received.append((number, time.monotonic()))
         stop()
 
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -144,7 +147,7 @@ def stopping(stop: Callable[[], None], how_to_go_on: str) -> Iterator[None]:
     try:
         yield
     except Stopped:
-        code = 130 if received[:1] == [signal.SIGINT] else 143
+        code = 130 if received and received[0][0] == signal.SIGINT else 143
         raise Signalled(f"stopped after writing a checkpoint; go on with {how_to_go_on}", code) from None
     except RankError:
         before = dict.fromkeys(
@@ -190,6 +193,8 @@ def sentence(problem: BaseException) -> str:
     if isinstance(problem, OSError) and problem.strerror:
         return f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
     text = " ".join(str(problem).split())
+    if path := re.fullmatch(r'Parser key "(\w+)".*: \'utf-8\' codec can\'t encode .*', text):
+        return f"{path[1]}: a name must be text in UTF-8; rename the file or folder"
     if literal := re.fullmatch(r'Parser key "(\w+)": Expected a typing.Literal\[(.*)\]. Got value: (.*)', text):
         key, kinds, value = literal.groups()
         accepted = " or ".join(re.findall(r"'(\w+)'", kinds))

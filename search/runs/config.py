@@ -119,6 +119,9 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for option in fields(self):
+            if getattr(self, option.name) is None and option.default is not None:
+                raise ValueError(f"{option.name} must have a value, got null")
         TASKS.find(self.task)
         SOURCES.find(self.data)
         check_learnt(self.task, self.data, self.clean, self.sigma)

@@ -84,7 +84,10 @@ def make_task(
     for option, default in options.items():
         if default is inspect.Parameter.empty and option not in task_options:
             raise ValueError(f"{name} needs the option {option!r}")
-    return kind(**given, **task_options)
+    try:
+        return kind(**given, **task_options)
+    except TypeError as problem:  # a comparison of numbers and text, say
+        raise ValueError(f"{name} does not take {dict(task_options)}: {problem}") from None
 
 
 def _read_sigma(sigma: str | float, data: Pictures | None) -> float | tuple[float, float]:

@@ -162,7 +162,7 @@ class Sweeping:
         with FileLock(self.folder / LOCK), naming(self.storage):
             trials = [each for each in self.study.trials() if each.state.is_finished() or FOLDER in each.user_attrs]
             for each in trials:
-                if not each.state.is_finished() and Path(each.user_attrs[FOLDER]).parent == self.folder:
+                if not each.state.is_finished() and self._folder_of(each).parent == self.folder:
                     lock = self._lock(each.number)
                     try:
                         lock.acquire(timeout=0)
@@ -220,7 +220,7 @@ class Sweeping:
     def _losses_at(self, trial: Any, part: float) -> list[float] | None:
         """What a trial had found at a part of its growth; None if it has not got there, or elsewhere."""
         try:
-            run = Run.open(Path(trial.user_attrs[FOLDER]))
+            run = Run.open(self._folder_of(trial))
             epoch = math.ceil(part * run.config.epochs)
             grown = [point for point in run.points() if not point.snapshot.in_front]
             return self.sweep.losses(grown[epoch])
@@ -246,7 +246,7 @@ class Sweeping:
 
     def _found(self, trial: Any) -> Found:
         values = dict(zip(self.sweep.objectives, trial.values, strict=True))
-        return Found(trial.number, values, self._drawn(trial.params), Path(trial.user_attrs[FOLDER]))
+        return Found(trial.number, values, self._drawn(trial.params), self._folder_of(trial))
 
     def _drawn(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Values of options from what the study holds."""
@@ -258,6 +258,11 @@ class Sweeping:
 
     def _folder(self, number: int) -> Path:
         return self.folder / f"trial-{number:04}"
+
+    def _folder_of(self, trial: Any) -> Path:
+        """Where the run of a trial is: here, also if the sweep was moved; else where it was begun."""
+        here = self._folder(trial.number)
+        return here if here.exists() else Path(trial.user_attrs[FOLDER])
 
     def _lock(self, number: int) -> FileLock:
         return FileLock(self.folder / f".trial-{number:04}.lock")
