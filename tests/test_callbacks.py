@@ -91,6 +91,17 @@ def test_a_callback_is_told_what_ends_a_search_and_where_it_goes_on(tmp_path, co
     assert second.told == [("start", 2), ("end", type(None))]
 
 
+def test_a_callback_that_raises_keeps_the_end_from_no_other(tmp_path, config):
+    class Raising(Callback):
+        def on_end(self, search, problem):
+            raise KeyError("mine")
+
+    last = Recorder()
+    with pytest.raises(KeyError, match="mine"):
+        Search(Run(tmp_path / "run", config), callbacks=[Raising(), last]).close()
+    assert last.told[-1] == ("end", type(None))
+
+
 class FakeWandb(ModuleType):
     """As much of W&B as is called, with what it was told."""
 

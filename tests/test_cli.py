@@ -452,6 +452,7 @@ nas.__main__.main()
         (["search", *TINY, "--data-root=data", "--out=colour.png/run"], "Not a directory"),
         (["search", "--config=nowhere.yaml"], "nowhere.yaml"),
         (["show", "nowhere"], "nowhere holds no run"),
+        (["show", ""], "argument 2 is empty"),
         (["show", "run", "--epoch=9"], "the search has epochs 0 to 3, not 9"),
         (["show", "run", "--level=layer"], "layer"),
         (["retrain", "run", "--epochs=0"], "epochs must be at least 1, got 0"),

@@ -107,6 +107,8 @@ def _only_first_prints() -> Iterator[None]:
 
 def _parse(argv: Sequence[str]) -> Namespace:
     """The verb and its options, after what ``--import`` names has been run."""
+    if "" in argv:  # as a path it would be the present folder, with all pictures below it
+        raise ValueError(f"argument {argv.index('') + 1} is empty, as a variable of the shell is that was not set")
     words, sources = _split_imports(argv)
     for source in sources:
         import_registrations(source)

@@ -131,8 +131,9 @@ class Search:
             each.on_start(self)
 
     def _end(self, kind: type[BaseException] | None, problem: BaseException | None, trace: object) -> None:
-        for each in self.callbacks if ranks.is_first() else ():
-            each.on_end(self, problem)
+        with ExitStack() as ending:  # of all of them, also where one raises
+            for each in reversed(self.callbacks if ranks.is_first() else []):
+                ending.callback(each.on_end, self, problem)
 
     def __iter__(self) -> Iterator[Point]:
         """Search on to the last epoch, then make the front; each point is on disk before it is yielded.
