@@ -33,7 +33,13 @@ ONE_OF = {"MPO": "the other pictures", "PSD": "the layers", "ICO": "the other si
 XMP_IN_PNG = "XML:com.adobe.xmp"
 
 
-def read(stream: IO[bytes], name: str, given: tuple[float, float] | None = None, inverted: bool = False) -> Sheet:
+def read(
+    stream: IO[bytes],
+    name: str,
+    given: tuple[float, float] | None = None,
+    inverted: bool = False,
+    full: float | None = None,
+) -> Sheet:
     """What a picture file holds.
 
     Args:
@@ -41,6 +47,7 @@ def read(stream: IO[bytes], name: str, given: tuple[float, float] | None = None,
         name: of the file, for sentences.
         given: which values are black and white.
         inverted: white is 0, which Pillow does not know.
+        full: the largest integer that it can hold, if Pillow does not know that either.
 
     Raises:
         NotAPictureError: the file is not a picture.
@@ -49,7 +56,7 @@ def read(stream: IO[bytes], name: str, given: tuple[float, float] | None = None,
         OSError: it cannot be read.
     """
     with _in_sentences(name):
-        return _read(stream, name, given, inverted)
+        return _read(stream, name, given, inverted, full)
 
 
 def read_size(stream: IO[bytes], name: str) -> tuple[int, int]:
@@ -80,22 +87,22 @@ def _in_sentences(name: str) -> Iterator[None]:
             raise damaged(name, problem) from None
 
 
-def _read(stream: IO[bytes], name: str, given: tuple[float, float] | None, inverted: bool) -> Sheet:
+def _read(stream: IO[bytes], name: str, given: tuple[float, float] | None, inverted: bool, full: float | None) -> Sheet:
     import numpy as np
     from PIL import Image
 
     picture = Image.open(stream)
     format, count = picture.format or "", getattr(picture, "n_frames", 1)
-    full = _full_of_netpbm(picture) if picture.mode in DEEP else None
+    of_netpbm = _full_of_netpbm(picture) if picture.mode in DEEP else None
     left_out = f"{ONE_OF[format]} in it are left out" if count > 1 and format in ONE_OF else ""
     arrays, mode, durations, notes = _pixels(picture, stream, 1 if left_out else count, name)
     space, alpha = SPACES[mode]
     extras, orientation = _extras(picture, durations)
     frames = tuple(_native(turn_upright(array, orientation)) for array in arrays)
-    if full is not None:  # Pillow scales up to 65535, in 32 bits
-        frames = tuple(((frame.astype(np.uint32) * full + 32767) // 65535).astype(np.uint16) for frame in frames)
+    if of_netpbm is not None:  # Pillow scales up to 65535, in 32 bits
+        frames = tuple(((frame.astype(np.uint32) * of_netpbm + 32767) // 65535).astype(np.uint16) for frame in frames)
     coloured = [frame[..., : frame.shape[2] - alpha] for frame in frames]
-    values, assumed = find_values(coloured, name, full=full, inverted=inverted, given=given)
+    values, assumed = find_values(coloured, name, full=full or of_netpbm, inverted=inverted, given=given)
     suffix = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2", "TIFF": ".tif", "PPM": ".ppm"}.get(format)
     suffix = suffix or f".{format.lower()}"
     return Sheet(name, suffix, frames, space, alpha, values, extras, (*filter(None, [*notes, left_out]), *assumed))

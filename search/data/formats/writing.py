@@ -81,7 +81,7 @@ def write(sheet: Sheet, stream: IO[bytes], suffix: str) -> list[str]:
         ValueError: as `check`, or the picture is too large for the format.
         OSError: the stream cannot be written.
     """
-    format = check(sheet, suffix)
+    format, sheet = check(sheet, suffix), _straight(sheet)
     if format == "PNG" and _is_deep(sheet):
         return _write_deep(sheet, stream, suffix)
     images, notes = _images(sheet, format, suffix)
@@ -103,6 +103,22 @@ def write(sheet: Sheet, stream: IO[bytes], suffix: str) -> list[str]:
             raise
         raise ValueError(f"a file {suffix} cannot hold it ({' '.join(str(problem).split())})") from None
     return notes
+
+
+def _straight(sheet: Sheet) -> Sheet:
+    """The same with colours that are not multiplied by alpha, as TIFF files may have them."""
+    import numpy as np
+
+    if not (sheet.alpha and sheet.extras.tiff.get("premultiplied")):
+        return sheet
+
+    def divided(frame: np.ndarray) -> np.ndarray:
+        colours, alpha = sheet.values.to_unit(frame[..., : sheet.colours]), frame[..., sheet.colours :]
+        part = alpha / (np.iinfo(alpha.dtype).max if alpha.dtype.kind in "ui" else 1)
+        straight = np.divide(colours, part, out=np.zeros(colours.shape), where=part > 0)
+        return np.concatenate([sheet.values.from_unit(straight, frame.dtype), alpha], axis=2)
+
+    return replace(sheet, frames=tuple(map(divided, sheet.frames)))
 
 
 def _write_pgm(image: Image, full: int, stream: IO[bytes]) -> None:

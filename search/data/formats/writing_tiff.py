@@ -40,7 +40,9 @@ def _options(sheet: Sheet) -> dict[str, Any]:
     if sheet.space in (GREY, PLANES) and sheet.values.black > sheet.values.white:
         options["photometric"] = "miniswhite"
     channels, usual = sheet.frames[0].shape[2], {GREY: 1, RGB: 3, CMYK: 4, PLANES: 1}[sheet.space]
-    if channels > usual:
+    if sheet.space == PLANES and "extrasamples" in own:  # such as colours and two channels more
+        options |= {name: own[name] for name in ("photometric", "extrasamples")} | {"planarconfig": "contig"}
+    elif channels > usual:
         options["planarconfig"] = "contig"
         alpha = [("assocalpha" if own.get("premultiplied") else "unassalpha")] if sheet.alpha else []
         options["extrasamples"] = ["unspecified"] * (channels - usual - len(alpha)) + alpha
