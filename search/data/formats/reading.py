@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
 from nas.search.data.formats.deep import is_deep, read_deep
@@ -31,6 +32,8 @@ CHANGED = {  # mode of Pillow: mode that it is read as, and what is said
 }  # fmt: skip
 ONE_OF = {"MPO": "the other pictures", "PSD": "the layers", "ICO": "the other sizes", "ICNS": "the other sizes"}
 XMP_IN_PNG = "XML:com.adobe.xmp"
+CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")  # of PNG files, that are written again as they are
+FEW_BITS = {"L;2": 2, "L;4": 4}  # kinds of grey of which Pillow makes 8 bits
 
 
 def read(
@@ -98,6 +101,7 @@ def _read(stream: IO[bytes], name: str, given: tuple[float, float] | None, inver
     arrays, mode, durations, notes = _pixels(picture, stream, 1 if left_out else count, name)
     space, alpha = SPACES[mode]
     extras, orientation = _extras(picture, durations)
+    extras = replace(extras, chunks=_chunks(stream)) if format == "PNG" else extras
     frames = tuple(_native(turn_upright(array, orientation)) for array in arrays)
     if of_netpbm is not None:  # Pillow scales up to 65535, in 32 bits
         frames = tuple(((frame.astype(np.uint32) * of_netpbm + 32767) // 65535).astype(np.uint16) for frame in frames)
@@ -118,7 +122,7 @@ def _pixels(
         pixels = read_deep(picture, stream)
         note = "its transparent colour is left out" if "transparency" in picture.info else ""
         return [pixels], {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]], (), [note]
-    depth = _depth_not_read(picture, stream)
+    depth = _depth_not_read(picture, stream) or _few_bits(picture)
     images, durations = _frames(picture, count)
     mode, note = _common_mode(images, name)
     arrays = [np.asarray(image if image.mode == mode else image.convert(mode)) for image in images]
@@ -178,6 +182,27 @@ def _depth_not_read(picture: ImageFile, stream: IO[bytes]) -> str:
     elif deep and picture.format in ("PNG", "SGI", "TIFF"):
         bits = 16 if any(";16" in str(tile[3]) for tile in picture.tile) else 8
     return f"its colours of {bits} bits are read with 8" if bits > 8 else ""
+
+
+def _few_bits(picture: ImageFile) -> str:
+    """What is said where Pillow makes 8 bits of fewer, of its transparent grey, too, which it forgets."""
+    bits = FEW_BITS.get(str(picture.tile[0][3])) if picture.format == "PNG" and picture.tile else None
+    if bits is None:
+        return ""
+    if isinstance(picture.info.get("transparency"), int):
+        picture.info["transparency"] *= 255 // (2**bits - 1)
+    return f"its {bits} bits a pixel become 8"
+
+
+def _chunks(stream: IO[bytes]) -> dict[bytes, bytes]:
+    """`CHUNKS` of a PNG file, which stand in front of its pixels."""
+    found: dict[bytes, bytes] = {}
+    place = stream.seek(8)
+    while len(head := stream.read(8)) == 8 and head[4:] != b"IDAT":
+        size = int.from_bytes(head[:4], "big")
+        found |= {head[4:]: stream.read(size)} if head[4:] in CHUNKS else {}
+        place = stream.seek(place + 12 + size)
+    return found
 
 
 def _full_of_netpbm(picture: ImageFile) -> int | None:

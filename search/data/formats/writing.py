@@ -27,13 +27,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "AVIF": {"quality": 95, "subsampling": "4:4:4"},
 }  # fmt: skip
 KEPT = {  # what else they hold
-    "PNG": {"icc", "exif", "xmp", "dpi", "texts", "comment"},
+    "PNG": {"icc", "exif", "xmp", "dpi", "texts", "comment", "own_gamma"},
     "JPEG": {"icc", "exif", "xmp", "dpi", "comment"}, "WEBP": {"icc", "exif", "xmp"},
     "AVIF": {"icc", "exif", "xmp"}, "BMP": {"dpi"}, "GIF": {"comment"}, "JPEG2000": {"comment"},
 }  # fmt: skip
 SPOKEN = {
     "icc": "colour profile", "exif": "EXIF data", "xmp": "XMP data", "dpi": "resolution", "texts": "texts",
-    "comment": "comment",
+    "comment": "comment", "own_gamma": "gamma and primaries",
 }  # fmt: skip
 LONGEST = 65_000  # bytes of EXIF or XMP data in a JPEG file
 
@@ -91,6 +91,7 @@ def write(sheet: Sheet, stream: IO[bytes], suffix: str) -> list[str]:
     if len(images) > 1:
         kept |= {"save_all": True, "append_images": images[1:], "loop": sheet.extras.loop or 0}
         kept |= {"duration": list(sheet.extras.durations)} if sheet.extras.durations else {}
+        kept |= {"disposal": 2} if format == "GIF" and sheet.alpha else {}  # else one frame shows through the next
     try:
         if format == "PPM" and images[0].mode == "I;16" and _fits(sheet, 16) and 255 < sheet.values.highest < 65535:
             _write_pgm(images[0], math.ceil(sheet.values.highest), stream)
@@ -218,7 +219,7 @@ def _options(extras: Extras, format: str, mode: str, space: str) -> tuple[dict[s
         lost |= {"icc"} & present
     kept = present - lost
     names = {"icc": "icc_profile"}
-    options = {names.get(name, name): getattr(extras, name) for name in sorted(kept - {"texts", "exif"})}
+    options = {names.get(name, name): getattr(extras, name) for name in sorted(kept - {"texts", "exif", "own_gamma"})}
     if "exif" in kept:
         options["exif"] = b"Exif\x00\x00" + (extras.exif or b"")
     if format == "PNG":
@@ -227,6 +228,8 @@ def _options(extras: Extras, format: str, mode: str, space: str) -> tuple[dict[s
         texts = {**extras.texts, **({XMP_IN_PNG: xmp} if xmp else {}), **({"Comment": comment} if comment else {})}
         for key, text in texts.items():
             chunks.add_itxt(key, text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        for name, data in extras.chunks.items():
+            chunks.add(name, data)
         options["pnginfo"] = chunks
     words = extras.tiff.get("description", b"")
     has_tags = bool(extras.tiff.get("extratags")) or (words and not words.startswith(b'{"shape"'))  # tifffile's own

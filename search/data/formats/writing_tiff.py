@@ -25,7 +25,10 @@ def write(sheet: Sheet, stream: IO[bytes]) -> list[str]:
         for k, frame in enumerate(sheet.frames):
             pixels = frame[..., 0] if frame.shape[2] == 1 else frame
             writer.write(pixels, **(options | first if k == 0 else options), metadata=None)
-    names = {"exif": "EXIF data", "texts": "texts", "comment": "comment", "durations": "times of the frames"}
+    names = {
+        "exif": "EXIF data", "texts": "texts", "comment": "comment", "durations": "times of the frames",
+        "own_gamma": "gamma and primaries",
+    }  # fmt: skip
     lost = [spoken for field, spoken in names.items() if getattr(sheet.extras, field)]
     return [f"a TIFF file does not keep its {' and '.join(lost)}"] if lost else []
 
