@@ -15,7 +15,7 @@ from benchmarks.odd_files import exif_with, in_bytes, odd_files
 from nas.search.data.formats.exif import split_orientation
 from nas.search.data.formats.files import encoded, read_sheet
 from nas.search.data.formats.reading import _bits_of_avif, _bits_of_jpeg2000
-from nas.search.data.formats.sheet import RGB, Extras, Sheet
+from nas.search.data.formats.sheet import GREY, RGB, Extras, Sheet
 from nas.search.data.formats.values import UnusableError, Values, find_values, parse_range
 
 
@@ -178,3 +178,25 @@ def test_frames_of_an_animation_do_not_show_through_each_other(suffix):
         for k, frame in enumerate(frames):
             film.seek(k)
             assert np.array_equal(np.asarray(film.convert("RGBA"))[..., 3], frame[..., 3])
+
+
+def test_floats_of_netpbm_stay_floats():
+    frame = np.linspace(-0.5, 2, 35, dtype=np.float32).reshape(5, 7, 1)
+    sheet = Sheet("a.tif", ".tif", (frame,), GREY, False, Values.between(0, 1, -0.5, 2))
+    data, lost = encoded(sheet, ".pfm")
+    assert (data[:2], lost) == (b"Pf", [])
+    assert np.array_equal(read_sheet(data, given=(0, 1)).frames[0], frame)
+    with pytest.raises(ValueError, match=r"a file \.pfm holds grey pictures here: choose \.tif"):
+        encoded(Sheet("a.png", ".png", (np.zeros((2, 2, 3), np.uint8),), RGB, False, Values.between(0, 255)), ".pfm")
+
+
+def test_a_proposed_range_can_be_taken():
+    with pytest.raises(UnusableError, match="such as --range=-7:-6$"):
+        find_values([np.full((2, 2, 1), -7, np.int16)], "a.tif")
+
+
+@pytest.mark.parametrize("head", [b"P5 2 2 255\n", b"P5 2 1 65535\n"])
+def test_a_second_picture_in_a_pgm_is_said(head):
+    one = head + b"abcd"
+    assert read_sheet(one).notes == ()
+    assert "the other pictures in it are left out" in read_sheet(one + one).notes

@@ -30,7 +30,13 @@ CHANGED = {  # mode of Pillow: mode that it is read as, and what is said
     "YCbCr": ("RGB", "its colours become RGB"), "HSV": ("RGB", "its colours become RGB"),
     "P": ("RGB", "its palette becomes true colour"), "PA": ("RGBA", "its palette becomes true colour"),
 }  # fmt: skip
-ONE_OF = {"MPO": "the other pictures", "PSD": "the layers", "ICO": "the other sizes", "ICNS": "the other sizes"}
+ONE_OF = {
+    "MPO": "the other pictures",
+    "PPM": "the other pictures",
+    "PSD": "the layers",
+    "ICO": "the other sizes",
+    "ICNS": "the other sizes",
+}
 XMP_IN_PNG = "XML:com.adobe.xmp"
 CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")  # of PNG files, that are written again as they are
 FEW_BITS = {"L;2": 2, "L;4": 4}  # kinds of grey of which Pillow makes 8 bits
@@ -97,7 +103,8 @@ def _read(stream: IO[bytes], name: str, given: tuple[float, float] | None, inver
     picture = Image.open(stream)
     format, count = picture.format or "", getattr(picture, "n_frames", 1)
     of_netpbm = _full_of_netpbm(picture) if picture.mode in DEEP else None
-    left_out = f"{ONE_OF[format]} in it are left out" if count > 1 and format in ONE_OF else ""
+    several = count > 1 or _goes_on(picture, stream)
+    left_out = f"{ONE_OF[format]} in it are left out" if several and format in ONE_OF else ""
     arrays, mode, durations, notes = _pixels(picture, stream, 1 if left_out else count, name)
     space, alpha = SPACES[mode]
     extras, orientation = _extras(picture, durations)
@@ -211,6 +218,18 @@ def _full_of_netpbm(picture: ImageFile) -> int | None:
     if options == "I;16B":
         return 65535
     return options[1] if isinstance(options, tuple) and len(options) == 2 and isinstance(options[1], int) else None
+
+
+def _goes_on(picture: ImageFile, stream: IO[bytes]) -> bool:
+    """Whether another picture stands behind that of a binary PGM or PPM file, which Pillow does not look for."""
+    if picture.format != "PPM" or picture.mode == "1" or picture.tile[0].codec_name != "raw":
+        return False
+    size = picture.width * picture.height * len(picture.getbands()) * (2 if picture.mode in DEEP else 1)
+    place = stream.tell()
+    stream.seek(picture.tile[0].offset + size)
+    more = stream.read(2)
+    stream.seek(place)
+    return more[:1] == b"P" and more[1:].isdigit()
 
 
 def _head(stream: IO[bytes], size: int = 4096) -> bytes:

@@ -26,6 +26,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True},
     "AVIF": {"quality": 95, "subsampling": "4:4:4"},
 }  # fmt: skip
+WHOLE_FRAMES: dict[str, dict[str, Any]] = {  # else one frame shows through the next, or alpha gets lost
+    "GIF": {"disposal": 2}, "WEBP": {"kmin": 1, "kmax": 1},
+}  # fmt: skip
 KEPT = {  # what else they hold
     "PNG": {"icc", "exif", "xmp", "dpi", "texts", "comment", "own_gamma"},
     "JPEG": {"icc", "exif", "xmp", "dpi", "comment"}, "WEBP": {"icc", "exif", "xmp"},
@@ -35,6 +38,7 @@ SPOKEN = {
     "icc": "colour profile", "exif": "EXIF data", "xmp": "XMP data", "dpi": "resolution", "texts": "texts",
     "comment": "comment", "own_gamma": "gamma and primaries",
 }  # fmt: skip
+PFM = ".pfm"  # the only format of floats, in Pillow one with PPM
 LONGEST = 65_000  # bytes of EXIF or XMP data in a JPEG file
 
 
@@ -69,6 +73,8 @@ def check(sheet: Sheet, suffix: str) -> str:
             f"{sheet.name} holds {len(sheet.frames)} pictures and a file {suffix} holds one: choose .tif, .png, .gif"
             " or .webp"
         )
+    if suffix.lower() == PFM and (sheet.space != GREY or sheet.alpha):
+        raise ValueError(f"a file {suffix} holds grey pictures here: choose .tif")
     if sheet.space not in (GREY, RGB, CMYK):
         raise ValueError(f"a file {suffix} holds no {sheet.frames[0].shape[2]} channels: choose .tif")
     return format
@@ -84,14 +90,14 @@ def write(sheet: Sheet, stream: IO[bytes], suffix: str) -> list[str]:
     format, sheet = check(sheet, suffix), _straight(sheet)
     if format == "PNG" and _is_deep(sheet):
         return _write_deep(sheet, stream, suffix)
-    images, notes = _images(sheet, format, suffix)
+    images, notes = _floats(sheet) if suffix.lower() == PFM else _images(sheet, format, suffix)
     kept, lost = _options(sheet.extras, format, images[0].mode, sheet.space)
     if lost:
         notes.append(f"a file {suffix} does not keep its {' and '.join(lost)}")
     if len(images) > 1:
         kept |= {"save_all": True, "append_images": images[1:], "loop": sheet.extras.loop or 0}
         kept |= {"duration": list(sheet.extras.durations)} if sheet.extras.durations else {}
-        kept |= {"disposal": 2} if format == "GIF" and sheet.alpha else {}  # else one frame shows through the next
+        kept |= WHOLE_FRAMES.get(format, {}) if sheet.alpha else {}
     try:
         if format == "PPM" and images[0].mode == "I;16" and _fits(sheet, 16) and 255 < sheet.values.highest < 65535:
             _write_pgm(images[0], math.ceil(sheet.values.highest), stream)
@@ -174,6 +180,16 @@ def _images(sheet: Sheet, format: str, suffix: str) -> tuple[list[Image], list[s
     if format == "GIF" and images[0].mode != "L":
         notes.append("a file .gif holds 256 colours")
     return images, notes
+
+
+def _floats(sheet: Sheet) -> tuple[list[Image], list[str]]:
+    """Its grey frame in floats of 32 bits: floats as they are, integers from black 0 to white 1."""
+    from PIL import Image
+
+    (frame,), dtype = sheet.frames, sheet.frames[0].dtype
+    light = frame.astype("float32") if dtype.kind == "f" else sheet.values.to_unit(frame)
+    notes = [] if dtype == "float32" else [f"its values of type {dtype.name} become floats of 32 bits"]
+    return [Image.fromarray(light[..., 0])], notes
 
 
 def _changes(sheet: Sheet, bits: int) -> list[str]:
