@@ -11,9 +11,12 @@ from PIL import Image
 from nas.cli import main
 from nas.models import DagNet, Plan, compact, conv_skip_autoencoder
 from nas.search import Deblur, Denoise, Noise, Picture, SearchConfig, denoise_pixels, estimate_sigma, held_out, score
+from nas.search.data.formats.sheet import GREY as SPACE
+from nas.search.data.formats.sheet import Sheet
+from nas.search.data.formats.values import Values
 from nas.search.tasks.anscombe import Anscombe
 from nas.search.tasks.noise import with_level
-from nas.search.tasks.use import OPPONENT_NOISE, opponent
+from nas.search.tasks.use import OPPONENT_NOISE, denoise_sheet, opponent
 from tests.test_denoise import put_network
 
 BLIND = Denoise((5, 55))
@@ -199,6 +202,17 @@ def test_on_the_command_line_the_level_is_given_or_said(place, capsys):
     (note,) = notes()  # seen as brightness and differences, in which the same noise has other levels
     assert [float(word.strip(",")) for word in note.split()[4:7]] == pytest.approx([25] * 3, rel=0.1)
     assert notes("--sigma", "30") == notes("--peak", "50") == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "white"), [("int16", 4095), ("int32", 4095), ("uint16", 4095), ("float32", 1), ("float64", 1)]
+)
+def test_the_level_is_estimated_alike_in_all_types_of_numbers(dtype, white):
+    light = 0.5 + 20 / 255 * np.random.default_rng(0).normal(size=(64, 64, 1))
+    frame = (light * white if white == 1 else np.rint(light * white)).astype(dtype)
+    sheet = denoise_sheet(blind(), Sheet("a", ".tif", (frame,), SPACE, False, Values.between(0, white)))
+    (note,) = sheet.notes
+    assert float(note.split()[4]) == pytest.approx(20, rel=0.1)
 
 
 def test_levels_that_a_network_does_not_know(place, capsys):

@@ -232,15 +232,19 @@ def denoise_pixels(net: nn.Module, pixels: np.ndarray, noise: Noise = Noise()) -
 def before_after(before: Sheet, after: Sheet) -> np.ndarray:
     """The first frame of both side by side, as uint8 or uint16; of a large one its middle; a smaller one magnified."""
     before = magnify(before, after.frames[0].shape[0] // before.frames[0].shape[0])
-    return beside([_middle(plain(sheet)) for sheet in (before, after)])
+    return beside([_shown(_middle(plain(sheet))) for sheet in (before, after)])
 
 
 def _middle(pixels: np.ndarray) -> np.ndarray:
-    """At most `DETAIL` rows and columns; floats in [0, 1] as bytes."""
+    """At most `DETAIL` rows and columns."""
+    top, left = (max(0, (length - DETAIL) // 2) for length in pixels.shape[:2])
+    return pixels[top : top + DETAIL, left : left + DETAIL]
+
+
+def _shown(pixels: np.ndarray) -> np.ndarray:
+    """Integers as they are, floats in [0, 1] as bytes."""
     import numpy as np
 
-    top, left = (max(0, (length - DETAIL) // 2) for length in pixels.shape[:2])
-    pixels = pixels[top : top + DETAIL, left : left + DETAIL]
     return pixels if pixels.dtype.kind == "u" else np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
 
 
