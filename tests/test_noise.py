@@ -220,6 +220,8 @@ def test_levels_that_a_network_does_not_know(place, capsys):
         (["--sigma", "60"], "sigma is 60.0, and the network was trained for 5 to 55"),
         (["--peak", "0.5"], "after the transform of photon noise sigma is 394.7, and the network was trained for"),
         (["--sigma", "0"], "sigma must lie in (0, 255], on the 0..255 scale, got 0.0"),
+        (["--sigma", "nan"], "sigma must lie in (0, 255], on the 0..255 scale, got nan"),
+        (["--sigma", "1:25"], "--sigma is the one level of these pictures, such as 25, got '1:25'"),
         (["--peak", "-1"], "peak must be > 0 photons, got -1.0"),
     ):
         assert main(["denoise", "run", "a.png", "-o", "b.png", *words]) == 2

@@ -57,7 +57,9 @@ def parser() -> ArgumentParser:
     add_choice(parser)
     parser.add_argument("--tile", type=int, help="side of the tiles in pixels (default: as memory allows)")
     parser.add_argument(
-        "--sigma", type=float, help="of the noise on the 0..255 scale, where the network is told (default: estimated)"
+        "--sigma",
+        type=str | float,
+        help="of the noise on the 0..255 scale, where the network is told (default: estimated)",
     )
     parser.add_argument("--mask", type=Path, help="picture that is black where pixels are to be filled in")
     parser.add_argument("--peak", type=float, help="photons in white, of pictures with photon noise")
@@ -146,9 +148,21 @@ def _cleaner(config: SearchConfig, net: nn.Module, options: Namespace) -> Callab
             f"these need it; the task of this one is {config.task}"
         )
     known = None if options.mask is None else read_mask(str(options.mask)).bool().numpy()
-    noise = _noise(task, Noise(options.sigma, options.peak))
+    noise = _noise(task, Noise(_level(options.sigma), options.peak))
     scale = task.scale if isinstance(task, SuperResolve) else 1
     return lambda sheet: denoise_sheet(net, magnify(sheet, scale), options.tile, noise, known)
+
+
+def _level(sigma: str | float | None) -> float | None:
+    """One level. As a number jsonargparse would take 1:25, a range elsewhere, for the 85 seconds of YAML 1.1.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return None if sigma is None else float(sigma)
+    except ValueError:
+        raise ValueError(f"--sigma is the one level of these pictures, such as 25, got {sigma!r}") from None
 
 
 def _noise(task: Task | None, noise: Noise) -> Noise:
