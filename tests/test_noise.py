@@ -229,3 +229,27 @@ def test_levels_that_a_network_does_not_know(place, capsys):
     (place / "run" / "config.yaml").write_text(SearchConfig().to_yaml())
     assert main(["denoise", "run", "a.png", "-o", "b.png", "--sigma", "25"]) == 2
     assert "--sigma is for networks that are told the level of the noise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "sentence"),
+    [
+        ({"task_options": {"peak": 30}}, ["--peak", "30"], "this one was trained on photon noise as it is"),
+        ({"task": "deblur"}, ["--peak", "30"], "the task of this one is deblur"),
+        ({"sigma": "5:55", "task_options": {"peak": 30}}, [], "say it with --sigma"),
+        ({"sigma": "5:55", "task_options": {"peak": 30}}, ["--sigma", "10", "--peak", "30"], "photon noise as it is"),
+    ],
+)
+def test_photon_noise_that_a_network_has_learnt_is_not_transformed(place, capsys, options, words, sentence):
+    if "sigma" not in options:
+        put_network(place, conv_skip_autoencoder(depth=1, width=1))
+    (place / "run" / "config.yaml").write_text(SearchConfig(**options).to_yaml())
+    assert main(["denoise", "run", "a.png", "-o", "b.png", *words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_network_that_is_not_told_the_level_after_the_transform(place, capsys):
+    put_network(place, conv_skip_autoencoder(depth=1, width=1))
+    (place / "run" / "config.yaml").write_text(SearchConfig().to_yaml())
+    assert main(["denoise", "run", "a.png", "-o", "b.png", "--peak", "3"]) == 0
+    assert "after the transform sigma is 104.1, which this network is not told" in capsys.readouterr().err
