@@ -124,6 +124,28 @@ def test_each_picture_of_a_batch_has_its_own_level():
     assert not torch.equal(Denoiser(net)(x, 0.1), Denoiser(net)(x, 0.2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_pictures_keep_their_type(dtype):
+    net, x = told(1), torch.rand(1, 1, 8, 10)
+    restored = Denoiser(net)(x.to(dtype), 0.1)
+    assert restored.dtype == dtype
+    torch.testing.assert_close(restored.float(), Denoiser(net)(x, 0.1), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("x", "sigma", "sentence"),
+    [
+        (torch.zeros(1, 1, 4, 4, dtype=torch.uint8), 0.1, "x must hold floats.*got uint8"),
+        (torch.zeros(1, 4, 4), 0.1, r"got float32 of shape \(1, 4, 4\)"),
+        (torch.zeros(2, 1, 4, 4), -0.1, "a number >= 0, or one for each of the 2 pictures, got -0.1"),
+        (torch.zeros(2, 1, 4, 4), torch.ones(3), "one for each of the 2 pictures"),
+    ],
+)
+def test_bad_calls(x, sigma, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Denoiser(told(1))(x, sigma)
+
+
 def test_grey_networks_see_colours_as_brightness_and_differences(tmp_path, monkeypatch):
     """Better than channel by channel, in files, too; the two ways are inverse."""
     clean = torch.from_numpy(data.astronaut()[:160, 160:320].copy()).permute(2, 0, 1)[None] / 255

@@ -218,8 +218,23 @@ def denoise_pixels(net: nn.Module, pixels: np.ndarray, noise: Noise = Noise()) -
     Args:
         net, noise: as of `denoise_sheet`.
         pixels: uint8 or uint16, of shape (height, width) or (height, width, 1..4); a second or fourth channel is alpha.
+
+    Raises:
+        ValueError: ``pixels`` are something else.
     """
     import numpy as np
+
+    shape = pixels.shape
+    if (
+        pixels.dtype not in (np.uint8, np.uint16)
+        or not pixels.size
+        or len(shape) not in (2, 3)
+        or max(shape[2:], default=1) > 4
+    ):
+        raise ValueError(
+            "pixels must be uint8 or uint16 of shape (height, width) or (height, width, 1..4), got "
+            f"{pixels.dtype} of shape {shape}; denoise_sheet takes all else"
+        )
 
     colours, alpha = split_alpha(pixels)
     values = Values.between(0, float(np.iinfo(pixels.dtype).max))
