@@ -126,10 +126,10 @@ def test_each_picture_of_a_batch_has_its_own_level():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_pictures_keep_their_type(dtype):
-    net, x = told(1), torch.rand(1, 1, 8, 10)
-    restored = Denoiser(net)(x.to(dtype), 0.1)
+    denoiser, x, sigma = Denoiser(told(1)), torch.rand(1, 1, 8, 10).to(dtype), torch.tensor(0.125)
+    restored = denoiser(x, sigma)
     assert restored.dtype == dtype
-    torch.testing.assert_close(restored.float(), Denoiser(net)(x, 0.1), atol=0.03, rtol=0)
+    torch.testing.assert_close(restored, denoiser(x.float(), sigma).to(dtype))
 
 
 @pytest.mark.parametrize(
