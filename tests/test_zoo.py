@@ -222,6 +222,14 @@ def test_bad_tunings_are_refused(tmp_path, capsys, name, words, problem):
     assert not (tmp_path / "run").exists()
 
 
+def test_without_clean_pictures_a_network_that_is_told_levels_is_not_tuned(tmp_path, capsys):
+    for k in range(4):
+        io.imsave(tmp_path / f"{k}.png", to_array(torch.rand(1, 64, 64)))
+    words = ["--data=folder", f"--data-root={tmp_path}", "--clean=none", "--sigma=25", f"--out={tmp_path / 'run'}"]
+    assert main(["retrain", "grey-4k", *words]) == 2
+    assert "it learns from clean pictures alone, got data folder with clean none" in capsys.readouterr().err
+
+
 def test_a_run_is_not_replaced_unasked(adopted, capsys):
     assert main(["retrain", "grey-4k", f"--out={adopted}"]) == 2
     assert "already holds a run" in capsys.readouterr().err

@@ -202,7 +202,7 @@ def _noise(config: SearchConfig, task: Task | None, noise: Noise) -> Noise:
 
 
 def _is_pattern_or_folder(path: Path) -> bool:
-    return path.is_dir() or glob.has_magic(str(path))
+    return path.is_dir() or (glob.has_magic(str(path)) and not path.exists())
 
 
 def _expand(path: Path) -> Iterator[Path]:
