@@ -200,3 +200,10 @@ def test_a_second_picture_in_a_pgm_is_said(head):
     one = head + b"abcd"
     assert read_sheet(one).notes == ()
     assert "the other pictures in it are left out" in read_sheet(one + one).notes
+
+
+@pytest.mark.parametrize(("alpha", "said"), [(255, False), (100, True)])
+def test_a_gif_has_no_half_transparent_pixels(alpha, said):
+    frame = np.full((4, 5, 2), (50, alpha), np.uint8)
+    lost = encoded(Sheet("a.png", ".png", (frame,), GREY, True, Values.between(0, 255)), ".gif")[1]
+    assert ("in it a pixel is transparent or not" in lost) is said

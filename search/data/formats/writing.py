@@ -179,6 +179,8 @@ def _images(sheet: Sheet, format: str, suffix: str) -> tuple[list[Image], list[s
         images = [image.convert("RGBA" if image.mode == "LA" else "RGB") for image in images]
     if format == "GIF" and images[0].mode != "L":
         notes.append("a file .gif holds 256 colours")
+        if sheet.alpha and any(set(image.getchannel("A").tobytes()) - {0, 255} for image in images):
+            notes.append("in it a pixel is transparent or not")
     return images, notes
 
 
