@@ -215,6 +215,14 @@ def test_the_level_is_estimated_alike_in_all_types_of_numbers(dtype, white):
     assert float(note.split()[4]) == pytest.approx(20, rel=0.1)
 
 
+@pytest.mark.parametrize("count", [3, 4])
+def test_estimates_of_many_frames_are_one_sentence(count):
+    frames = tuple(np.random.default_rng(0).normal(128, 10 + 5 * k, (64, 64, 1)).astype("uint8") for k in range(count))
+    notes = denoise_sheet(blind(), Sheet("a", ".tif", frames, SPACE, False, Values.between(0, 255))).notes
+    assert len(notes) == (3 if count == 3 else 1)
+    assert notes[-1].endswith(" of 255" if count == 3 else " of 255 in the first of 4 frames, its own in each")
+
+
 def test_levels_that_a_network_does_not_know(place, capsys):
     for words, message in (
         (["--sigma", "60"], "sigma is 60.0, and the network was trained for 5 to 55"),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 OPPONENT = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.5, 0, -0.5], [0.25, -0.5, 0.25]], dtype=torch.float64)
 OPPONENT_ZERO = torch.tensor([0, 0.5, 0.5])[:, None, None]  # where colours are 0
 OPPONENT_NOISE = OPPONENT.square().sum(dim=1).sqrt().tolist()  # of white noise of 1
+FEW = 3  # different estimates of the noise in the frames of one file that are all said
 DETAIL = 2048  # pixels: of a larger picture the middle is shown by `before_after`, and looked at for its noise
 
 
@@ -88,7 +89,7 @@ def denoise_sheet(
     seen = sight(net)
     if seen.extra > 1:
         raise ValueError(f"the network sees {seen.extra} channels beside the picture; it is no denoiser")
-    frames, notes = [], list(sheet.notes)
+    frames, said = [], list[str]()
     for frame in sheet.frames:
         cleaned = frame.copy()
         height, width = frame.shape[:2]
@@ -102,8 +103,11 @@ def denoise_sheet(
         if known is not None:
             cleaned[known] = frame[known]
         frames.append(cleaned)
-        notes += [estimated] if estimated else []
-    return replace(sheet, frames=tuple(frames), notes=tuple(dict.fromkeys(notes)))
+        said += [estimated] if estimated else []
+    different = list(dict.fromkeys(said))
+    if len(different) > FEW:
+        different = [f"{said[0]} in the first of {len(frames)} frames, its own in each"]
+    return replace(sheet, frames=tuple(frames), notes=tuple(dict.fromkeys([*sheet.notes, *different])))
 
 
 def magnify(sheet: Sheet, scale: int) -> Sheet:
