@@ -8,6 +8,7 @@ import tifffile
 
 from nas.search.data.formats.files import encoded, read_sheet
 from nas.search.data.formats.values import UnusableError
+from nas.search.tasks.use import magnify
 
 RNG = np.random.default_rng(0)
 
@@ -108,3 +109,15 @@ def test_colours_that_were_multiplied_by_alpha_are_divided_for_other_formats(dty
     assert np.abs(straight.astype(int) - expected).max() <= 1
     (page,) = tifffile.TiffFile(io.BytesIO(encoded(sheet, ".tif")[0])).pages
     assert np.array_equal(page.asarray(), pixels)
+
+
+@pytest.mark.parametrize("options", [{}, {"ome": True, "metadata": {"axes": "YX"}}])
+def test_a_description_of_another_size_is_not_kept(options):
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, whole(9, 11), photometric="minisblack", **options)
+    sheet = read_sheet(stream.getvalue())
+    same, lost = encoded(sheet, ".tif")
+    assert (lost, read_sheet(same).extras.tiff["description"]) == ([], sheet.extras.tiff["description"])
+    larger, lost = encoded(magnify(sheet, 2), ".tif")
+    assert lost == (["a TIFF file does not keep its description of another size"] if options else [])
+    assert "description" not in read_sheet(larger).extras.tiff
