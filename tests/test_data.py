@@ -176,6 +176,15 @@ def test_an_empty_network_returns_any_picture(shape, dtype, channels):
     assert np.abs(cleaned.astype(int) - pixels.astype(int)).max() <= (dtype == np.uint16)  # float32 holds 24 bits
 
 
+@pytest.mark.parametrize(
+    "pixels",
+    [np.zeros((4, 4)), np.zeros((4, 4), np.int32), np.zeros((2, 4, 4, 3), np.uint8), np.zeros((0, 4), np.uint8)],
+)
+def test_other_arrays_are_refused(pixels):
+    with pytest.raises(ValueError, match=r"pixels must be uint8 or uint16 of shape .*denoise_sheet takes all else"):
+        denoise_pixels(conv_skip_autoencoder(depth=1, width=2), pixels)
+
+
 def test_pictures_side_by_side():
     grey, colour = np.zeros((4, 3), np.uint8), np.full((4, 5, 4), 7, np.uint8)
     assert beside([grey, grey]).shape == (4, 3 + 8 + 3)

@@ -135,6 +135,12 @@ def test_several_files_and_patterns(call):
     assert call("in/**/*.png", "-o", "third", "--json")[1]["files"] == ["third/a.png", "third/c.png"]
 
 
+def test_a_name_may_look_like_a_pattern(call, place):
+    (place / "in" / "a.png").rename(place / "in" / "a[1].png")
+    code, result, _ = call("in/a[1].png", "--json")
+    assert (code, result["files"][0]) == (0, "in/a[1]-clean.png")
+
+
 def test_an_output_inside_of_the_input_is_no_input(call):
     assert len(call("in", "-o", "in/out", "--json")[1]["files"]) == 3
     assert len(call("in", "-o", "in/out", "--json")[1]["earlier"]) == 3

@@ -2,6 +2,8 @@
 
 import io
 import random
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from benchmarks.odd_files import exif_with, in_bytes, odd_files
 from nas.search.data.formats.exif import split_orientation
 from nas.search.data.formats.files import encoded, read_sheet
 from nas.search.data.formats.reading import _bits_of_avif, _bits_of_jpeg2000
+from nas.search.data.formats.sheet import GREY, RGB, Extras, Sheet
 from nas.search.data.formats.values import UnusableError, Values, find_values, parse_range
 
 
@@ -127,3 +130,80 @@ def test_damage_is_one_sentence():
             read_sheet(bytes(data), "the file")
         except ValueError as problem:
             assert "the file" in str(problem) and "\n" not in str(problem)
+
+
+def png_of(bits, rows, *chunks):
+    """The bytes of a grey PNG file, its ``rows`` already packed."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 8 * len(rows[0]) // bits, len(rows), bits, 0, 0, 0, 0)
+    parts = [
+        (b"IHDR", header),
+        *chunks,
+        (b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in parts)
+
+
+@pytest.mark.parametrize(("bits", "row"), [(2, b"\x1b"), (4, b"\x01\x9f")])
+def test_a_transparent_grey_of_few_bits_stays_so(bits, row):
+    (frame,) = (sheet := read_sheet(png_of(bits, [row], (b"tRNS", b"\0\1")))).frames
+    assert frame[0, :, 1].tolist() == [255, 0, 255, 255]
+    assert frame[0, :, 0].tolist() == ([0, 85, 170, 255] if bits == 2 else [0, 17, 153, 255])
+    assert sheet.notes == (f"its {bits} bits a pixel become 8",)
+
+
+def test_what_a_png_says_of_its_light_is_kept_or_said():
+    linear = (b"gAMA", struct.pack(">I", 100000))
+    sheet = read_sheet(png_of(8, [b"\0\xff"], linear))
+    data, lost = encoded(sheet, ".png")
+    assert linear[0] + linear[1] in data
+    assert lost == []
+    assert encoded(sheet, ".bmp")[1] == ["a file .bmp does not keep its gamma and primaries"]
+    assert encoded(sheet, ".tif")[1] == ["a TIFF file does not keep its gamma and primaries"]
+    usual = read_sheet(png_of(8, [b"\0\xff"], (b"gAMA", struct.pack(">I", 45455))))
+    assert encoded(usual, ".bmp")[1] == []
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
+def test_frames_of_an_animation_do_not_show_through_each_other(suffix):
+    frames = np.zeros((3, 20, 30, 4), np.uint8)
+    for k, frame in enumerate(frames):
+        frame[2:12, 8 * k : 8 * k + 6] = 255, 0, 0, 255
+    sheet = Sheet("a.gif", ".gif", tuple(frames), RGB, True, Values.between(0, 255), Extras(durations=(50, 50, 50)))
+    with Image.open(io.BytesIO(encoded(sheet, suffix)[0])) as film:
+        for k, frame in enumerate(frames):
+            film.seek(k)
+            assert np.array_equal(np.asarray(film.convert("RGBA"))[..., 3], frame[..., 3])
+
+
+def test_floats_of_netpbm_stay_floats():
+    frame = np.linspace(-0.5, 2, 35, dtype=np.float32).reshape(5, 7, 1)
+    sheet = Sheet("a.tif", ".tif", (frame,), GREY, False, Values.between(0, 1, -0.5, 2))
+    data, lost = encoded(sheet, ".pfm")
+    assert (data[:2], lost) == (b"Pf", [])
+    assert np.array_equal(read_sheet(data, given=(0, 1)).frames[0], frame)
+    with pytest.raises(ValueError, match=r"a file \.pfm holds grey pictures here: choose \.tif"):
+        encoded(Sheet("a.png", ".png", (np.zeros((2, 2, 3), np.uint8),), RGB, False, Values.between(0, 255)), ".pfm")
+
+
+def test_a_proposed_range_can_be_taken():
+    with pytest.raises(UnusableError, match="such as --range=-7:-6$"):
+        find_values([np.full((2, 2, 1), -7, np.int16)], "a.tif")
+
+
+@pytest.mark.parametrize("head", [b"P5 2 2 255\n", b"P5 2 1 65535\n"])
+def test_a_second_picture_in_a_pgm_is_said(head):
+    one = head + b"abcd"
+    assert read_sheet(one).notes == ()
+    assert "the other pictures in it are left out" in read_sheet(one + one).notes
+
+
+@pytest.mark.parametrize(("alpha", "said"), [(255, False), (100, True)])
+def test_a_gif_has_no_half_transparent_pixels(alpha, said):
+    frame = np.full((4, 5, 2), (50, alpha), np.uint8)
+    lost = encoded(Sheet("a.png", ".png", (frame,), GREY, True, Values.between(0, 255)), ".gif")[1]
+    assert ("in it a pixel is transparent or not" in lost) is said

@@ -11,9 +11,12 @@ from PIL import Image
 from nas.cli import main
 from nas.models import DagNet, Plan, compact, conv_skip_autoencoder
 from nas.search import Deblur, Denoise, Noise, Picture, SearchConfig, denoise_pixels, estimate_sigma, held_out, score
+from nas.search.data.formats.sheet import GREY as SPACE
+from nas.search.data.formats.sheet import Sheet
+from nas.search.data.formats.values import Values
 from nas.search.tasks.anscombe import Anscombe
 from nas.search.tasks.noise import with_level
-from nas.search.tasks.use import OPPONENT_NOISE, opponent
+from nas.search.tasks.use import OPPONENT_NOISE, denoise_sheet, opponent
 from tests.test_denoise import put_network
 
 BLIND = Denoise((5, 55))
@@ -201,11 +204,32 @@ def test_on_the_command_line_the_level_is_given_or_said(place, capsys):
     assert notes("--sigma", "30") == notes("--peak", "50") == []
 
 
+@pytest.mark.parametrize(
+    ("dtype", "white"), [("int16", 4095), ("int32", 4095), ("uint16", 4095), ("float32", 1), ("float64", 1)]
+)
+def test_the_level_is_estimated_alike_in_all_types_of_numbers(dtype, white):
+    light = 0.5 + 20 / 255 * np.random.default_rng(0).normal(size=(64, 64, 1))
+    frame = (light * white if white == 1 else np.rint(light * white)).astype(dtype)
+    sheet = denoise_sheet(blind(), Sheet("a", ".tif", (frame,), SPACE, False, Values.between(0, white)))
+    (note,) = sheet.notes
+    assert float(note.split()[4]) == pytest.approx(20, rel=0.1)
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_estimates_of_many_frames_are_one_sentence(count):
+    frames = tuple(np.random.default_rng(0).normal(128, 10 + 5 * k, (64, 64, 1)).astype("uint8") for k in range(count))
+    notes = denoise_sheet(blind(), Sheet("a", ".tif", frames, SPACE, False, Values.between(0, 255))).notes
+    assert len(notes) == (3 if count == 3 else 1)
+    assert notes[-1].endswith(" of 255" if count == 3 else " of 255 in the first of 4 frames, its own in each")
+
+
 def test_levels_that_a_network_does_not_know(place, capsys):
     for words, message in (
         (["--sigma", "60"], "sigma is 60.0, and the network was trained for 5 to 55"),
         (["--peak", "0.5"], "after the transform of photon noise sigma is 394.7, and the network was trained for"),
         (["--sigma", "0"], "sigma must lie in (0, 255], on the 0..255 scale, got 0.0"),
+        (["--sigma", "nan"], "sigma must lie in (0, 255], on the 0..255 scale, got nan"),
+        (["--sigma", "1:25"], "--sigma is the one level of these pictures, such as 25, got '1:25'"),
         (["--peak", "-1"], "peak must be > 0 photons, got -1.0"),
     ):
         assert main(["denoise", "run", "a.png", "-o", "b.png", *words]) == 2
@@ -213,3 +237,27 @@ def test_levels_that_a_network_does_not_know(place, capsys):
     (place / "run" / "config.yaml").write_text(SearchConfig().to_yaml())
     assert main(["denoise", "run", "a.png", "-o", "b.png", "--sigma", "25"]) == 2
     assert "--sigma is for networks that are told the level of the noise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "sentence"),
+    [
+        ({"task_options": {"peak": 30}}, ["--peak", "30"], "this one was trained on photon noise as it is"),
+        ({"task": "deblur"}, ["--peak", "30"], "the task of this one is deblur"),
+        ({"sigma": "5:55", "task_options": {"peak": 30}}, [], "say it with --sigma"),
+        ({"sigma": "5:55", "task_options": {"peak": 30}}, ["--sigma", "10", "--peak", "30"], "photon noise as it is"),
+    ],
+)
+def test_photon_noise_that_a_network_has_learnt_is_not_transformed(place, capsys, options, words, sentence):
+    if "sigma" not in options:
+        put_network(place, conv_skip_autoencoder(depth=1, width=1))
+    (place / "run" / "config.yaml").write_text(SearchConfig(**options).to_yaml())
+    assert main(["denoise", "run", "a.png", "-o", "b.png", *words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_network_that_is_not_told_the_level_after_the_transform(place, capsys):
+    put_network(place, conv_skip_autoencoder(depth=1, width=1))
+    (place / "run" / "config.yaml").write_text(SearchConfig().to_yaml())
+    assert main(["denoise", "run", "a.png", "-o", "b.png", "--peak", "3"]) == 0
+    assert "after the transform sigma is 104.1, which this network is not told" in capsys.readouterr().err

@@ -124,6 +124,28 @@ def test_each_picture_of_a_batch_has_its_own_level():
     assert not torch.equal(Denoiser(net)(x, 0.1), Denoiser(net)(x, 0.2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_pictures_keep_their_type(dtype):
+    denoiser, x, sigma = Denoiser(told(1)), torch.rand(1, 1, 8, 10).to(dtype), torch.tensor(0.125)
+    restored = denoiser(x, sigma)
+    assert restored.dtype == dtype
+    torch.testing.assert_close(restored, denoiser(x.float(), sigma).to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("x", "sigma", "sentence"),
+    [
+        (torch.zeros(1, 1, 4, 4, dtype=torch.uint8), 0.1, "x must hold floats.*got uint8"),
+        (torch.zeros(1, 4, 4), 0.1, r"got float32 of shape \(1, 4, 4\)"),
+        (torch.zeros(2, 1, 4, 4), -0.1, "a number >= 0, or one for each of the 2 pictures, got -0.1"),
+        (torch.zeros(2, 1, 4, 4), torch.ones(3), "one for each of the 2 pictures"),
+    ],
+)
+def test_bad_calls(x, sigma, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Denoiser(told(1))(x, sigma)
+
+
 def test_grey_networks_see_colours_as_brightness_and_differences(tmp_path, monkeypatch):
     """Better than channel by channel, in files, too; the two ways are inverse."""
     clean = torch.from_numpy(data.astronaut()[:160, 160:320].copy()).permute(2, 0, 1)[None] / 255
@@ -198,6 +220,14 @@ def test_bad_tunings_are_refused(tmp_path, capsys, name, words, problem):
     assert main(["retrain", name, f"--out={tmp_path / 'run'}", *words]) == 2
     assert problem in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_without_clean_pictures_a_network_that_is_told_levels_is_not_tuned(tmp_path, capsys):
+    for k in range(4):
+        io.imsave(tmp_path / f"{k}.png", to_array(torch.rand(1, 64, 64)))
+    words = ["--data=folder", f"--data-root={tmp_path}", "--clean=none", "--sigma=25", f"--out={tmp_path / 'run'}"]
+    assert main(["retrain", "grey-4k", *words]) == 2
+    assert "it learns from clean pictures alone, got data folder with clean none" in capsys.readouterr().err
 
 
 def test_a_run_is_not_replaced_unasked(adopted, capsys):

@@ -2,6 +2,7 @@
 
 import glob
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,7 +58,9 @@ def parser() -> ArgumentParser:
     add_choice(parser)
     parser.add_argument("--tile", type=int, help="side of the tiles in pixels (default: as memory allows)")
     parser.add_argument(
-        "--sigma", type=float, help="of the noise on the 0..255 scale, where the network is told (default: estimated)"
+        "--sigma",
+        type=str | float,
+        help="of the noise on the 0..255 scale, where the network is told (default: estimated)",
     )
     parser.add_argument("--mask", type=Path, help="picture that is black where pixels are to be filled in")
     parser.add_argument("--peak", type=float, help="photons in white, of pictures with photon noise")
@@ -146,22 +149,49 @@ def _cleaner(config: SearchConfig, net: nn.Module, options: Namespace) -> Callab
             f"these need it; the task of this one is {config.task}"
         )
     known = None if options.mask is None else read_mask(str(options.mask)).bool().numpy()
-    noise = _noise(task, Noise(options.sigma, options.peak))
+    noise = _noise(config, task, Noise(_level(options.sigma), options.peak))
     scale = task.scale if isinstance(task, SuperResolve) else 1
     return lambda sheet: denoise_sheet(net, magnify(sheet, scale), options.tile, noise, known)
 
 
-def _noise(task: Task | None, noise: Noise) -> Noise:
+def _level(sigma: str | float | None) -> float | None:
+    """One level. As a number jsonargparse would take 1:25, a range elsewhere, for the 85 seconds of YAML 1.1.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return None if sigma is None else float(sigma)
+    except ValueError:
+        raise ValueError(f"--sigma is the one level of these pictures, such as 25, got {sigma!r}") from None
+
+
+def _noise(config: SearchConfig, task: Task | None, noise: Noise) -> Noise:
     """The noise of the pictures, if it is what the network was trained for.
 
     Raises:
-        ValueError: the network is not told a level, or was not trained for this one.
+        ValueError: the network is not told a level, or was not trained for this one, or for no transformed picture.
     """
+    has_photons = config.task_options.get("peak") is not None
+    if noise.peak is not None and (has_photons or config.task != "denoise"):
+        what = (
+            "this one was trained on photon noise as it is" if has_photons else f"the task of this one is {config.task}"
+        )
+        raise ValueError(f"--peak turns photon noise into Gaussian noise, for networks that remove that; {what}")
+    if has_photons and config.num_extra and noise.sigma is None:
+        raise ValueError(
+            "this network is told the Gaussian noise that comes on top of photon noise, which cannot be estimated; "
+            "say it with --sigma"
+        )
     if not isinstance(task, Denoise):
         if noise.sigma is not None and noise.peak is None:
             raise ValueError(
                 "--sigma is for networks that are told the level of the noise, those of nas search --sigma 5:55; this "
                 "one was not"
+            )
+        if noise.peak is not None:
+            warnings.warn(
+                f"after the transform sigma is {noise.level:.1f}, which this network is not told", stacklevel=2
             )
         return noise
     low, high = task.ends
@@ -172,7 +202,7 @@ def _noise(task: Task | None, noise: Noise) -> Noise:
 
 
 def _is_pattern_or_folder(path: Path) -> bool:
-    return path.is_dir() or glob.has_magic(str(path))
+    return path.is_dir() or (glob.has_magic(str(path)) and not path.exists())
 
 
 def _expand(path: Path) -> Iterator[Path]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 OPPONENT = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.5, 0, -0.5], [0.25, -0.5, 0.25]], dtype=torch.float64)
 OPPONENT_ZERO = torch.tensor([0, 0.5, 0.5])[:, None, None]  # where colours are 0
 OPPONENT_NOISE = OPPONENT.square().sum(dim=1).sqrt().tolist()  # of white noise of 1
+FEW = 3  # different estimates of the noise in the frames of one file that are all said
 DETAIL = 2048  # pixels: of a larger picture the middle is shown by `before_after`, and looked at for its noise
 
 
@@ -88,7 +89,7 @@ def denoise_sheet(
     seen = sight(net)
     if seen.extra > 1:
         raise ValueError(f"the network sees {seen.extra} channels beside the picture; it is no denoiser")
-    frames, notes = [], list(sheet.notes)
+    frames, said = [], list[str]()
     for frame in sheet.frames:
         cleaned = frame.copy()
         height, width = frame.shape[:2]
@@ -102,8 +103,11 @@ def denoise_sheet(
         if known is not None:
             cleaned[known] = frame[known]
         frames.append(cleaned)
-        notes += [estimated] if estimated else []
-    return replace(sheet, frames=tuple(frames), notes=tuple(dict.fromkeys(notes)))
+        said += [estimated] if estimated else []
+    different = list(dict.fromkeys(said))
+    if len(different) > FEW:
+        different = [f"{said[0]} in the first of {len(frames)} frames, its own in each"]
+    return replace(sheet, frames=tuple(frames), notes=tuple(dict.fromkeys([*sheet.notes, *different])))
 
 
 def magnify(sheet: Sheet, scale: int) -> Sheet:
@@ -218,8 +222,23 @@ def denoise_pixels(net: nn.Module, pixels: np.ndarray, noise: Noise = Noise()) -
     Args:
         net, noise: as of `denoise_sheet`.
         pixels: uint8 or uint16, of shape (height, width) or (height, width, 1..4); a second or fourth channel is alpha.
+
+    Raises:
+        ValueError: ``pixels`` are something else.
     """
     import numpy as np
+
+    shape = pixels.shape
+    if (
+        pixels.dtype not in (np.uint8, np.uint16)
+        or not pixels.size
+        or len(shape) not in (2, 3)
+        or max(shape[2:], default=1) > 4
+    ):
+        raise ValueError(
+            "pixels must be uint8 or uint16 of shape (height, width) or (height, width, 1..4), got "
+            f"{pixels.dtype} of shape {shape}; denoise_sheet takes all else"
+        )
 
     colours, alpha = split_alpha(pixels)
     values = Values.between(0, float(np.iinfo(pixels.dtype).max))
@@ -232,15 +251,19 @@ def denoise_pixels(net: nn.Module, pixels: np.ndarray, noise: Noise = Noise()) -
 def before_after(before: Sheet, after: Sheet) -> np.ndarray:
     """The first frame of both side by side, as uint8 or uint16; of a large one its middle; a smaller one magnified."""
     before = magnify(before, after.frames[0].shape[0] // before.frames[0].shape[0])
-    return beside([_middle(plain(sheet)) for sheet in (before, after)])
+    return beside([_shown(_middle(plain(sheet))) for sheet in (before, after)])
 
 
 def _middle(pixels: np.ndarray) -> np.ndarray:
-    """At most `DETAIL` rows and columns; floats in [0, 1] as bytes."""
+    """At most `DETAIL` rows and columns."""
+    top, left = (max(0, (length - DETAIL) // 2) for length in pixels.shape[:2])
+    return pixels[top : top + DETAIL, left : left + DETAIL]
+
+
+def _shown(pixels: np.ndarray) -> np.ndarray:
+    """Integers as they are, floats in [0, 1] as bytes."""
     import numpy as np
 
-    top, left = (max(0, (length - DETAIL) // 2) for length in pixels.shape[:2])
-    pixels = pixels[top : top + DETAIL, left : left + DETAIL]
     return pixels if pixels.dtype.kind == "u" else np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
 
 

@@ -4,6 +4,7 @@ from nas.models.network import cost, num_params
 from nas.search.data.dataset import Pictures
 from nas.search.runs.path import Point, save_sparse, write_points
 from nas.search.runs.run import PATH, SNAPSHOTS, Run, begun
+from nas.search.tasks.noise import Denoise
 from nas.search.tasks.task import evaluate
 from nas.search.training.loop import snapshot
 from nas.search.zoo.shipped import find_shipped
@@ -23,7 +24,10 @@ def adopt(run: Run, data: Pictures, *, force: bool = False) -> None:
     config = run.config
     net = find_shipped(config.model).load()
     if config.num_extra != net.plan.extra:
-        raise ValueError(f"{config.model} is told the level of the noise: sigma must be a range, got {config.sigma}")
+        problem = f"sigma must be a range, got {config.sigma}"
+        if config.task_class is not Denoise:
+            problem = f"it learns from clean pictures alone, got data {config.data} with clean {config.clean}"
+        raise ValueError(f"{config.model} is told the level of the noise: {problem}")
     scores = evaluate(net, run.validation(data), run.task(data))
     run.test(data)  # what is wrong with the pictures is said before anything is written
     with begun(run, force):

@@ -23,26 +23,34 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """
         Args:
-            x: (batch, channels, height, width).
+            x: (batch, channels, height, width), floats; what comes out has their type, the network computes in its own.
             sigma: standard deviation of the noise, on the same scale: a number, or one for each picture (batch,). A
                 network that was trained for one level is not told.
 
         Raises:
-            ValueError: the network is for pictures with another number of channels.
+            ValueError: ``x`` or ``sigma`` is something else, or the network is for another number of channels.
         """
         plan = self.net.plan
+        if x.dim() != 4 or not x.is_floating_point():
+            raise ValueError(
+                "x must hold floats, black 0 and white 1, of shape (batch, channels, height, width), got "
+                f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
+            )
         if plan.channels not in (1, x.shape[1]):
             raise ValueError(f"the network is for pictures with {plan.channels} channels, got {x.shape[1]}")
         if not plan.extra:
             return self._of_planes(x.reshape(-1, plan.channels, *x.shape[-2:])).reshape(x.shape)
         mixed = sees_opponents(self.net, x.shape[1])
         parts = torch.tensor(OPPONENT_NOISE if mixed else [1.0] * (x.shape[1] // plan.channels)).to(x)
-        levels = torch.as_tensor(sigma).to(x).reshape(-1, 1) * parts
+        levels = torch.as_tensor(sigma).to(x).reshape(-1, 1)
+        if len(levels) not in (1, len(x)) or not (levels >= 0).all():
+            raise ValueError(f"sigma must be a number >= 0, or one for each of the {len(x)} pictures, got {sigma}")
+        levels = levels * parts
         planes = (opponent(x) if mixed else x).reshape(-1, plan.channels, *x.shape[-2:])
         levels = levels.expand(len(x), -1).reshape(-1, 1, 1, 1)
         restored = self._of_planes(with_level(planes, levels)).reshape(x.shape)
         return colours(restored) if mixed else restored
 
     def _of_planes(self, planes: Tensor) -> Tensor:
-        restored: Tensor = self.net(planes)
-        return restored
+        restored: Tensor = self.net(planes.to(next(self.net.parameters()).dtype))
+        return restored.to(planes.dtype)

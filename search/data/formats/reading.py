@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
 from nas.search.data.formats.deep import is_deep, read_deep
@@ -29,11 +30,25 @@ CHANGED = {  # mode of Pillow: mode that it is read as, and what is said
     "YCbCr": ("RGB", "its colours become RGB"), "HSV": ("RGB", "its colours become RGB"),
     "P": ("RGB", "its palette becomes true colour"), "PA": ("RGBA", "its palette becomes true colour"),
 }  # fmt: skip
-ONE_OF = {"MPO": "the other pictures", "PSD": "the layers", "ICO": "the other sizes", "ICNS": "the other sizes"}
+ONE_OF = {
+    "MPO": "the other pictures",
+    "PPM": "the other pictures",
+    "PSD": "the layers",
+    "ICO": "the other sizes",
+    "ICNS": "the other sizes",
+}
 XMP_IN_PNG = "XML:com.adobe.xmp"
+CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")  # of PNG files, that are written again as they are
+FEW_BITS = {"L;2": 2, "L;4": 4}  # kinds of grey of which Pillow makes 8 bits
 
 
-def read(stream: IO[bytes], name: str, given: tuple[float, float] | None = None, inverted: bool = False) -> Sheet:
+def read(
+    stream: IO[bytes],
+    name: str,
+    given: tuple[float, float] | None = None,
+    inverted: bool = False,
+    full: float | None = None,
+) -> Sheet:
     """What a picture file holds.
 
     Args:
@@ -41,6 +56,7 @@ def read(stream: IO[bytes], name: str, given: tuple[float, float] | None = None,
         name: of the file, for sentences.
         given: which values are black and white.
         inverted: white is 0, which Pillow does not know.
+        full: the largest integer that it can hold, if Pillow does not know that either.
 
     Raises:
         NotAPictureError: the file is not a picture.
@@ -49,7 +65,7 @@ def read(stream: IO[bytes], name: str, given: tuple[float, float] | None = None,
         OSError: it cannot be read.
     """
     with _in_sentences(name):
-        return _read(stream, name, given, inverted)
+        return _read(stream, name, given, inverted, full)
 
 
 def read_size(stream: IO[bytes], name: str) -> tuple[int, int]:
@@ -80,22 +96,24 @@ def _in_sentences(name: str) -> Iterator[None]:
             raise damaged(name, problem) from None
 
 
-def _read(stream: IO[bytes], name: str, given: tuple[float, float] | None, inverted: bool) -> Sheet:
+def _read(stream: IO[bytes], name: str, given: tuple[float, float] | None, inverted: bool, full: float | None) -> Sheet:
     import numpy as np
     from PIL import Image
 
     picture = Image.open(stream)
     format, count = picture.format or "", getattr(picture, "n_frames", 1)
-    full = _full_of_netpbm(picture) if picture.mode in DEEP else None
-    left_out = f"{ONE_OF[format]} in it are left out" if count > 1 and format in ONE_OF else ""
+    of_netpbm = _full_of_netpbm(picture) if picture.mode in DEEP else None
+    several = count > 1 or _goes_on(picture, stream)
+    left_out = f"{ONE_OF[format]} in it are left out" if several and format in ONE_OF else ""
     arrays, mode, durations, notes = _pixels(picture, stream, 1 if left_out else count, name)
     space, alpha = SPACES[mode]
     extras, orientation = _extras(picture, durations)
+    extras = replace(extras, chunks=_chunks(stream)) if format == "PNG" else extras
     frames = tuple(_native(turn_upright(array, orientation)) for array in arrays)
-    if full is not None:  # Pillow scales up to 65535, in 32 bits
-        frames = tuple(((frame.astype(np.uint32) * full + 32767) // 65535).astype(np.uint16) for frame in frames)
+    if of_netpbm is not None:  # Pillow scales up to 65535, in 32 bits
+        frames = tuple(((frame.astype(np.uint32) * of_netpbm + 32767) // 65535).astype(np.uint16) for frame in frames)
     coloured = [frame[..., : frame.shape[2] - alpha] for frame in frames]
-    values, assumed = find_values(coloured, name, full=full, inverted=inverted, given=given)
+    values, assumed = find_values(coloured, name, full=full or of_netpbm, inverted=inverted, given=given)
     suffix = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2", "TIFF": ".tif", "PPM": ".ppm"}.get(format)
     suffix = suffix or f".{format.lower()}"
     return Sheet(name, suffix, frames, space, alpha, values, extras, (*filter(None, [*notes, left_out]), *assumed))
@@ -111,7 +129,7 @@ def _pixels(
         pixels = read_deep(picture, stream)
         note = "its transparent colour is left out" if "transparency" in picture.info else ""
         return [pixels], {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]], (), [note]
-    depth = _depth_not_read(picture, stream)
+    depth = _depth_not_read(picture, stream) or _few_bits(picture)
     images, durations = _frames(picture, count)
     mode, note = _common_mode(images, name)
     arrays = [np.asarray(image if image.mode == mode else image.convert(mode)) for image in images]
@@ -173,12 +191,45 @@ def _depth_not_read(picture: ImageFile, stream: IO[bytes]) -> str:
     return f"its colours of {bits} bits are read with 8" if bits > 8 else ""
 
 
+def _few_bits(picture: ImageFile) -> str:
+    """What is said where Pillow makes 8 bits of fewer, of its transparent grey, too, which it forgets."""
+    bits = FEW_BITS.get(str(picture.tile[0][3])) if picture.format == "PNG" and picture.tile else None
+    if bits is None:
+        return ""
+    if isinstance(picture.info.get("transparency"), int):
+        picture.info["transparency"] *= 255 // (2**bits - 1)
+    return f"its {bits} bits a pixel become 8"
+
+
+def _chunks(stream: IO[bytes]) -> dict[bytes, bytes]:
+    """`CHUNKS` of a PNG file, which stand in front of its pixels."""
+    found: dict[bytes, bytes] = {}
+    place = stream.seek(8)
+    while len(head := stream.read(8)) == 8 and head[4:] != b"IDAT":
+        size = int.from_bytes(head[:4], "big")
+        found |= {head[4:]: stream.read(size)} if head[4:] in CHUNKS else {}
+        place = stream.seek(place + 12 + size)
+    return found
+
+
 def _full_of_netpbm(picture: ImageFile) -> int | None:
     """The largest value of a PGM or PPM file that was just opened, where it is not 255."""
     options = picture.tile[0][3] if picture.format == "PPM" and picture.tile else None
     if options == "I;16B":
         return 65535
     return options[1] if isinstance(options, tuple) and len(options) == 2 and isinstance(options[1], int) else None
+
+
+def _goes_on(picture: ImageFile, stream: IO[bytes]) -> bool:
+    """Whether another picture stands behind that of a binary PGM or PPM file, which Pillow does not look for."""
+    if picture.format != "PPM" or picture.mode == "1" or picture.tile[0].codec_name != "raw":
+        return False
+    size = picture.width * picture.height * len(picture.getbands()) * (2 if picture.mode in DEEP else 1)
+    place = stream.tell()
+    stream.seek(picture.tile[0].offset + size)
+    more = stream.read(2)
+    stream.seek(place)
+    return more[:1] == b"P" and more[1:].isdigit()
 
 
 def _head(stream: IO[bytes], size: int = 4096) -> bytes:

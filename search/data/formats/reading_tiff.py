@@ -9,12 +9,22 @@ from typing import IO, TYPE_CHECKING, Any
 
 from nas.search.data.formats import reading
 from nas.search.data.formats.quiet import MAX_PIXELS, QUIET
-from nas.search.data.formats.sheet import CMYK, GREY, PLANES, RGB, Extras, Sheet, damaged, turn_upright
+from nas.search.data.formats.sheet import (
+    CMYK,
+    GREY,
+    PLANES,
+    RGB,
+    Extras,
+    NotAPictureError,
+    Sheet,
+    damaged,
+    turn_upright,
+)
 from nas.search.data.formats.values import UnusableError, find_values
 
 if TYPE_CHECKING:
     import numpy as np
-    from tifffile import TiffFile, TiffPage, TiffPageSeries
+    from tifffile import TiffFile, TiffFrame, TiffPage, TiffPageSeries
 
 MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 SPACES = {"MINISBLACK": GREY, "MINISWHITE": GREY, "PALETTE": RGB, "RGB": RGB, "SEPARATED": CMYK}
@@ -25,6 +35,7 @@ COPIED = (  # tags that are written again as they are: who, when, with what, whe
     50839,
 )  # fmt: skip
 DESCRIPTION, ORIENTATION, MAX_SAMPLE_VALUE, SOFTWARE, XMP, EXIF, ICC = 270, 274, 281, 305, 700, 34665, 34675
+WEBP = 50001
 NEEDED = "imagecodecs"  # the package that tifffile asks for where it cannot decode by itself
 
 
@@ -32,14 +43,31 @@ def read(stream: IO[bytes], name: str, given: tuple[float, float] | None = None)
     """What a TIFF file holds; arguments and errors as of `reading.read`."""
     with _opened(stream, name) as file:
         series = _pictures(file, name)
-        page = series[0].keyframe
         frames = _decode(file, series, name)
         if frames is not None:
             return _sheet(file, series, frames, name, given)
-        extras = _extras(page)
+        page, notes = series[0].keyframe, _left_out(file, series)
+        extras, whole = _extras(page), [_is_whole(each) for each in file.pages]
     stream.seek(0)
-    inverted = _photometric(page) == "MINISWHITE" and page.bitspersample == 16
-    return replace(reading.read(stream, name, given, inverted), extras=extras)
+    sheet = _read_by_pillow(stream, page, name, given)
+    frames = [frame for frame, is_whole in zip(sheet.frames, whole, strict=True) if is_whole or not any(whole)]
+    extras = replace(extras, tiff={**extras.tiff, "premultiplied": False})  # Pillow has divided by alpha
+    return replace(sheet, frames=tuple(frames), extras=extras, notes=(*notes, *sheet.notes))
+
+
+def _read_by_pillow(stream: IO[bytes], page: TiffPage, name: str, given: tuple[float, float] | None) -> Sheet:
+    """All frames as Pillow reads them, in the type of ``page``."""
+    kind, bits = _photometric(page), page.bitspersample
+    full = 2.0**bits - 1 if 8 < bits < 16 else None
+    try:
+        sheet = reading.read(stream, name, given, inverted=kind == "MINISWHITE" and bits == 16, full=full)
+    except NotAPictureError:
+        raise _undecodable(page, name) from None
+    if page.dtype == "int16":  # Pillow has it in 32 bits
+        sheet = replace(sheet, frames=tuple(frame.astype(page.dtype) for frame in sheet.frames))
+    if kind != "PALETTE" and 1 < bits < 8:
+        sheet = replace(sheet, notes=(f"its {bits} bits a pixel become 8", *sheet.notes))
+    return sheet
 
 
 def read_size(stream: IO[bytes], name: str) -> tuple[int, int]:
@@ -104,6 +132,10 @@ def _check_whole(page: Any, size: int) -> None:
         raise ValueError(f"{frame.imagewidth} x {frame.imagelength} pixels")
 
 
+def _is_whole(page: TiffPage | TiffFrame) -> bool:
+    return page.keyframe is None or not page.keyframe.is_reduced
+
+
 def _photometric(page: TiffPage) -> str:
     return str(getattr(page.photometric, "name", page.photometric))
 
@@ -119,15 +151,30 @@ def _decode(file: TiffFile, series: list[TiffPageSeries], name: str) -> list[np.
         return None
     parts: list[Any] = list(series)
     if len(series) > 1:  # a series holds what is alike: of several the order is that of the pages
-        parts = [each for each in file.pages if each.keyframe is None or not each.keyframe.is_reduced]
+        parts = [each for each in file.pages if _is_whole(each)]
     try:
         return [frame for part in parts for frame in _frames(part.asarray(), part.axes)]
-    except (ValueError, KeyError, NotImplementedError) as problem:
-        if NEEDED not in str(problem):
+    except (ValueError, KeyError, NotImplementedError, ImportError) as problem:
+        if NEEDED not in str(problem) and not isinstance(problem, ImportError):
             raise
-    if (page.bitspersample in (1, 8) or page.samplesperpixel == 1) and page.bitspersample <= 32:
+    if all(_suits_pillow(each.keyframe, file.byteorder) for each in series):
         return None
-    raise UnusableError(
+    raise _undecodable(page, name)
+
+
+def _suits_pillow(page: TiffPage, byteorder: str) -> bool:
+    """Whether Pillow reads a compressed page as it is: of several channels it takes 8 bits and leaves out what is no
+    colour, signed numbers and floats it does not turn around, and its libtiff knows no WebP."""
+    if int(page.compression) == WEBP or _channels(page)[0] == PLANES:
+        return False
+    if page.bitspersample in (1, 8) and page.dtype != "int8":
+        return True
+    deep = page.dtype in ("int16", "int32", "float32") and byteorder == "<"
+    return page.samplesperpixel == 1 and (deep or page.dtype in ("uint8", "uint16"))
+
+
+def _undecodable(page: TiffPage, name: str) -> UnusableError:
+    return UnusableError(
         f"the picture {name} is compressed as {getattr(page.compression, 'name', page.compression)} with "
         f"{page.bitspersample} bits, which needs the package {NEEDED}"
     )
@@ -140,7 +187,7 @@ def _sheet(
     kind, tags = _photometric(page), page.tags
     space, alpha = _channels(page)
     frames = [turn_upright(frame, tags.valueof(ORIENTATION, 1)) for frame in frames]
-    notes = ["reduced copies in it are left out"] if len(series) < len(file.series) or series[0].is_pyramidal else []
+    notes = _left_out(file, series)
     packed = page.bitspersample not in (8, 16, 32, 64) and frames[0].dtype.kind == "u"
     full = 2.0**page.bitspersample - 1 if packed else None
     if page.bitspersample == 1:
@@ -152,16 +199,21 @@ def _sheet(
     highest = tags.valueof(MAX_SAMPLE_VALUE)
     if isinstance(highest, int) and highest in (2**10 - 1, 2**12 - 1, 2**14 - 1) and frames[0].dtype.name == "uint16":
         full = highest
-    if EXIF in tags:
-        notes.append("its EXIF data are left out")
     coloured = [frame[..., : frame.shape[2] - alpha] for frame in frames]
     values, assumed = find_values(coloured, name, full=full, inverted=kind == "MINISWHITE", given=given)
     return Sheet(name, ".tif", tuple(frames), space, alpha, values, _extras(page), (*notes, *assumed))
 
 
+def _left_out(file: TiffFile, series: list[TiffPageSeries]) -> list[str]:
+    """What is said of the parts of a file that are not read."""
+    has_copies = len(series) < len(file.series) or series[0].is_pyramidal
+    notes = ["reduced copies in it are left out"] if has_copies else []
+    return [*notes, *(["its EXIF data are left out"] if EXIF in series[0].keyframe.tags else [])]
+
+
 def _channels(page: TiffPage) -> tuple[str, bool]:
     """What the channels are, and whether the last one is alpha."""
-    kind, extra = SPACES[_photometric(page)], tuple(page.extrasamples)
+    kind, extra = SPACES.get(_photometric(page), RGB), tuple(page.extrasamples)
     alpha = len(extra) == 1 and extra[0] in ALPHAS
     usual = {GREY: 1, RGB: 3, CMYK: 4}[kind]
     count = 1 if _photometric(page) == "PALETTE" else page.samplesperpixel
@@ -194,7 +246,12 @@ def _extras(page: TiffPage) -> Extras:
     across, down = page.resolution if orientation <= 4 else page.resolution[::-1]
     has_resolution, unit = 282 in tags and 283 in tags and across > 0 and down > 0, int(page.resolutionunit)
     scale = {2: 1.0, 3: 2.54}.get(unit)
-    own: dict[str, Any] = {"compressed": int(page.compression) != 1}
+    own: dict[str, Any] = {
+        "compressed": int(page.compression) != 1,
+        "premultiplied": 1 in page.extrasamples,
+        "photometric": _photometric(page).lower(),
+        "extrasamples": tuple(map(int, page.extrasamples)),
+    }
     if has_resolution:
         own |= {"resolution": (across, down), "resolutionunit": unit}
     if DESCRIPTION in tags:
@@ -209,5 +266,5 @@ def _extras(page: TiffPage) -> Extras:
         icc=bytes(icc) if icc else None,
         xmp=bytes(xmp) if isinstance(xmp, bytes) and xmp else None,
         dpi=(across * scale, down * scale) if has_resolution and scale else None,
-        tiff=own | {"premultiplied": 1 in page.extrasamples},
+        tiff=own,
     )

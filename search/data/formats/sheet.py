@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 GREY, RGB, CMYK, PLANES = "grey", "RGB", "CMYK", "planes"  # planes: channels that are no colours of one picture
 
+SRGB_GAMMA = (45455).to_bytes(4, "big")  # 1 / 2.2, in a PNG file
+
 
 class NotAPictureError(ValueError):
     """The file is not in a picture format that can be read."""
@@ -32,6 +34,7 @@ class Extras:
         comment: a text without one.
         durations: of the frames in milliseconds; empty where they are no animation.
         loop: how often an animation runs, 0 for ever; None where it does not say.
+        chunks: what of a PNG file says what its numbers mean (gamma, primaries, and the like), by their names.
         tiff: what only a TIFF file holds, by the names of ``tifffile.TiffWriter.write``.
     """
 
@@ -43,7 +46,13 @@ class Extras:
     comment: bytes | None = None
     durations: tuple[int, ...] = ()
     loop: int | None = None
+    chunks: Mapping[bytes, bytes] = field(default_factory=dict)
     tiff: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def own_gamma(self) -> bool:
+        """Whether ``chunks`` say anything but sRGB, which is what programs take a file for that says nothing."""
+        return bool(self.chunks) and b"sRGB" not in self.chunks and self.chunks.get(b"gAMA") != SRGB_GAMMA
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def _known(low: float, high: float, dtype: np.dtype, full: float | None, name: s
     accepted = "those of 16 bits" if np.issubdtype(dtype, np.integer) else "[0, 1]"
     raise UnusableError(
         f"the picture {name} has values from {low:.10g} to {high:.10g}, outside of {accepted}; "
-        f"say which are black and white, such as --range={low:.10g}:{high:.10g}"
+        f"say which are black and white, such as --range={low:.10g}:{high if high > low else low + 1:.10g}"
     )
 
 

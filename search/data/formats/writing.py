@@ -26,15 +26,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True},
     "AVIF": {"quality": 95, "subsampling": "4:4:4"},
 }  # fmt: skip
+WHOLE_FRAMES: dict[str, dict[str, Any]] = {  # else one frame shows through the next, or alpha gets lost
+    "GIF": {"disposal": 2}, "WEBP": {"kmin": 1, "kmax": 1},
+}  # fmt: skip
 KEPT = {  # what else they hold
-    "PNG": {"icc", "exif", "xmp", "dpi", "texts", "comment"},
+    "PNG": {"icc", "exif", "xmp", "dpi", "texts", "comment", "own_gamma"},
     "JPEG": {"icc", "exif", "xmp", "dpi", "comment"}, "WEBP": {"icc", "exif", "xmp"},
     "AVIF": {"icc", "exif", "xmp"}, "BMP": {"dpi"}, "GIF": {"comment"}, "JPEG2000": {"comment"},
 }  # fmt: skip
 SPOKEN = {
     "icc": "colour profile", "exif": "EXIF data", "xmp": "XMP data", "dpi": "resolution", "texts": "texts",
-    "comment": "comment",
+    "comment": "comment", "own_gamma": "gamma and primaries",
 }  # fmt: skip
+PFM = ".pfm"  # the only format of floats, in Pillow one with PPM
 LONGEST = 65_000  # bytes of EXIF or XMP data in a JPEG file
 
 
@@ -69,6 +73,8 @@ def check(sheet: Sheet, suffix: str) -> str:
             f"{sheet.name} holds {len(sheet.frames)} pictures and a file {suffix} holds one: choose .tif, .png, .gif"
             " or .webp"
         )
+    if suffix.lower() == PFM and (sheet.space != GREY or sheet.alpha):
+        raise ValueError(f"a file {suffix} holds grey pictures here: choose .tif")
     if sheet.space not in (GREY, RGB, CMYK):
         raise ValueError(f"a file {suffix} holds no {sheet.frames[0].shape[2]} channels: choose .tif")
     return format
@@ -81,16 +87,17 @@ def write(sheet: Sheet, stream: IO[bytes], suffix: str) -> list[str]:
         ValueError: as `check`, or the picture is too large for the format.
         OSError: the stream cannot be written.
     """
-    format = check(sheet, suffix)
+    format, sheet = check(sheet, suffix), _straight(sheet)
     if format == "PNG" and _is_deep(sheet):
         return _write_deep(sheet, stream, suffix)
-    images, notes = _images(sheet, format, suffix)
+    images, notes = _floats(sheet) if suffix.lower() == PFM else _images(sheet, format, suffix)
     kept, lost = _options(sheet.extras, format, images[0].mode, sheet.space)
     if lost:
         notes.append(f"a file {suffix} does not keep its {' and '.join(lost)}")
     if len(images) > 1:
         kept |= {"save_all": True, "append_images": images[1:], "loop": sheet.extras.loop or 0}
         kept |= {"duration": list(sheet.extras.durations)} if sheet.extras.durations else {}
+        kept |= WHOLE_FRAMES.get(format, {}) if sheet.alpha else {}
     try:
         if format == "PPM" and images[0].mode == "I;16" and _fits(sheet, 16) and 255 < sheet.values.highest < 65535:
             _write_pgm(images[0], math.ceil(sheet.values.highest), stream)
@@ -103,6 +110,22 @@ def write(sheet: Sheet, stream: IO[bytes], suffix: str) -> list[str]:
             raise
         raise ValueError(f"a file {suffix} cannot hold it ({' '.join(str(problem).split())})") from None
     return notes
+
+
+def _straight(sheet: Sheet) -> Sheet:
+    """The same with colours that are not multiplied by alpha, as TIFF files may have them."""
+    import numpy as np
+
+    if not (sheet.alpha and sheet.extras.tiff.get("premultiplied")):
+        return sheet
+
+    def divided(frame: np.ndarray) -> np.ndarray:
+        colours, alpha = sheet.values.to_unit(frame[..., : sheet.colours]), frame[..., sheet.colours :]
+        part = alpha / (np.iinfo(alpha.dtype).max if alpha.dtype.kind in "ui" else 1)
+        straight = np.divide(colours, part, out=np.zeros(colours.shape), where=part > 0)
+        return np.concatenate([sheet.values.from_unit(straight, frame.dtype), alpha], axis=2)
+
+    return replace(sheet, frames=tuple(map(divided, sheet.frames)))
 
 
 def _write_pgm(image: Image, full: int, stream: IO[bytes]) -> None:
@@ -156,7 +179,19 @@ def _images(sheet: Sheet, format: str, suffix: str) -> tuple[list[Image], list[s
         images = [image.convert("RGBA" if image.mode == "LA" else "RGB") for image in images]
     if format == "GIF" and images[0].mode != "L":
         notes.append("a file .gif holds 256 colours")
+        if sheet.alpha and any(set(image.getchannel("A").tobytes()) - {0, 255} for image in images):
+            notes.append("in it a pixel is transparent or not")
     return images, notes
+
+
+def _floats(sheet: Sheet) -> tuple[list[Image], list[str]]:
+    """Its grey frame in floats of 32 bits: floats as they are, integers from black 0 to white 1."""
+    from PIL import Image
+
+    (frame,), dtype = sheet.frames, sheet.frames[0].dtype
+    light = frame.astype("float32") if dtype.kind == "f" else sheet.values.to_unit(frame)
+    notes = [] if dtype == "float32" else [f"its values of type {dtype.name} become floats of 32 bits"]
+    return [Image.fromarray(light[..., 0])], notes
 
 
 def _changes(sheet: Sheet, bits: int) -> list[str]:
@@ -202,7 +237,7 @@ def _options(extras: Extras, format: str, mode: str, space: str) -> tuple[dict[s
         lost |= {"icc"} & present
     kept = present - lost
     names = {"icc": "icc_profile"}
-    options = {names.get(name, name): getattr(extras, name) for name in sorted(kept - {"texts", "exif"})}
+    options = {names.get(name, name): getattr(extras, name) for name in sorted(kept - {"texts", "exif", "own_gamma"})}
     if "exif" in kept:
         options["exif"] = b"Exif\x00\x00" + (extras.exif or b"")
     if format == "PNG":
@@ -211,6 +246,8 @@ def _options(extras: Extras, format: str, mode: str, space: str) -> tuple[dict[s
         texts = {**extras.texts, **({XMP_IN_PNG: xmp} if xmp else {}), **({"Comment": comment} if comment else {})}
         for key, text in texts.items():
             chunks.add_itxt(key, text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        for name, data in extras.chunks.items():
+            chunks.add(name, data)
         options["pnginfo"] = chunks
     words = extras.tiff.get("description", b"")
     has_tags = bool(extras.tiff.get("extratags")) or (words and not words.startswith(b'{"shape"'))  # tifffile's own

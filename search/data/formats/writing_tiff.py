@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import IO, Any
 
 from nas.search.data.formats.reading_tiff import MAX_SAMPLE_VALUE, XMP
 from nas.search.data.formats.sheet import CMYK, GREY, PLANES, RGB, Sheet
 
 SUFFIXES = (".tif", ".tiff")
+SHAPE = b'{"shape": '  # what tifffile writes of its own accord
 
 
 def write(sheet: Sheet, stream: IO[bytes]) -> list[str]:
@@ -25,9 +27,24 @@ def write(sheet: Sheet, stream: IO[bytes]) -> list[str]:
         for k, frame in enumerate(sheet.frames):
             pixels = frame[..., 0] if frame.shape[2] == 1 else frame
             writer.write(pixels, **(options | first if k == 0 else options), metadata=None)
-    names = {"exif": "EXIF data", "texts": "texts", "comment": "comment", "durations": "times of the frames"}
+    names = {
+        "exif": "EXIF data", "texts": "texts", "comment": "comment", "durations": "times of the frames",
+        "own_gamma": "gamma and primaries",
+    }  # fmt: skip
     lost = [spoken for field, spoken in names.items() if getattr(sheet.extras, field)]
+    is_own = sheet.extras.tiff.get("description", b"").startswith(SHAPE)
+    lost += [] if _is_true(sheet) or is_own else ["description of another size"]
     return [f"a TIFF file does not keep its {' and '.join(lost)}"] if lost else []
+
+
+def _is_true(sheet: Sheet) -> bool:
+    """Whether the sizes in its description, where tifffile or OME put some there, are still those of its frames."""
+    words, (height, width, channels) = sheet.extras.tiff.get("description", b""), sheet.frames[0].shape
+    if words.startswith(SHAPE):
+        shape = [int(size) for size in re.findall(rb"\d+", words.partition(b"]")[0])]
+        return shape[-2:] == [height, width] or shape[-3:] == [height, width, channels]
+    said = re.search(rb'<Pixels[^>]* SizeX="(\d+)"[^>]* SizeY="(\d+)"', words)
+    return said is None or (int(said[1]), int(said[2])) == (width, height)
 
 
 def _options(sheet: Sheet) -> dict[str, Any]:
@@ -40,7 +57,9 @@ def _options(sheet: Sheet) -> dict[str, Any]:
     if sheet.space in (GREY, PLANES) and sheet.values.black > sheet.values.white:
         options["photometric"] = "miniswhite"
     channels, usual = sheet.frames[0].shape[2], {GREY: 1, RGB: 3, CMYK: 4, PLANES: 1}[sheet.space]
-    if channels > usual:
+    if sheet.space == PLANES and "extrasamples" in own:  # such as colours and two channels more
+        options |= {name: own[name] for name in ("photometric", "extrasamples")} | {"planarconfig": "contig"}
+    elif channels > usual:
         options["planarconfig"] = "contig"
         alpha = [("assocalpha" if own.get("premultiplied") else "unassalpha")] if sheet.alpha else []
         options["extrasamples"] = ["unspecified"] * (channels - usual - len(alpha)) + alpha
@@ -59,6 +78,7 @@ def _only_first(sheet: Sheet, options: dict[str, Any]) -> dict[str, Any]:
     own, xmp = sheet.extras.tiff, sheet.extras.xmp
     tags = [*options.get("extratags", ()), *own.get("extratags", ()), *([(XMP, 1, len(xmp), xmp, True)] if xmp else ())]
     return {
-        "description": own.get("description"), "software": own.get("software", False), "iccprofile": sheet.extras.icc,
+        "description": own.get("description") if _is_true(sheet) else None,
+        "software": own.get("software", False), "iccprofile": sheet.extras.icc,
         "extratags": tags,
     }  # fmt: skip
