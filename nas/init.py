@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.hooks import RemovableHandle
 
 from nas.groups import Axis, num_units, slices
@@ -21,6 +22,7 @@ SKIPS = dict.fromkeys(("gates", "*.edges.*", "*.projections.*"), 0.0)  # names o
 SCALES = 0.1, 10.0  # how far the signals of a sparse start may be from those of the dense one
 
 ParamGroups = Sequence[Mapping[str, Any]]
+Batch = Tensor | Sequence[Any] | Mapping[str, Any]  # of one tensor, of several arguments, or of arguments by name
 
 
 def sparse_start(
@@ -31,7 +33,7 @@ def sparse_start(
     variance: Literal["he", "xavier"] = "he",
     bias: float = 0.0,
     seed: int = 0,
-    batch: Tensor | None = None,
+    batch: Batch | None = None,
 ) -> None:
     """Keep a random part of the penalised groups, zero the others and all skips, in place.
 
@@ -206,7 +208,7 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _scales(model: nn.Module, x: Tensor, groups: ParamGroups) -> dict[str, float]:
+def _scales(model: nn.Module, batch: Batch, groups: ParamGroups) -> dict[str, float]:
     """For every module that holds penalised parameters how strongly its live outputs vary over the batch."""
     penalised = {id(p) for _, _, members in penalised_sets(groups) for p in members}
     scales: dict[str, float] = {}
@@ -226,7 +228,7 @@ def _scales(model: nn.Module, x: Tensor, groups: ParamGroups) -> dict[str, float
     ]
     try:
         with buffers_kept(model):
-            model(x)
+            _outputs(model, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -243,7 +245,17 @@ def _check_scales(dense: Mapping[str, float], sparse: Mapping[str, float]) -> No
             )
 
 
-def check_start(model: nn.Module, x: Tensor, *, groups: ParamGroups | None = None) -> None:
+def _outputs(model: nn.Module, batch: Batch) -> list[Tensor]:
+    """The floating-point tensors among what a model returns for a copy of a batch, which it may change."""
+    given: Any = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, batch)
+    if isinstance(given, Mapping):
+        found = model(**given)
+    else:
+        found = model(given) if isinstance(given, Tensor) else model(*given)
+    return [y for y in tree_leaves(found) if isinstance(y, Tensor) and y.is_floating_point()]
+
+
+def check_start(model: nn.Module, batch: Batch, *, groups: ParamGroups | None = None) -> None:
     """Refuse a start from which some layer could never wake.
 
     One batch must give a finite output that depends on the input, and a finite non-zero gradient in every layer that
@@ -252,7 +264,7 @@ def check_start(model: nn.Module, x: Tensor, *, groups: ParamGroups | None = Non
 
     Args:
         model: the sparsely started network.
-        x: one batch, of at least two different samples.
+        batch: of at least two different samples: a tensor, a tuple of arguments or a mapping of keyword arguments.
         groups: what is penalised, as in `sparse_start`.
 
     Raises:
@@ -261,15 +273,21 @@ def check_start(model: nn.Module, x: Tensor, *, groups: ParamGroups | None = Non
     groups = param_groups(model, lam=1.0, lr=1.0) if groups is None else groups
     advice = "start with a larger density or another seed"
     with buffers_kept(model):
-        y = model(x)
-        if not isinstance(y, Tensor):
-            raise ValueError(f"check_start: {type(model).__name__} must return one tensor, got {type(y).__name__}")
-        if not y.isfinite().all():
+        outputs = _outputs(model, batch)
+        if not outputs:
+            raise ValueError(f"check_start: {type(model).__name__} must return tensors of floating-point numbers")
+        if not all(y.isfinite().all() for y in outputs):
             raise ValueError(f"the start is unstable: the output on one batch is not finite; {advice}")
-        if not (y - y[:1]).any():
+        by_sample = [y for y in outputs if y.ndim]  # a loss has no batch axis
+        if by_sample and not any(len(y) > 1 for y in by_sample):
+            raise ValueError("check_start needs a batch of at least two different samples, got one")
+        if by_sample and not any((y - y[:1]).any() for y in by_sample):
             raise ValueError(f"the start is dead: the output does not depend on the input; {advice}")
-        probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=y.dtype)
-        (y * probe.to(y.device)).sum().backward()  # a direction in which no gradient vanishes by chance
+        generator = torch.Generator().manual_seed(0)
+        probes = [torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device) for y in outputs]
+        total = sum((y * probe).sum() for y, probe in zip(outputs, probes, strict=True) if y.requires_grad)
+        if isinstance(total, Tensor):
+            total.backward()  # a direction in which no gradient vanishes by chance
     names = {id(p): name for name, p in model.named_parameters()}
     grown = [names[id(p)] for p in model.parameters() if p.grad is not None and not p.grad.isfinite().all()]
     if grown:

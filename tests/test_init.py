@@ -1,10 +1,12 @@
 """Sparse starts of any model: the density of each kind of group, variances, biases, and starts that cannot learn."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from nas import (
     ENTRIES,
@@ -179,13 +181,42 @@ def test_units_along_columns_have_the_variance_of_their_layer():
     assert torch.equal(first.weight.any(dim=1), second.weight.any(dim=0))
 
 
-def test_a_model_that_returns_no_tensor_is_named():
-    class Pair(nn.Linear):
-        def forward(self, x):
-            return super().forward(x), x
+class Called(nn.Linear):
+    """What it returns is computed by a function of itself and its inputs."""
 
-    with pytest.raises(ValueError, match="Pair must return one tensor, got tuple"):
-        check_start(Pair(2, 2), torch.randn(3, 2), groups=[])
+    def __init__(self, function):
+        super().__init__(3, 3)
+        self.function = function
+
+    def forward(self, x, y=None):
+        return self.function(self.weight, x, y)
+
+
+def test_a_model_that_returns_no_numbers_is_named():
+    net = Called(lambda weight, x, y: (x.argmax(1), "x"))
+    with pytest.raises(ValueError, match="Called must return tensors of floating-point numbers"):
+        check_start(net, torch.randn(3, 3), groups=[])
+
+
+@pytest.mark.parametrize(
+    "batch", [(torch.randn(4, 3), torch.randn(4, 3)), {"x": torch.randn(4, 3), "y": torch.ones(1)}]
+)
+@pytest.mark.parametrize("outputs", [lambda z: (z.sum(), z), lambda z: {"z": z, "places": z.argmax(1)}])
+def test_a_start_is_checked_with_several_inputs_and_outputs(batch, outputs):
+    before = copy.deepcopy(batch)
+    net = Called(lambda weight, x, y: outputs(x.mul_(2) @ weight.T + y))
+    groups = param_groups(net, lr=0.1, rules={"weight": GroupLasso(0.1, ROWS)})
+    sparse_start(net, 1.0, groups=groups, batch=batch)
+    check_start(net, batch, groups=groups)
+    assert all(map(torch.equal, tree_leaves(batch), tree_leaves(before)))
+    dead = Called(lambda weight, x, y: outputs(0 * x @ weight.T))
+    with pytest.raises(ValueError, match="the output does not depend on the input"):
+        check_start(dead, batch, groups=[])
+
+
+def test_a_batch_of_one_is_refused_as_such():
+    with pytest.raises(ValueError, match="a batch of at least two different samples, got one"):
+        check_start(nn.Linear(2, 2), torch.randn(1, 2), groups=[])
 
 
 def test_gradients_that_grow_behind_sleeping_channels_are_refused():
