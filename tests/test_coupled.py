@@ -394,6 +394,17 @@ def test_a_norm_forgets_a_dead_unit_slowly_in_evaluation():
     assert extract(model, [x[0]])[0][0].out_channels == 3
 
 
+def test_an_instance_normalisation_with_running_means_forgets_a_dead_unit_too():
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.GELU(), nn.Conv2d(4, 2, 3, padding=1)), torch.randn(8, *SHAPE)
+    units = coupled_units(model, x)
+    model(x)
+    alive = kill(units, 0.5, torch.Generator().manual_seed(0))
+    settle_norms(model, units)
+    assert_removed(model, units, alive, x)
+
+
 def test_scales_are_free_since_no_gradient_reaches_a_zero_row_behind_a_zero_scale():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.GELU(), nn.Linear(3, 2)), torch.randn(8, 4)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import Parameter
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from nas.groups import Axis, Members, join_rows, num_units, slices, unit_axes
 from nas.models.traced.channels import Channels, Kind, Step, arguments, channels_behind
@@ -88,7 +88,7 @@ def find_units(
 
 @torch.no_grad()
 def settle_norms(model: nn.Module, units: Mapping[str, Sequence[Parameter]]) -> None:
-    """Set the running means that batch normalisations keep for dead units to 0, in place.
+    """Set the running means that batch and instance normalisations keep for dead units to 0, in place.
 
     In training a dead unit is exactly zero. Its running mean tends to 0 from the step at which the unit died on, but
     in evaluation the normalisation still subtracts what is left of it. Call this before extraction. Normalisations
@@ -98,7 +98,7 @@ def settle_norms(model: nn.Module, units: Mapping[str, Sequence[Parameter]]) -> 
         model: the trained model.
         units: from `coupled_units` (or `nas.parameters.unit_parameters`) of the same model.
     """
-    norms = {id(m.bias): m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
+    norms = {id(m.bias): m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None}
     for members in units.values():
         axes = unit_axes(members)
         dead = ~join_rows(members, axes).any(dim=1)
