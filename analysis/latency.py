@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nas.models.dag import DagNet
 from nas.models.network import input_shape
+from nas.models.traced.graph import Example, Inputs, call
 from nas.models.traced.network import TracedNet
 
 BATCHES = (1, 8, 64)
@@ -57,7 +58,7 @@ def latency(
     batches: Sequence[int] = BATCHES,
     side: int = SIDE,
     seconds: float = 2.0,
-    inputs: Tensor | None = None,
+    inputs: Inputs | None = None,
 ) -> tuple[Latency, ...]:
     """Time two networks, on the CPU, on batches of random pictures of ``side`` x ``side`` pixels (or vectors).
 
@@ -70,13 +71,19 @@ def latency(
         inputs: of modules that are no `DagNet` one batch, on which alone they are timed, in the mode they are in.
 
     Raises:
-        ValueError: modules that are no `DagNet` come without inputs.
+        ValueError: modules that are no `DagNet` come without inputs, or cannot be run.
     """
     if isinstance(net, DagNet | TracedNet):
-        return tuple(_time(net, small, torch.rand(input_shape(net, batch, side)), seconds) for batch in batches)
+        return tuple(
+            _time(net, small, Example.of(torch.rand(input_shape(net, batch, side))), seconds) for batch in batches
+        )
     if inputs is None:
         raise ValueError(f"latency: {type(net).__name__} is no DagNet; give inputs=..., one batch")
-    return (_time(net, small, inputs, seconds),)
+    example = Example.of(inputs)
+    with torch.no_grad():
+        for each in (net, small):
+            call(each, example)  # says what is wrong with the inputs
+    return (_time(net, small, example, seconds),)
 
 
 @torch.no_grad()
@@ -97,23 +104,24 @@ def milliseconds(net: nn.Module, *, side: int = LARGE_SIDE, calls: int = 7) -> f
     return 1e3 * seconds * (MEGAPIXEL / math.prod(shape[2:]) if len(shape) == 4 else 1.0)
 
 
-def _time(net: nn.Module, small: nn.Module, x: Tensor, seconds: float) -> Latency:
-    rounds = list(_rounds(net, small, x, seconds))
+def _time(net: nn.Module, small: nn.Module, example: Example, seconds: float) -> Latency:
+    rounds = list(_rounds(net, small, example, seconds))
     supernet, compact = (_summarise(column) for column in zip(*rounds, strict=True))
     ratio = supernet.median / compact.median
-    return Latency(tuple(x.shape), torch.get_num_threads(), len(rounds), supernet, compact, ratio)
+    first = next((tuple(x.shape) for x in example.tensors()), ())
+    return Latency(first, torch.get_num_threads(), len(rounds), supernet, compact, ratio)
 
 
 def _rounds(
-    net: nn.Module, small: nn.Module, x: Tensor, seconds: float, most: int = 200
+    net: nn.Module, small: nn.Module, example: Example, seconds: float, most: int = 200
 ) -> Iterator[tuple[float, float]]:
     """Seconds of one call of each, again and again; the first round warms up and is not counted."""
     began = time.perf_counter()
     for k in count():
         start = time.perf_counter()
-        net(x)
+        net(*example.args, **example.kwargs)
         middle = time.perf_counter()
-        small(x)
+        small(*example.args, **example.kwargs)
         end = time.perf_counter()
         if k > 0:
             yield middle - start, end - middle

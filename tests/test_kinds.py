@@ -342,6 +342,19 @@ def test_wrappers_are_taken_off():
         assert type(extract(wrapped, [X])[0]) is nn.Sequential
 
 
+@pytest.mark.parametrize("inputs", [X.numpy(), "text", 3])
+def test_what_is_no_batch_is_named(inputs):
+    with pytest.raises(ValueError, match=f"inputs must be a tensor, .*, got {type(inputs).__name__}"):
+        coupled_units(nn.Sequential(conv(3, 4), nn.GELU(), conv(4, 2)), inputs)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_script_cannot_be_traced():
+    for attempt in (lambda net: coupled_units(net, X[None]), lambda net: extract(net, [X])):
+        with pytest.raises(ValueError, match="torch.export cannot trace RecursiveScriptModule: Exporting a Script"):
+            attempt(torch.jit.script(nn.Linear(8, 2)))
+
+
 LAZY = nn.Sequential(nn.LazyConv2d(4, 1), nn.GELU(), conv(4, 2))
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -45,6 +46,12 @@ class TwoInputs(nn.Module):
         return {"one": self.heads[0](z), "two": self.heads[1](z)}
 
 
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+FORMATS = {"net.py": "python", "net.pt2": "torch-export"}
 X = torch.rand(2, 1, 9, 11, generator=torch.Generator().manual_seed(0))
 
 
@@ -124,6 +131,67 @@ def test_several_inputs_and_outputs_are_exported(name, tmp_path):
     assert (
         export(TwoInputs(), tmp_path / name, "python" if name.endswith("py") else "torch-export", inputs=inputs) < 1e-6
     )
+
+
+class Given(nn.Module):
+    """What it returns is computed by a function of a layer and its inputs, as many as there are."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.layer, self.function = nn.Linear(3, 2), function
+
+    def forward(self, *inputs):
+        return self.function(self.layer, *inputs)
+
+
+def in_half(layer, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return layer(x)
+
+
+def test_any_number_of_inputs_is_exported(tmp_path):
+    net = Given(lambda layer, x, y, z: layer(x * y + z))
+    inputs = (torch.rand(4, 3), torch.rand(4, 3), torch.rand(()))
+    for name in ("net.py", "net.pt2"):
+        assert export(net, tmp_path / name, FORMATS[name], inputs=inputs) < 1e-6
+
+
+def test_one_example_is_exported_for_any_batch_whatever_its_precision(tmp_path, capfd):
+    net = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)).double()
+    assert export(net, tmp_path / "net.pt2", "torch-export", inputs=torch.rand(1, 3).double()) < 1e-6
+    assert torch.export.load(tmp_path / "net.pt2").module()(torch.rand(5, 3)).shape == (5, 2)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "message"),
+    [
+        (
+            lambda layer, x: Pair(layer(x), x),
+            "net.pt2",
+            "a file of the format torch-export cannot hold Given: Can't ser",
+        ),
+        (lambda layer, x: (layer(x), "text"), "net.pt2", "a file of the format torch-export cannot hold Given: We ran"),
+        (in_half, "net.py", "the format python cannot hold a region of another precision"),
+        (lambda layer, x: layer(x) if x.sum() > 0 else x, "net.py", "torch.export cannot trace Given: Could not guard"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_said_in_one_line(function, name, message, tmp_path, capfd):
+    with pytest.raises(ValueError, match=message) as caught:
+        export(Given(function), tmp_path / name, FORMATS[name], inputs=torch.rand(2, 3))
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "inputs", [(torch.rand(2, 3), torch.rand(2, 4)), {"x": torch.rand(2, 3), "y": torch.rand(2, 4)}]
+)
+def test_modules_of_several_inputs_are_timed(inputs):
+    net = TwoInputs()
+    [timed] = latency(net, net, inputs=inputs, seconds=0)
+    assert timed.shape == (2, 3) and timed.rounds >= 3
+    with pytest.raises(ValueError, match="TwoInputs cannot compute inputs of float32"):
+        latency(net, net, inputs=torch.rand(2, 3))
 
 
 def test_a_module_comes_back_from_its_files_at_its_size(found, tmp_path):

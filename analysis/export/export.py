@@ -5,12 +5,13 @@ traced from it. Those of any other module come from its graph of primitive opera
 """
 
 import copy
+import inspect
 import io
 import os
 import runpy
 import tempfile
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,23 @@ from nas.analysis.export.module_source import write_module_source
 from nas.analysis.export.source import named_tensors, source_code
 from nas.files import naming, write_bytes, write_text
 from nas.models.dag import DagNet
-from nas.models.traced.graph import Example, Inputs, call, copied, unwrap
+from nas.models.traced.graph import Example, Inputs, call, copied, first_line, silence, unwrap
 from nas.models.traced.network import TracedNet
 
 Network = Callable[..., Any]
 TOLERANCE = 1e-5  # largest difference of an output; relative to the largest output where that is above 1
+
+
+@contextmanager
+def _in_one_line(failure: str) -> Iterator[None]:
+    """What torch warns of and logs inside is not heard, and what it refuses is said in one line."""
+    try:
+        with silence():
+            yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as problem:  # of many kinds
+        raise ValueError(f"{failure}: {first_line(problem)}") from None
 
 
 @dataclass(frozen=True)
@@ -51,11 +64,9 @@ class Subject:
     def program(self) -> torch.export.ExportedProgram:
         """The graph of primitive operations, without paths on this machine."""
         size = Dim.DYNAMIC if isinstance(self.net, DagNet) else Dim.AUTO
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of its own inside
-            program = torch.export.export(
-                self.plain, self.cases[0], dynamic_shapes=tuple(dict.fromkeys(axes, size) for axes in self.axes)
-            )
+        axes = tuple(dict.fromkeys(each, size) for each in self.axes)
+        with _in_one_line(f"torch.export cannot trace {type(self.net).__name__}"):
+            program = torch.export.export(self.plain, self.cases[0], dynamic_shapes=_by_argument(self.plain, axes))
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)
         return program
@@ -130,8 +141,7 @@ def write_python(subject: Subject, path: Path, weights: Path) -> Network:
 def write_torch_export(subject: Subject, path: Path) -> nn.Module:
     """A program for `torch.export.load`; of a `DagNet` for any batch, and pictures with sides larger than the patch."""
     program = subject.program()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of its own inside
+    with _in_one_line(f"a file of the format torch-export cannot hold {type(subject.net).__name__}"):
         buffer = io.BytesIO()  # torch aborts the process where the disk is full
         torch.export.save(program, buffer)
         write_bytes(path, buffer.getvalue())
@@ -151,13 +161,12 @@ def write_onnx(subject: Subject, path: Path) -> Network:
     except ImportError as problem:
         raise ValueError(f"the format onnx needs {problem.name}; pip install 'bregman-nas[onnx]'") from None
     names = [_numbered(letter, count) for letter, count in (("x", len(subject.axes)), ("y", len(_outputs(subject))))]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as above
+    with _in_one_line(f"a file of the format onnx cannot hold {type(subject.net).__name__}"):
         program = torch.onnx.export(
             subject.plain,
             subject.cases[0],
             dynamo=True,
-            dynamic_shapes=subject.axes,
+            dynamic_shapes=_by_argument(subject.plain, subject.axes),
             input_names=names[0],
             output_names=names[1],
             verbose=False,
@@ -166,7 +175,7 @@ def write_onnx(subject: Subject, path: Path) -> Network:
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()  # as above
         program.save(path, external_data=False)
-    return load_onnx(path)
+        return load_onnx(path)
 
 
 def load_onnx(path: Path) -> Network:
@@ -229,16 +238,32 @@ def _takes_all(subject: Subject) -> bool:
         return False
 
 
+def _are_tensors(example: Example) -> bool:
+    return not example.kwargs and all(isinstance(x, Tensor) for x in example.args)
+
+
 def _module(net: nn.Module, inputs: Inputs | None) -> Subject:
     name = type(net).__name__
-    if inputs is None or (example := Example.of(inputs)).kwargs or len(example.tensors()) < len(example.args):
+    if inputs is None or not _are_tensors(example := Example.of(inputs)):
         raise ValueError(f"export: {name} is no DagNet; give inputs=..., one batch: a tensor or a tuple of tensors")
     net = copied(unwrap(net)).float().eval()
-    given = tuple(x.cpu() for x in example.args)
+    example = example.map(lambda x: (x.float() if x.is_floating_point() else x).cpu())
     call(net, example)  # says what is wrong with the inputs
+    if all(x.ndim and len(x) == 1 for x in example.args):  # torch.export would take a size of 1 for a constant
+        with suppress(ValueError):
+            call(net, doubled := example.map(lambda x: torch.cat([x, x])))
+            example = doubled
+    given = example.args
     generator = torch.Generator().manual_seed(0)
     random = tuple(torch.randn(x.shape, generator=generator) if x.is_floating_point() else x for x in given)
-    return Subject(net, net, tuple({0: f"batch{k or ''}"} for k in range(len(given))), [given, random])
+    return Subject(
+        net, net, tuple({0: f"batch{k or ''}"} if x.ndim else {} for k, x in enumerate(given)), [given, random]
+    )
+
+
+def _by_argument(net: nn.Module, axes: tuple[dict[int, Any], ...]) -> dict[str, Any]:
+    """Of each argument of a forward, of which one may take any number of inputs."""
+    return dict(inspect.signature(net.forward).bind(*axes).arguments)
 
 
 def _shapes(net: DagNet) -> list[tuple[int, ...]]:

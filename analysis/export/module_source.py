@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, fx
 from torch.export.graph_signature import InputKind
 
 from nas.files import write_bytes
+from nas.models.traced.graph import AUTOCAST, inline
 
 HEAD = '''"""A network as the primitive operations of torch that it consists of. It needs torch and safetensors."""
 
@@ -43,7 +44,14 @@ def write_module_source(program: torch.export.ExportedProgram, path: Path, weigh
     """Write the operations of a program as ``path``, and the tensors that it holds as ``weights``.
 
     Outputs that are no single tensor are returned as a flat tuple.
+
+    Raises:
+        ValueError: a part of it has a precision of its own (`torch.autocast`).
     """
+    graphs = [each.graph for each in program.graph_module.modules() if isinstance(each, fx.GraphModule)]
+    if any(str(node.target) == AUTOCAST for graph in graphs for node in graph.nodes):
+        raise ValueError("the format python cannot hold a region of another precision (torch.autocast)")
+    inline(program.graph_module)
     tensors: dict[str, Tensor] = {}
     inputs, given = [], []
     for spec in program.graph_signature.input_specs:

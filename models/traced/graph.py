@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
-REGIONS = {"wrap_with_autocast", "wrap_with_set_grad_enabled"}
+AUTOCAST = "wrap_with_autocast"
+REGIONS = {AUTOCAST, "wrap_with_set_grad_enabled"}
 VIEWS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}  # return their input in evaluation
 
 
@@ -34,7 +35,16 @@ class Example:
 
     @classmethod
     def of(cls, inputs: Inputs) -> "Example":
-        """One tensor; a tuple or list of arguments; or a mapping of keyword arguments."""
+        """One tensor; a tuple or list of arguments; or a mapping of keyword arguments.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        if not isinstance(inputs, Tensor | Sequence | Mapping) or isinstance(inputs, str):
+            raise ValueError(
+                "inputs must be a tensor, a tuple of arguments or a mapping of keyword arguments, got "
+                f"{type(inputs).__name__}"
+            )
         if isinstance(inputs, Mapping):
             return cls((), dict(inputs))
         return cls((inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {})
@@ -76,7 +86,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
-        elif isinstance(inner := model.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
+        elif isinstance(inner := dict(model.named_children()).get("_orig_mod"), nn.Module):
             model = inner
         else:
             return model
@@ -109,7 +119,7 @@ def call(model: nn.Module, example: Example) -> list[Tensor]:
     try:
         outputs = model(*cloned.args, **cloned.kwargs)
     except Exception as problem:  # whatever a foreign forward raises
-        raise ValueError(f"{name} cannot compute inputs of {example} (one batch): {_line(problem)}") from None
+        raise ValueError(f"{name} cannot compute inputs of {example} (one batch): {first_line(problem)}") from None
     found = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     if not found:
         raise ValueError(f"{name} returns no tensor, but {type(outputs).__name__}")
@@ -143,13 +153,13 @@ def trace(model: nn.Module, example: Example, *, training: bool = False) -> Grap
             module.momentum = 0.1  # a mean over all batches is weighted by a number that no graph has
     example = example.map(Tensor.cpu)
     try:
-        with _silence(), _haste():
+        with silence(), _haste():
             program = torch.export.export(
                 scratch, example.map(Tensor.clone).args, example.map(Tensor.clone).kwargs, strict=False
             )
     except Exception as problem:
         call_once(copied(model).train(training), example)  # says what is wrong with the model or the inputs
-        raise ValueError(f"torch.export cannot trace {type(model).__name__}: {_line(problem)}") from None
+        raise ValueError(f"torch.export cannot trace {type(model).__name__}: {first_line(problem)}") from None
     if any(isinstance(size, torch.SymInt) for node in program.graph.nodes for size in _sizes(node)):
         raise ValueError(f"{type(model).__name__} makes tensors whose sizes depend on the numbers that it is given")
     return _graph(program, model)
@@ -171,19 +181,19 @@ def _graph(program: "ExportedProgram", model: nn.Module) -> Graph:
             stored[node], names[node] = held[target].detach().cpu(), first[id(held[target])]
         elif spec.kind is InputKind.CONSTANT_TENSOR:
             stored[node] = program.constants[target].detach()
-    _inline(program.graph_module)
+    inline(program.graph_module)
     changed = _read_results(program.graph)
     [output] = program.graph.find_nodes(op="output")
     listed = tuple(node for node in program.graph.nodes if node.op != "output")
     return Graph(listed, stored, names, tuple(output.all_input_nodes), frozenset(changed))
 
 
-def _inline(module: fx.GraphModule) -> None:
+def inline(module: fx.GraphModule) -> None:
     """Let regions of another precision or without gradients be part of the graph around them."""
     for node in [each for each in module.graph.nodes if str(each.target) in REGIONS]:
         place = next(k for k, each in enumerate(node.args) if isinstance(each, fx.Node) and each.op == "get_attr")
         inner: Any = getattr(module, str(node.args[place].target))
-        _inline(inner)
+        inline(inner)
         known = dict(zip(inner.graph.find_nodes(op="placeholder"), node.args[place + 1 :], strict=True))
         with module.graph.inserting_before(node):
             outputs = module.graph.graph_copy(inner.graph, known)
@@ -284,7 +294,7 @@ def called(node: fx.Node) -> str:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Nothing of what torch says while it traces is heard."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -314,5 +324,6 @@ def _haste() -> Iterator[None]:
             gc.enable()
 
 
-def _line(problem: Exception) -> str:
+def first_line(problem: Exception) -> str:
+    """What a problem says, or its kind if it says nothing."""
     return next(iter(str(problem).splitlines()), "") or type(problem).__name__
