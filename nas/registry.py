@@ -65,7 +65,7 @@ def import_registrations(source: str) -> None:
     """
     try:
         module = _import_file(Path(source).resolve()) if source.endswith(".py") else importlib.import_module(source)
-    except Exception as problem:  # whatever the user's module raises
+    except (Exception, SystemExit) as problem:  # whatever the user's module raises
         file = str(Path(source).resolve())
         raise ValueError(f"cannot import {source}: {described(problem, file)}") from problem
     if module not in IMPORTED:
@@ -77,7 +77,7 @@ def imported(name: str) -> Any | None:
     return next((vars(module)[name] for module in reversed(IMPORTED) if name in vars(module)), None)
 
 
-def described(problem: Exception, file: str) -> str:
+def described(problem: BaseException, file: str) -> str:
     """A problem with its kind, and the line of the file that it came through, if it did."""
     lines = [frame.lineno for frame in traceback.extract_tb(problem.__traceback__) if frame.filename == file]
     return f"{type(problem).__name__}: {problem}" + (f" (line {lines[-1]})" if lines else "")
@@ -90,9 +90,13 @@ def _import_file(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None  # both are found by the suffix .py
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    module.__package__, module.__spec__ = "", None  # as of a script: the dot in the name is none of a package
+    sys.path.insert(0, str(file.parent))  # so that it may import the files beside it
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
+    finally:
+        sys.path.remove(str(file.parent))
     return module

@@ -13,7 +13,7 @@ import yaml
 
 from nas.cli import main
 from nas.models import RECIPES, conv_skip_autoencoder, register_recipe
-from nas.registry import import_registrations
+from nas.registry import import_registrations, imported
 from nas.search import Denoise, Restoration, SearchConfig, pictures, register_data, register_task
 from nas.search.data.sources import SOURCES
 from nas.search.runs.learnt import TASKS
@@ -118,6 +118,11 @@ def test_a_file_is_imported_once(tmp_path):
         (None, "cannot import .*mine.py: FileNotFoundError"),
         ("1 / 0", "cannot import .*mine.py: ZeroDivisionError: division by zero"),
         ("a b", "cannot import .*mine.py: SyntaxError"),
+        ("import sys\nsys.exit(3)", r"cannot import .*mine.py: SystemExit: 3 \(line 2\)"),
+        (
+            "from .nets import net",
+            "cannot import .*mine.py: ImportError: attempted relative import with no known parent",
+        ),
         (
             "from nas.models import register_recipe\nregister_recipe('skip_autoencoder', print)",
             "cannot import .*mine.py: ValueError: there is a model 'skip_autoencoder' already",
@@ -133,6 +138,14 @@ def test_a_file_that_cannot_be_imported_is_named_every_time(tmp_path, text, mess
             import_registrations(str(file))
     with pytest.raises(ValueError, match="cannot import no.such.module: ModuleNotFoundError"):
         import_registrations("no.such.module")
+
+
+def test_a_file_may_import_the_files_beside_it(tmp_path):
+    (tmp_path / "beside_mine.py").write_text("number = 3\n")
+    (tmp_path / "mine.py").write_text("from beside_mine import number as number_beside_mine\n")
+    before = list(sys.path)
+    import_registrations(str(tmp_path / "mine.py"))
+    assert imported("number_beside_mine") == 3 and sys.path == before
 
 
 def nas(*words, cwd):
