@@ -295,6 +295,34 @@ def test_a_layer_that_is_not_used_stays_as_it_is():
     assert torch.equal(small.unused.weight, net.unused.weight)
 
 
+class Auxiliary(nn.Module):
+    """A second head, for training alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(3, 4), conv(4, 2)
+        self.head = nn.Sequential(conv(4, 5), nn.BatchNorm2d(5), nn.GELU(), conv(5, 2))
+        self.c, self.d = conv(3, 4), conv(4, 2)
+
+    def forward(self, x):
+        y, z = F.gelu(self.a(x)), F.gelu(self.c(x))
+        result = self.b(y) + self.d(z)
+        return (result, self.head(y + z)) if self.training else result
+
+
+def test_layers_for_training_alone_follow_what_they_read():
+    torch.manual_seed(0)
+    net = Auxiliary().double()
+    units = coupled_units(net, torch.stack([X, X.flip(0)]).double())
+    for p in units["a"]:
+        p.data[:3] = 0
+    small, certificate = extract(net, [X.double()])
+    assert certificate.holds and small.a.out_channels == small.c.out_channels == small.head[0].in_channels == 1
+    x = torch.rand(4, *X.shape, dtype=torch.float64)
+    for y, z in zip(net.train()(x), small.train()(x), strict=True):
+        torch.testing.assert_close(z, y)
+
+
 def test_of_layers_whose_sizes_a_forward_reads_the_others_still_lose_channels():
     layers = {name: conv(3, 4) for name in "abcdef"}
 

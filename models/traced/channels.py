@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from nas.models.traced.graph import Graph, called, lies_in, operation, shape, written
+from nas.models.traced.graph import Example, Graph, called, lies_in, operation, shape, trace, written
 from nas.models.traced.heads import ATTENTION, PRODUCTS_OF_TENSORS, Product
 
 ZEROED, SHIFTED = {"dropout", "feature_dropout"}, {"alpha_dropout", "feature_alpha_dropout"}
@@ -179,6 +180,27 @@ class Channels:
         self.unknown, self.across = (
             {node: root[labels] for node, labels in found.items()} for found in (self.unknown, self.across)
         )
+
+    def follow(self, training: "Channels") -> None:
+        """Let tensors that only the graph of training mode reads lose what they have of channels that go."""
+        names, read = self.graph.names, {name for node, name in self.graph.names.items() if node.users}
+        known: dict[int, set[int]] = {}  # by number in training the numbers here
+        trained = {name: training.stored[node] for node, name in training.graph.names.items() if node.users}
+        for node, name in names.items():
+            if name in read and name in trained:
+                for ours, theirs in zip(self.stored[node], trained[name], strict=True):
+                    for number, other in zip(ours.tolist(), theirs.tolist(), strict=True):
+                        known.setdefault(other, set()).add(number)
+        for node, name in names.items():
+            if name not in read and name in trained:
+                self.stored[node] = [
+                    torch.tensor([min(known.get(other, {0})) for other in theirs.tolist()], dtype=torch.long)
+                    for theirs in trained[name]
+                ]  # the number 0 always stays
+        for numbers in known.values():  # what lives and dies together in training does so here
+            if len(numbers) > 1:
+                self._join(torch.tensor(sorted(numbers)), torch.tensor(min(numbers)))
+        self._solve()
 
     # The graph
 
@@ -699,3 +721,19 @@ def _padded(node: fx.Node, rank: int) -> set[int]:
 
 def _is_random(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def channels_of(model: nn.Module, example: Example) -> Channels:
+    """The channels of a module from its graph in evaluation mode, and of layers that it has for training alone.
+
+    Raises:
+        ValueError: the module cannot be copied, run or traced.
+    """
+    channels = Channels(trace(model, example))
+    read = {name for node, name in channels.graph.names.items() if node.users}
+    if any(name not in read for name, _ in model.named_parameters() if name in channels.graph.names.values()):
+        one = all(x.ndim and len(x) == 1 for x in example.tensors())  # in training a normalisation wants two
+        with suppress(ValueError):
+            batch = example.map(lambda x: torch.cat([x, x])) if one else example
+            channels.follow(Channels(trace(model, batch, training=True)))
+    return channels

@@ -18,8 +18,8 @@ from nas.models import network
 from nas.models.network import Found, Sight
 from nas.models.price import Currency, factor
 from nas.models.traced.awake import silent_layers
-from nas.models.traced.channels import Channels, Kind
-from nas.models.traced.graph import Example, copied, operation, shape, trace, unwrap
+from nas.models.traced.channels import Channels, Kind, channels_of
+from nas.models.traced.graph import Example, copied, operation, shape, unwrap
 from nas.models.traced.shrink import Removal, fit, held_by, keep_one, narrow, parts_of
 from nas.models.traced.store import Numbers, filled, other_numbers, read_module, write_module
 from nas.models.traced.units import every_other, find_units, kill, settle_norms, stir
@@ -62,7 +62,7 @@ class Anatomy:
     """
 
     def __init__(self, module: nn.Module, example: Tensor) -> None:
-        self.channels = Channels(trace(copied(module).eval(), Example.of(example)))
+        self.channels = channels_of(module, Example.of(example))
         self.nodes = {name: node for node, name in reversed(self.channels.graph.names.items())}
         graph = self.channels.graph
         self._sizes = [size for node in graph.nodes if node not in graph.stored and len(size := shape(node)) > 1]

@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nas.models.traced.channels import Channels, Kind, Step
-from nas.models.traced.graph import Example, call, call_once, copied, owner, trace, unwrap
+from nas.models.traced.channels import Channels, Kind, Step, channels_of
+from nas.models.traced.graph import Example, call, call_once, copied, owner, unwrap
 from nas.models.traced.values import Values
 from nas.selection import Selection, indices, selected
 
@@ -243,7 +243,7 @@ def shrunk(model: nn.Module, *examples: Example) -> tuple[nn.Module, Removal, Pa
             whichever they are.
     """
     model = copied(unwrap(model)).eval()
-    removal = Removal(Channels(trace(model, examples[0])), model)
+    removal = Removal(channels_of(model, examples[0]), model)
     _, pairs = fit(model, removal, *examples)
     removal.apply(model)
     return model, removal, pairs
