@@ -323,6 +323,17 @@ def test_layers_for_training_alone_follow_what_they_read():
         torch.testing.assert_close(z, y)
 
 
+@pytest.mark.parametrize("factor", [1j, 2.0 + 1j])
+def test_a_complex_number_is_not_taken_for_its_real_part(factor):
+    number = nn.Parameter(torch.tensor([factor]))
+    net = Net(lambda m, x: m.b((m.a(x) * m.number).imag), a=conv(3, 4), b=conv(4, 2), number=number)
+    with torch.no_grad():
+        net.a.weight[1], net.a.bias[1] = 0, 0
+    small, certificate = extract(net, [X])
+    assert certificate.holds
+    torch.testing.assert_close(small(X[None]), net(X[None]))
+
+
 def test_of_layers_whose_sizes_a_forward_reads_the_others_still_lose_channels():
     layers = {name: conv(3, 4) for name in "abcdef"}
 

@@ -70,7 +70,7 @@ class Values:
         """The values of a tensor along an axis of a result of this size; NaN where it is no constant."""
         count = size[axis]
         own = axis - len(size) + len(shape(node))
-        if node in self.whole:
+        if node in self.whole and not self.whole[node].is_complex():
             tensor = self.whole[node].double()
             rows = rows_along(tensor, own) if tensor.numel() and own >= 0 else tensor.reshape(1, -1)
             return _uniform(rows).expand(count) if len(rows) in (1, count) else torch.full((count,), math.nan).double()
