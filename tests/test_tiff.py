@@ -99,6 +99,16 @@ def test_channels_beside_colours_keep_their_meaning():
     assert np.array_equal(page.asarray(), pixels)
 
 
+@pytest.mark.parametrize(("channels", "photometric"), [(3, 1), (2, 2)])
+def test_channels_that_a_file_does_not_explain_stay_together(channels, photometric):
+    pixels = whole(9, 11, channels)
+    stream = io.BytesIO(file_of(pixels, photometric="rgb" if channels == 3 else "minisblack", planarconfig="contig"))
+    change(stream, 0, PhotometricInterpretation=photometric)
+    sheet = read_sheet(stream.getvalue())
+    (page,) = tifffile.TiffFile(io.BytesIO(encoded(sheet, ".tif")[0])).pages
+    assert np.array_equal(page.asarray(), pixels)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_colours_that_were_multiplied_by_alpha_are_divided_for_other_formats(dtype):
     full = np.iinfo(dtype).max
