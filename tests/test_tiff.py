@@ -56,6 +56,16 @@ def test_compressed_numbers_are_read_as_they_are(dtype):
     assert np.array_equal(sheet.frames[0][..., 0], pixels.astype(dtype))
 
 
+@pytest.mark.parametrize("compression", [None, "lzw"])
+@pytest.mark.parametrize(("dtype", "ink"), [("uint16", 65535), ("float32", 1)])
+def test_ink_is_not_taken_for_light(dtype, ink, compression):
+    pixels = np.where(whole(9, 11) < 100, ink, 0).astype(dtype)
+    sheet = read_sheet(file_of(pixels, compression=compression, photometric="miniswhite"))
+    assert np.array_equal(sheet.values.to_unit(sheet.frames[0])[..., 0], pixels == 0)
+    again = read_sheet(encoded(sheet, ".pfm")[0])
+    assert np.array_equal(again.frames[0][..., 0], pixels == 0)
+
+
 @pytest.mark.parametrize(
     ("dtype", "channels", "byteorder"),
     [
