@@ -113,7 +113,7 @@ def seconds(text: str) -> float:
 
 
 class Signalled(BaseException):  # so that nothing takes it for what is wrong with a file
-    """What was stopped by a signal, after it wrote a checkpoint.
+    """What was stopped by a signal, after it wrote a checkpoint or at once.
 
     Attributes:
         code: to exit with: 130 after Ctrl-C, 143 after SIGTERM or SIGHUP.
