@@ -28,7 +28,8 @@ def main() -> int:
     code = run()
     for number in numbers:  # all is written: Python may end in peace
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     return code
 
 

@@ -381,13 +381,16 @@ def test_a_name_that_is_not_utf_8_is_refused(capsys):
     assert capsys.readouterr().err == "nas: run: a name must be text in UTF-8; rename the file or folder\n"
 
 
-def test_a_signal_while_python_ends_is_no_traceback(tmp_path):
-    code = """
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_while_python_ends_is_no_traceback(tmp_path, name):
+    """Of Ctrl-C where it is ignored, as in the background of a script."""
+    code = f"""
 import atexit, os, signal
 import nas.__main__, nas.cli
 
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 nas.cli.main = lambda: 143
-atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+atexit.register(os.kill, os.getpid(), signal.{name})
 raise SystemExit(nas.__main__.main())
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

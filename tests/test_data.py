@@ -176,6 +176,13 @@ def test_an_empty_network_returns_any_picture(shape, dtype, channels):
     assert np.abs(cleaned.astype(int) - pixels.astype(int)).max() <= (dtype == np.uint16)  # float32 holds 24 bits
 
 
+def test_the_high_byte_may_come_first():
+    net, pixels = conv_skip_autoencoder(depth=1, width=2), np.arange(0, 60_000, 5_000, ">u2").reshape(3, 4)
+    cleaned = denoise_pixels(net, pixels)
+    assert cleaned.dtype == pixels.dtype == ">u2"
+    assert np.array_equal(cleaned, denoise_pixels(net, pixels.astype("<u2")))
+
+
 @pytest.mark.parametrize(
     "pixels",
     [np.zeros((4, 4)), np.zeros((4, 4), np.int32), np.zeros((2, 4, 4, 3), np.uint8), np.zeros((0, 4), np.uint8)],

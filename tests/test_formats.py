@@ -164,8 +164,12 @@ def test_what_a_png_says_of_its_light_is_kept_or_said():
     assert lost == []
     assert encoded(sheet, ".bmp")[1] == ["a file .bmp does not keep its gamma and primaries"]
     assert encoded(sheet, ".tif")[1] == ["a TIFF file does not keep its gamma and primaries"]
-    usual = read_sheet(png_of(8, [b"\0\xff"], (b"gAMA", struct.pack(">I", 45455))))
+    gamma, primaries = (b"gAMA", struct.pack(">I", 45455)), [31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000]
+    usual = read_sheet(png_of(8, [b"\0\xff"], gamma, (b"cHRM", struct.pack(">8I", *primaries))))
     assert encoded(usual, ".bmp")[1] == []
+    primaries[4:6] = 21000, 71000  # the green of Adobe RGB
+    wide = read_sheet(png_of(8, [b"\0\xff"], gamma, (b"cHRM", struct.pack(">8I", *primaries))))
+    assert encoded(wide, ".bmp")[1] == ["a file .bmp does not keep its gamma and primaries"]
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
@@ -185,7 +189,9 @@ def test_floats_of_netpbm_stay_floats():
     sheet = Sheet("a.tif", ".tif", (frame,), GREY, False, Values.between(0, 1, -0.5, 2))
     data, lost = encoded(sheet, ".pfm")
     assert (data[:2], lost) == (b"Pf", [])
-    assert np.array_equal(read_sheet(data, given=(0, 1)).frames[0], frame)
+    again = read_sheet(data, given=(0, 1))
+    assert np.array_equal(again.frames[0], frame)
+    assert again.suffix == ".pfm"
     with pytest.raises(ValueError, match=r"a file \.pfm holds grey pictures here: choose \.tif"):
         encoded(Sheet("a.png", ".png", (np.zeros((2, 2, 3), np.uint8),), RGB, False, Values.between(0, 255)), ".pfm")
 
@@ -195,11 +201,15 @@ def test_a_proposed_range_can_be_taken():
         find_values([np.full((2, 2, 1), -7, np.int16)], "a.tif")
 
 
-@pytest.mark.parametrize("head", [b"P5 2 2 255\n", b"P5 2 1 65535\n"])
+@pytest.mark.parametrize("head", [b"P5 2 2 255\n", b"P5 2 1 65535\n", b"P5 2 1 4095\n", b"P5 2 2 200\n"])
 def test_a_second_picture_in_a_pgm_is_said(head):
-    one = head + b"abcd"
-    assert read_sheet(one).notes == ()
-    assert "the other pictures in it are left out" in read_sheet(one + one).notes
+    one, said = head + b"\1\2\3\4", "the other pictures in it are left out"
+    assert said not in read_sheet(one).notes
+    assert said in read_sheet(one + one).notes
+
+
+def test_floats_are_no_second_picture():
+    assert read_sheet(b"Pf\n2 2\n-1.0\n" + bytes(8) + b"P5\0\0" + bytes(4)).notes == ()
 
 
 @pytest.mark.parametrize(("alpha", "said"), [(255, False), (100, True)])

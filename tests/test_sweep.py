@@ -256,13 +256,15 @@ def test_its_front_is_what_nothing_dominates(sweep, whole):
     assert all(each.folder == whole / f"trial-{each.number:04}" for each in found)
 
 
-def test_a_sweep_may_be_moved(sweep, whole, tmp_path):
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_a_sweep_may_be_moved(sweep, whole, tmp_path, has_folder):
     shutil.copytree(whole, moved := tmp_path / "moved")
     sweeping = Sweeping(sweep, moved)
     assert all(each.folder == moved / f"trial-{each.number:04}" for each in sweeping.front())
     trial = sweeping.study.begin(sweep)
     trial.set_user_attr("folder", str(whole / "trial-0003"))
-    (moved / "trial-0003").mkdir()  # begun where the sweep was before
+    if has_folder:
+        (moved / "trial-0003").mkdir()  # begun where the sweep was before
     gone_on = next(iter(sweeping))
     assert (gone_on.number, gone_on.resumed) == (3, True)
 

@@ -56,6 +56,16 @@ def test_compressed_numbers_are_read_as_they_are(dtype):
     assert np.array_equal(sheet.frames[0][..., 0], pixels.astype(dtype))
 
 
+@pytest.mark.parametrize("compression", [None, "lzw"])
+@pytest.mark.parametrize(("dtype", "ink"), [("uint16", 65535), ("float32", 1)])
+def test_ink_is_not_taken_for_light(dtype, ink, compression):
+    pixels = np.where(whole(9, 11) < 100, ink, 0).astype(dtype)
+    sheet = read_sheet(file_of(pixels, compression=compression, photometric="miniswhite"))
+    assert np.array_equal(sheet.values.to_unit(sheet.frames[0])[..., 0], pixels == 0)
+    again = read_sheet(encoded(sheet, ".pfm")[0])
+    assert np.array_equal(again.frames[0][..., 0], pixels == 0)
+
+
 @pytest.mark.parametrize(
     ("dtype", "channels", "byteorder"),
     [
@@ -96,6 +106,16 @@ def test_channels_beside_colours_keep_their_meaning():
     sheet = read_sheet(file_of(pixels, photometric="rgb", extrasamples=("unassalpha", "unspecified")))
     (page,) = tifffile.TiffFile(io.BytesIO(encoded(sheet, ".tif")[0])).pages
     assert (page.photometric.name, tuple(map(int, page.extrasamples))) == ("RGB", (2, 0))
+    assert np.array_equal(page.asarray(), pixels)
+
+
+@pytest.mark.parametrize(("channels", "photometric"), [(3, 1), (2, 2)])
+def test_channels_that_a_file_does_not_explain_stay_together(channels, photometric):
+    pixels = whole(9, 11, channels)
+    stream = io.BytesIO(file_of(pixels, photometric="rgb" if channels == 3 else "minisblack", planarconfig="contig"))
+    change(stream, 0, PhotometricInterpretation=photometric)
+    sheet = read_sheet(stream.getvalue())
+    (page,) = tifffile.TiffFile(io.BytesIO(encoded(sheet, ".tif")[0])).pages
     assert np.array_equal(page.asarray(), pixels)
 
 

@@ -124,9 +124,10 @@ def test_each_picture_of_a_batch_has_its_own_level():
     assert not torch.equal(Denoiser(net)(x, 0.1), Denoiser(net)(x, 0.2))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_pictures_keep_their_type(dtype):
-    denoiser, x, sigma = Denoiser(told(1)), torch.rand(1, 1, 8, 10).to(dtype), torch.tensor(0.125)
+def test_pictures_keep_their_type(dtype, channels):
+    denoiser, x, sigma = Denoiser(told(1)), torch.rand(1, channels, 8, 10).to(dtype), torch.tensor(0.125)
     restored = denoiser(x, sigma)
     assert restored.dtype == dtype
     torch.testing.assert_close(restored, denoiser(x.float(), sigma).to(dtype))
@@ -144,6 +145,13 @@ def test_pictures_keep_their_type(dtype):
 def test_bad_calls(x, sigma, sentence):
     with pytest.raises(ValueError, match=sentence):
         Denoiser(told(1))(x, sigma)
+
+
+def test_a_denoiser_is_compiled_as_one_graph():
+    denoiser, x, sigma = Denoiser(told(1)), torch.rand(2, 3, 8, 10), torch.tensor([0.1, 0.2])
+    compiled = torch.compile(denoiser, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, sigma), denoiser(x, sigma))
+    torch.export.export(denoiser, (x, sigma))
 
 
 def test_grey_networks_see_colours_as_brightness_and_differences(tmp_path, monkeypatch):

@@ -112,8 +112,8 @@ def seconds(text: str) -> float:
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-class Signalled(Exception):
-    """What was stopped by a signal, after it wrote a checkpoint.
+class Signalled(BaseException):  # so that nothing takes it for what is wrong with a file
+    """What was stopped by a signal, after it wrote a checkpoint or at once.
 
     Attributes:
         code: to exit with: 130 after Ctrl-C, 143 after SIGTERM or SIGHUP.

@@ -260,9 +260,10 @@ class Sweeping:
         return self.folder / f"trial-{number:04}"
 
     def _folder_of(self, trial: Any) -> Path:
-        """Where the run of a trial is: here, also if the sweep was moved; else where it was begun."""
+        """Where the run of a trial is, or is to be: here, also if the sweep was moved, unless a database that others
+        share says that it was begun elsewhere."""
         here = self._folder(trial.number)
-        return here if here.exists() else Path(trial.user_attrs[FOLDER])
+        return here if self.sweep.storage is None or here.exists() else Path(trial.user_attrs[FOLDER])
 
     def _lock(self, number: int) -> FileLock:
         return FileLock(self.folder / f".trial-{number:04}.lock")

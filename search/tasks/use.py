@@ -230,7 +230,7 @@ def denoise_pixels(net: nn.Module, pixels: np.ndarray, noise: Noise = Noise()) -
 
     shape = pixels.shape
     if (
-        pixels.dtype not in (np.uint8, np.uint16)
+        pixels.dtype.type not in (np.uint8, np.uint16)
         or not pixels.size
         or len(shape) not in (2, 3)
         or max(shape[2:], default=1) > 4

@@ -38,19 +38,21 @@ class Denoiser(nn.Module):
             )
         if plan.channels not in (1, x.shape[1]):
             raise ValueError(f"the network is for pictures with {plan.channels} channels, got {x.shape[1]}")
+        return self._restored(x.to(next(self.net.parameters()).dtype), sigma).to(x.dtype)
+
+    def _restored(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """The same, in the type of the network."""
+        plan = self.net.plan
+        planes = (-1, plan.channels, *x.shape[-2:])
         if not plan.extra:
-            return self._of_planes(x.reshape(-1, plan.channels, *x.shape[-2:])).reshape(x.shape)
+            restored: Tensor = self.net(x.reshape(planes))
+            return restored.reshape(x.shape)
         mixed = sees_opponents(self.net, x.shape[1])
         parts = torch.tensor(OPPONENT_NOISE if mixed else [1.0] * (x.shape[1] // plan.channels)).to(x)
         levels = torch.as_tensor(sigma).to(x).reshape(-1, 1)
-        if len(levels) not in (1, len(x)) or not (levels >= 0).all():
+        if len(levels) not in (1, len(x)) or not (torch.compiler.is_compiling() or (levels >= 0).all()):
             raise ValueError(f"sigma must be a number >= 0, or one for each of the {len(x)} pictures, got {sigma}")
-        levels = levels * parts
-        planes = (opponent(x) if mixed else x).reshape(-1, plan.channels, *x.shape[-2:])
-        levels = levels.expand(len(x), -1).reshape(-1, 1, 1, 1)
-        restored = self._of_planes(with_level(planes, levels)).reshape(x.shape)
+        levels = (levels * parts).expand(len(x), -1).reshape(-1, 1, 1, 1)
+        seen = (opponent(x) if mixed else x).reshape(planes)
+        restored = self.net(with_level(seen, levels)).reshape(x.shape)
         return colours(restored) if mixed else restored
-
-    def _of_planes(self, planes: Tensor) -> Tensor:
-        restored: Tensor = self.net(planes.to(next(self.net.parameters()).dtype))
-        return restored.to(planes.dtype)

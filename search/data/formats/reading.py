@@ -114,7 +114,8 @@ def _read(stream: IO[bytes], name: str, given: tuple[float, float] | None, inver
         frames = tuple(((frame.astype(np.uint32) * of_netpbm + 32767) // 65535).astype(np.uint16) for frame in frames)
     coloured = [frame[..., : frame.shape[2] - alpha] for frame in frames]
     values, assumed = find_values(coloured, name, full=full or of_netpbm, inverted=inverted, given=given)
-    suffix = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2", "TIFF": ".tif", "PPM": ".ppm"}.get(format)
+    netpbm = ".pfm" if mode == "F" else ".ppm"
+    suffix = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2", "TIFF": ".tif", "PPM": netpbm}.get(format)
     suffix = suffix or f".{format.lower()}"
     return Sheet(name, suffix, frames, space, alpha, values, extras, (*filter(None, [*notes, left_out]), *assumed))
 
@@ -222,9 +223,9 @@ def _full_of_netpbm(picture: ImageFile) -> int | None:
 
 def _goes_on(picture: ImageFile, stream: IO[bytes]) -> bool:
     """Whether another picture stands behind that of a binary PGM or PPM file, which Pillow does not look for."""
-    if picture.format != "PPM" or picture.mode == "1" or picture.tile[0].codec_name != "raw":
+    if picture.format != "PPM" or picture.mode in ("1", "F") or picture.tile[0].codec_name == "ppm_plain":
         return False
-    size = picture.width * picture.height * len(picture.getbands()) * (2 if picture.mode in DEEP else 1)
+    size = picture.width * picture.height * len(picture.getbands()) * (1 + ((_full_of_netpbm(picture) or 255) > 255))
     place = stream.tell()
     stream.seek(picture.tile[0].offset + size)
     more = stream.read(2)

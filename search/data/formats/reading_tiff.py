@@ -60,7 +60,7 @@ def _read_by_pillow(stream: IO[bytes], page: TiffPage, name: str, given: tuple[f
     kind, bits = _photometric(page), page.bitspersample
     full = 2.0**bits - 1 if 8 < bits < 16 else None
     try:
-        sheet = reading.read(stream, name, given, inverted=kind == "MINISWHITE" and bits == 16, full=full)
+        sheet = reading.read(stream, name, given, inverted=kind == "MINISWHITE" and bits >= 16, full=full)
     except NotAPictureError:
         raise _undecodable(page, name) from None
     if page.dtype == "int16":  # Pillow has it in 32 bits

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 GREY, RGB, CMYK, PLANES = "grey", "RGB", "CMYK", "planes"  # planes: channels that are no colours of one picture
 
-SRGB_GAMMA = (45455).to_bytes(4, "big")  # 1 / 2.2, in a PNG file
+SRGB = {  # gamma and primaries, in a PNG file
+    b"gAMA": (45455).to_bytes(4, "big"),
+    b"cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
+}
 
 
 class NotAPictureError(ValueError):
@@ -52,7 +55,7 @@ class Extras:
     @property
     def own_gamma(self) -> bool:
         """Whether ``chunks`` say anything but sRGB, which is what programs take a file for that says nothing."""
-        return bool(self.chunks) and b"sRGB" not in self.chunks and self.chunks.get(b"gAMA") != SRGB_GAMMA
+        return b"sRGB" not in self.chunks and any(SRGB.get(name) != data for name, data in self.chunks.items())
 
 
 @dataclass(frozen=True)

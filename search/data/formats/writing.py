@@ -185,11 +185,12 @@ def _images(sheet: Sheet, format: str, suffix: str) -> tuple[list[Image], list[s
 
 
 def _floats(sheet: Sheet) -> tuple[list[Image], list[str]]:
-    """Its grey frame in floats of 32 bits: floats as they are, integers from black 0 to white 1."""
+    """Its grey frame in floats of 32 bits: floats as they are if they count light, else from black 0 to white 1."""
     from PIL import Image
 
     (frame,), dtype = sheet.frames, sheet.frames[0].dtype
-    light = frame.astype("float32") if dtype.kind == "f" else sheet.values.to_unit(frame)
+    is_light = dtype.kind == "f" and sheet.values.black < sheet.values.white
+    light = frame.astype("float32") if is_light else sheet.values.to_unit(frame)
     notes = [] if dtype == "float32" else [f"its values of type {dtype.name} become floats of 32 bits"]
     return [Image.fromarray(light[..., 0])], notes
 

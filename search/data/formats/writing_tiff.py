@@ -57,7 +57,8 @@ def _options(sheet: Sheet) -> dict[str, Any]:
     if sheet.space in (GREY, PLANES) and sheet.values.black > sheet.values.white:
         options["photometric"] = "miniswhite"
     channels, usual = sheet.frames[0].shape[2], {GREY: 1, RGB: 3, CMYK: 4, PLANES: 1}[sheet.space]
-    if sheet.space == PLANES and "extrasamples" in own:  # such as colours and two channels more
+    beside = channels - {"rgb": 3, "separated": 4}.get(own.get("photometric", ""), 1)
+    if sheet.space == PLANES and beside == len(own.get("extrasamples", ())) > 0:  # such as colours and two more
         options |= {name: own[name] for name in ("photometric", "extrasamples")} | {"planarconfig": "contig"}
     elif channels > usual:
         options["planarconfig"] = "contig"
