@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 GREY, RGB, CMYK, PLANES = "grey", "RGB", "CMYK", "planes"  # planes: channels that are no colours of one picture
 
+SPOKEN = {  # how what a file holds beside its pixels (`Extras`) is called where it is lost
+    "icc": "colour profile", "exif": "EXIF data", "xmp": "XMP data", "dpi": "resolution", "texts": "texts",
+    "comment": "comment", "own_gamma": "gamma and primaries",
+}  # fmt: skip
 SRGB = {  # gamma and primaries, in a PNG file
     b"gAMA": (45455).to_bytes(4, "big"),
     b"cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),

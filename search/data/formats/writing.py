@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from nas.search.data.formats.deep import write_deep
 from nas.search.data.formats.reading import XMP_IN_PNG
-from nas.search.data.formats.sheet import CMYK, GREY, RGB, Extras, Sheet
+from nas.search.data.formats.sheet import CMYK, GREY, RGB, SPOKEN, Extras, Sheet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,10 +33,6 @@ KEPT = {  # what else they hold
     "PNG": {"icc", "exif", "xmp", "dpi", "texts", "comment", "own_gamma"},
     "JPEG": {"icc", "exif", "xmp", "dpi", "comment"}, "WEBP": {"icc", "exif", "xmp"},
     "AVIF": {"icc", "exif", "xmp"}, "BMP": {"dpi"}, "GIF": {"comment"}, "JPEG2000": {"comment"},
-}  # fmt: skip
-SPOKEN = {
-    "icc": "colour profile", "exif": "EXIF data", "xmp": "XMP data", "dpi": "resolution", "texts": "texts",
-    "comment": "comment", "own_gamma": "gamma and primaries",
 }  # fmt: skip
 PFM = ".pfm"  # the only format of floats, in Pillow one with PPM
 LONGEST = 65_000  # bytes of EXIF or XMP data in a JPEG file

@@ -6,9 +6,10 @@ import re
 from typing import IO, Any
 
 from nas.search.data.formats.reading_tiff import MAX_SAMPLE_VALUE, XMP
-from nas.search.data.formats.sheet import CMYK, GREY, PLANES, RGB, Sheet
+from nas.search.data.formats.sheet import CMYK, GREY, PLANES, RGB, SPOKEN, Sheet
 
 SUFFIXES = (".tif", ".tiff")
+LOST = ("exif", "texts", "comment", "durations", "own_gamma")  # of `Extras`
 SHAPE = b'{"shape": '  # what tifffile writes of its own accord
 
 
@@ -27,11 +28,8 @@ def write(sheet: Sheet, stream: IO[bytes]) -> list[str]:
         for k, frame in enumerate(sheet.frames):
             pixels = frame[..., 0] if frame.shape[2] == 1 else frame
             writer.write(pixels, **(options | first if k == 0 else options), metadata=None)
-    names = {
-        "exif": "EXIF data", "texts": "texts", "comment": "comment", "durations": "times of the frames",
-        "own_gamma": "gamma and primaries",
-    }  # fmt: skip
-    lost = [spoken for field, spoken in names.items() if getattr(sheet.extras, field)]
+    spoken = SPOKEN | {"durations": "times of the frames"}
+    lost = [spoken[name] for name in LOST if getattr(sheet.extras, name)]
     is_own = sheet.extras.tiff.get("description", b"").startswith(SHAPE)
     lost += [] if _is_true(sheet) or is_own else ["description of another size"]
     return [f"a TIFF file does not keep its {' and '.join(lost)}"] if lost else []
