@@ -30,6 +30,7 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "sixty weights of 64 x 32": [(64, 32)] * 60,
 }
 LAM = 0.1
+AWAKE = (0.1, 1.0)
 
 Maker = Callable[[list[Parameter]], Optimizer]
 
@@ -38,15 +39,18 @@ def main() -> None:
     tune_process()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     adam, rows = partial(torch.optim.Adam, fused=True), GroupLasso(LAM, ROWS)
+    makers: dict[str, Maker]
     ours: dict[str, Maker] = {
         "AdaBreg, row groups": partial(AdaBreg, penalty=rows),
         "AdaBreg, a second moment per tensor": partial(AdaBreg, penalty=rows, second_moment="tensor"),
         **_bregman_learning(),
     }
     for title, shapes in SHAPES.items():
-        _race(title, {"torch Adam(fused=True)": adam, "torch Adam": torch.optim.Adam, **ours}, shapes, device)
+        for awake in AWAKE:
+            makers = {"torch Adam(fused=True)": adam, "torch Adam": torch.optim.Adam, **ours}
+            _race(f"{title}, {awake:.0%} of the rows awake", makers, shapes, device, awake)
     layouts = {"filters": FILTERS, "kernels": KERNELS, "input channels": CHANNELS, "entries": ENTRIES}
-    makers: dict[str, Maker] = {
+    makers = {
         "torch Adam(fused=True)": adam,
         **{f"AdaBreg, {name}": partial(AdaBreg, penalty=GroupLasso(LAM, groups)) for name, groups in layouts.items()},
         "AdaBreg, l1": partial(AdaBreg, penalty=L1(LAM)),
@@ -58,7 +62,8 @@ def main() -> None:
             "LinBreg, row groups": partial(LinBreg, penalty=rows, momentum=momentum),
         }
         for title, shapes in SHAPES.items():
-            _race(f"{title}, momentum {momentum:g}", makers, shapes, device)
+            for awake in AWAKE:
+                _race(f"{title}, {awake:.0%} awake, momentum {momentum:g}", makers, shapes, device, awake)
     net = separable_autoencoder()
     for p in net.parameters():
         p.grad = 1e-3 * torch.randn_like(p)
@@ -70,9 +75,11 @@ def main() -> None:
     print_table("the supernet of make demo, cpu", times, "torch Adam(fused=True)")
 
 
-def _race(title: str, makers: dict[str, Maker], shapes: Sequence[tuple[int, ...]], device: str) -> None:
+def _race(
+    title: str, makers: dict[str, Maker], shapes: Sequence[tuple[int, ...]], device: str, awake: float = 1.0
+) -> None:
     """One step of each; the first is the reference."""
-    optimizers = {name: make(_parameters(shapes, device)) for name, make in makers.items()}
+    optimizers = {name: make(_parameters(shapes, device, awake)) for name, make in makers.items()}
     times = medians({name: partial(_step, optimizer, device) for name, optimizer in optimizers.items()})
     print_table(f"{title}, {device}", times, next(iter(makers)))
     for name, optimizer in optimizers.items():
@@ -85,10 +92,12 @@ def _step(optimizer: Optimizer, device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _parameters(shapes: Sequence[tuple[int, ...]], device: str) -> list[Parameter]:
+def _parameters(shapes: Sequence[tuple[int, ...]], device: str, awake: float) -> list[Parameter]:
+    """Weights of which the first rows are ``awake``."""
     torch.manual_seed(0)
     parameters = [Parameter(0.03 * torch.randn(shape, device=device)) for shape in shapes]
     for p in parameters:
+        p.data[round(awake * len(p)) :] = 0
         p.grad = 1e-3 * torch.randn_like(p)
     return parameters
 

@@ -26,7 +26,7 @@ from nas.penalised import (
     unseen,
 )
 from nas.penalties import LogSum, Penalty, Zero, groups_of, strength_ratio
-from nas.reading import Reading, readings, write_prox
+from nas.reading import Mark, Reading, Sleeping, mark, readings, write_prox
 from nas.second_moments import fit_second_moment, shared_rms, sharing, step_moments
 
 OURS = {"dual", "weights"}  # entries of the state that are not the rule's
@@ -89,7 +89,8 @@ class Bregman(Penalised):
         self._rule_options = options
         self._rule: Optimizer = rule([torch.zeros(1, 1)], **options)  # steps the duals, and keeps state for them
         self._applied: list[tuple[Penalty | LogSum, float]] = []  # what the duals of each group were made with
-        self._written: dict[int, tuple[int, int]] = {}  # how each parameter was left, by its id, see `_mark`
+        self._written: dict[int, Mark] = {}  # how each parameter was left, by its id
+        self._sleeping = Sleeping()
         own = {"penalty": penalty, "delta": delta, "joint": joint}
         super().__init__(params, {**self._rule.defaults, **decay, **beside, **own})
 
@@ -128,9 +129,10 @@ class Bregman(Penalised):
         * v = w' / delta' + p.
 
         Every step does so where it sees a change. It can't see one made in place behind torch's back, as in
-        ``p.data.mul_(mask)``: call this method after it.
+        ``p.data.mul_(mask)``: call this method after it. (What was and stays zero is not written in a step.)
         """
         self._written.clear()
+        self._sleeping.clear()
         for index in range(len(self.param_groups)):
             self._resync_group(index)
 
@@ -186,7 +188,7 @@ class Bregman(Penalised):
     def _restored(self) -> None:
         self._rule = self._rule_type([torch.zeros(1, 1)], **self._rule_options)
         self._applied = [_made_with(group) for group in self.param_groups]
-        self._written = {}
+        self._written, self._sleeping = {}, Sleeping()
         for state in self.state.values():
             if "dual" in state and (entries := _of_rule(state)):
                 self._rule.state[state["dual"]] = entries
@@ -283,19 +285,20 @@ class Bregman(Penalised):
                 reading
                 for group, params in groups
                 for reading in self._readings(params, params, group["penalty"], group["delta"], group["joint"])
-            ]
+            ],
+            self._sleeping,
         )
         for _, params in groups:
             self._note_written(params)
 
     def _note_written(self, params: Sequence[Tensor]) -> None:
         """The weights are what their duals say."""
-        self._written.update((id(p), _mark(p)) for p in params)
+        self._written.update((id(p), mark(p)) for p in params)
 
     def _as_written(self, params: Sequence[Tensor]) -> bool:
         """Whether all of these weights have a dual, and nothing but a step of ours has written into them since."""
         written, state = self._written, self.state
-        return all(written.get(id(p)) == _mark(p) and "dual" in state[p] for p in params)
+        return all(written.get(id(p)) == mark(p) and "dual" in state[p] for p in params)
 
     def _readings(
         self,
@@ -542,11 +545,6 @@ def _of_rule(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _made_with(group: dict[str, Any]) -> tuple[Penalty | LogSum, float]:
     return group["penalty"], group["delta"]
-
-
-def _mark(p: Tensor) -> tuple[int, int]:
-    """Changes when torch writes into ``p``, and when ``p`` gets other storage."""
-    return p._version, p.data_ptr()
 
 
 def _laid_out_like(dual: Tensor, grad: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nas.groups import ROWS, Axis, along, unit_norms, unit_size
+from nas.groups import ROWS, Axis, Groups, along, unit_norms, unit_size
 from nas.penalised import axes_of, seen, unseen
 from nas.penalties import GroupLasso, Penalty, Step, Zero, stacked, takes_out
 
 SMALL = 2**14  # entries, below which a call costs more than the computation
+FEW = 0.5  # of the groups, of which writing these alone is faster
 
 
 class Reading(NamedTuple):
@@ -32,6 +33,36 @@ class Reading(NamedTuple):
     joint: bool | Sequence[Axis]
 
 
+Mark = tuple[int, int]
+
+
+def mark(tensor: Tensor) -> Mark:
+    """Changes when torch writes into a tensor, and when it gets other storage."""
+    return tensor._version, tensor.data_ptr()
+
+
+class Sleeping:
+    """Which units of tensors are zero, as long as nobody writes into these tensors."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[list[Mark], Tensor]] = {}  # by the id of the first tensor
+
+    def note(self, tensors: Sequence[Tensor], zero: Tensor) -> None:
+        """These units are ``zero`` now."""
+        self._known[id(tensors[0])] = list(map(mark, tensors)), zero
+
+    def awake(self, tensors: Sequence[Tensor], zero: Tensor) -> Tensor | None:
+        """The indices of units that are not zero, or are not to be ``zero``; None if these are many, or not known."""
+        marks, asleep = self._known.get(id(tensors[0]), ([], zero))
+        if marks != list(map(mark, tensors)):
+            return None
+        found = (asleep & zero).logical_not_().nonzero()[:, 0]
+        return found if len(found) < FEW * len(zero) else None
+
+    def clear(self) -> None:
+        self._known.clear()
+
+
 def readings(
     penalty: Penalty,
     z: Sequence[Tensor],
@@ -45,19 +76,21 @@ def readings(
     return [Reading(penalty, [a], step, [b], False) for a, step, b in zip(z, steps, out, strict=True)]
 
 
-def write_prox(readings: Sequence[Reading]) -> None:
+def write_prox(readings: Sequence[Reading], sleeping: Sleeping | None = None) -> None:
     """out <- prox(z, step) of each, in place; small ones that are alike in one call. (Of larger ones, copying them into
-    one costs more than a call.)"""
+    one costs more than a call.) What is ``sleeping`` and stays so need not be written."""
     alike: dict[Any, list[Reading]] = defaultdict(list)
     for k, reading in enumerate(readings):
         alike[_kind(reading) or k].append(reading)
     for kind, together in alike.items():
         if kind is Zero:
             _write(together, [z for reading in together for z in reading.z])
-        elif len(together) == 1:
-            _write_prox_of(together[0])
-        else:
+        elif len(together) > 1:
             _write_prox_of_stack(together)
+        elif (axes := _rows(together[0])) is not None:
+            _shrink(together[0], axes, sleeping)
+        else:
+            _write_prox_of(together[0])
 
 
 def _kind(reading: Reading) -> Any:
@@ -78,15 +111,40 @@ def _shares_rows(reading: Reading) -> bool:
     return bool(reading.joint) and isinstance(reading.penalty, GroupLasso) and reading.penalty.groups == ROWS
 
 
+def _rows(reading: Reading) -> tuple[Axis, ...] | None:
+    """Where the groups of a group lasso lie, if they are joint units or slices of a tensor along its first axis."""
+    if _shares_rows(reading):
+        return axes_of(reading.joint, len(reading.z))
+    over = tuple(range(1, reading.z[0].ndim))
+    slices = not reading.joint and over and isinstance(reading.penalty, GroupLasso)
+    return (0,) if slices and reading.penalty.groups == Groups(over=over) else None  # type: ignore[attr-defined]
+
+
+def _shrink(reading: Reading, axes: Sequence[Axis], sleeping: Sleeping | None) -> None:
+    """The prox of a group lasso, which multiplies each group by a factor."""
+    penalty, z, step, out, _ = reading
+    factor = penalty.shrinkage(unit_norms(z, axes), unit_size(z, axes), step)  # type: ignore[attr-defined]
+    if factor.is_cuda or not any(map(_is_large, out)):
+        sleeping = None  # finding what is awake costs more than it spares
+    few = None if sleeping is None else sleeping.awake(out, factor == 0)
+    for source, target, axis in zip(z, out, axes, strict=True):
+        if few is not None and axis == 0 and _is_large(target):
+            awake = source.index_select(0, few).mul_(along(factor[few], source, axis))
+            target.index_copy_(0, few, awake.to(target.dtype))
+        else:
+            torch.mul(source, along(factor, source, axis), out=target)
+    if sleeping is not None:
+        sleeping.note(out, factor == 0)
+
+
+def _is_large(tensor: Tensor) -> bool:
+    return tensor.numel() > SMALL
+
+
 def _write_prox_of(reading: Reading) -> None:
     penalty, z, step, out, joint = reading
-    axes = axes_of(joint, len(z))
-    if axes is None and takes_out(penalty) and z[0].dtype == out[0].dtype:
+    if axes_of(joint, len(z)) is None and takes_out(penalty) and z[0].dtype == out[0].dtype:
         penalty.prox(z[0], step, out=out[0])  # type: ignore[call-arg, arg-type]
-    elif axes is not None and _shares_rows(reading):  # without joining
-        factor = penalty.shrinkage(unit_norms(z, axes), unit_size(z, axes), step)  # type: ignore[attr-defined]
-        for source, target, axis in zip(z, out, axes, strict=True):
-            torch.mul(source, along(factor, source, axis), out=target)
     else:
         _write([reading], unseen(penalty.prox(seen(z, joint), step), out, joint, rest=z))  # type: ignore[arg-type]
 
