@@ -42,22 +42,21 @@ def mark(tensor: Tensor) -> Mark:
 
 
 class Sleeping:
-    """Which units of tensors are zero, as long as nobody writes into these tensors."""
+    """Which units of tensors are zero, of those that are mostly zero, as long as nobody writes into these tensors."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[list[Mark], Tensor]] = {}  # by the id of the first tensor
 
     def note(self, tensors: Sequence[Tensor], zero: Tensor) -> None:
         """These units are ``zero`` now."""
-        self._known[id(tensors[0])] = list(map(mark, tensors)), zero
+        self._known.pop(id(tensors[0]), None)
+        if zero.count_nonzero() > (1 - FEW) * len(zero):
+            self._known[id(tensors[0])] = list(map(mark, tensors)), zero
 
     def awake(self, tensors: Sequence[Tensor], zero: Tensor) -> Tensor | None:
-        """The indices of units that are not zero, or are not to be ``zero``; None if these are many, or not known."""
+        """The indices of units that are not zero, or are not to be ``zero``; None if that is not known."""
         marks, asleep = self._known.get(id(tensors[0]), ([], zero))
-        if marks != list(map(mark, tensors)):
-            return None
-        found = (asleep & zero).logical_not_().nonzero()[:, 0]
-        return found if len(found) < FEW * len(zero) else None
+        return (asleep & zero).logical_not_().nonzero()[:, 0] if marks == list(map(mark, tensors)) else None
 
     def clear(self) -> None:
         self._known.clear()
@@ -126,7 +125,8 @@ def _shrink(reading: Reading, axes: Sequence[Axis], sleeping: Sleeping | None) -
     factor = penalty.shrinkage(unit_norms(z, axes), unit_size(z, axes), step)  # type: ignore[attr-defined]
     if factor.is_cuda or not any(map(_is_large, out)):
         sleeping = None  # finding what is awake costs more than it spares
-    few = None if sleeping is None else sleeping.awake(out, factor == 0)
+    zero = factor == 0
+    few = None if sleeping is None else sleeping.awake(out, zero)
     for source, target, axis in zip(z, out, axes, strict=True):
         if few is not None and axis == 0 and _is_large(target):
             awake = source.index_select(0, few).mul_(along(factor[few], source, axis))
@@ -134,7 +134,7 @@ def _shrink(reading: Reading, axes: Sequence[Axis], sleeping: Sleeping | None) -
         else:
             torch.mul(source, along(factor, source, axis), out=target)
     if sleeping is not None:
-        sleeping.note(out, factor == 0)
+        sleeping.note(out, zero)
 
 
 def _is_large(tensor: Tensor) -> bool:

@@ -57,6 +57,6 @@ def test_only_what_is_or_was_awake_is_written():
     assert sleeping.awake([p], zero) is None  # nothing is known yet
     sleeping.note([p], zero)
     assert sleeping.awake([p], zero).tolist() == [3]
-    assert sleeping.awake([p], torch.tensor([False, False, True, True])) is None  # not few
+    assert sleeping.awake([p], torch.tensor([False, False, True, True])).tolist() == [0, 1, 3]
     p[0] = 1
     assert sleeping.awake([p], zero) is None  # somebody else wrote
