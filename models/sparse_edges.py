@@ -161,7 +161,7 @@ class _Rows(torch.autograd.Function):
         weights, read, skipped = _some(pieces, len(part.edges)), _some(pieces, len(part.edges)), list(pieces)
         g = gradient.movedim(part.unit_axis, -1).flatten(0, -2)
         to_gates = torch.stack([g.flatten().dot(x.flatten()) for x in skipped]) if skipped else None
-        to_skipped = [_state(gate * g, grid, part.unit_axis) if gate else None for gate in ctx.gates]
+        to_skipped = [_state(_scaled(g, gate), grid, part.unit_axis) if gate else None for gate in ctx.gates]
 
         own = _picked(g, part.rows)
         if slope is not None:
@@ -186,6 +186,10 @@ class _Rows(torch.autograd.Function):
 def _some(pieces: Iterator[Tensor], count: int) -> list[Tensor]:
     """The next ones."""
     return [next(pieces) for _ in range(count)]
+
+
+def _scaled(x: Tensor, gate: float) -> Tensor:
+    return x if gate == 1 else gate * x
 
 
 def _is_empty(indices: Tensor | None) -> bool:
