@@ -195,6 +195,7 @@ def _graph(program: "ExportedProgram", model: nn.Module) -> Graph:
         elif spec.kind is InputKind.CONSTANT_TENSOR:
             stored[node] = program.constants[target].detach()
     inline(program.graph_module)
+    _spell_out_gates(program.graph)
     changed = _read_results(program.graph)
     [output] = program.graph.find_nodes(op="output")
     listed = tuple(node for node in program.graph.nodes if node.op != "output")
@@ -214,6 +215,24 @@ def inline(module: fx.GraphModule) -> None:
             user.replace_all_uses_with(outputs[user.args[1]])  # type: ignore[index]
             module.graph.erase_node(user)
         module.graph.erase_node(node)
+
+
+def _spell_out_gates(graph: fx.Graph) -> None:
+    """Let gated linear units be products of one half of their channels and of the sigmoid of the other."""
+    for node in [each for each in graph.nodes if operation(each) == "glu"]:
+        x, axis = (*node.args, node.kwargs.get("dim", -1))[:2]
+
+        def put(target: Any, *args: Any, like: fx.Node = node) -> fx.Node:
+            new = graph.call_function(target, args)
+            new.meta = like.meta | {"val": target(*fx.node.map_arg(args, _value))}
+            return new
+
+        with graph.inserting_before(node):
+            halves = put(torch.ops.aten.chunk.default, x, 2, axis)
+            first, second = (put(operator.getitem, halves, k) for k in (0, 1))
+            gated = put(torch.ops.aten.mul.Tensor, first, put(torch.ops.aten.sigmoid.default, second))
+        node.replace_all_uses_with(gated)
+        graph.erase_node(node)
 
 
 def _read_results(graph: fx.Graph) -> set[fx.Node]:
@@ -281,8 +300,13 @@ def shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(map(int, _sizes(node)))
 
 
+def _value(node: fx.Node) -> Any:
+    """What stands for the result of an operation while it is traced."""
+    return node.meta.get("val")
+
+
 def _sizes(node: fx.Node) -> tuple[int | torch.SymInt, ...]:
-    value = node.meta.get("val")
+    value = _value(node)
     return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
