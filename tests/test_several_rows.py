@@ -351,12 +351,25 @@ def test_parts_of_other_sizes_stay():
     assert named(net, coupled_units(net, torch.randn(2, *SHAPE))) == {"d": ["d.weight", "d.bias"]}
 
 
+class Sum(nn.Module):
+    """A layer that a forward writes as a sum, beside what it has stored for each place."""
+
+    def __init__(self, width, out):
+        super().__init__()
+        self.matrix, self.places = nn.Parameter(torch.randn(out, width)), nn.Embedding(8, out)
+
+    def forward(self, x):
+        y = torch.einsum("bchw,oc->bhwo", x, self.matrix) + self.places(torch.arange(x.shape[3]))
+        return y.permute(0, 3, 1, 2)
+
+
 class RandomRows(nn.Module):
     """Layers, groups, parts, shuffles, norms, sums, products and concatenations of whatever was there before."""
 
     OPERATIONS = {
         "gate": (gate, lambda c: c % 2 == 0, lambda c: c // 2),
         "glu": (glu, lambda c: c % 2 == 0, lambda c: c // 2),
+        "gated linear unit": (lambda x: F.glu(x, 1), lambda c: c % 2 == 0, lambda c: c // 2),
         "halves": (sum_of_halves, lambda c: c % 2 == 0, lambda c: c // 2),
         "shuffle": (shuffled, lambda c: c % 2 == 0, lambda c: c),
         "channel shuffle": (lambda x: F.channel_shuffle(x, 2), lambda c: c % 2 == 0, lambda c: c),
@@ -408,11 +421,14 @@ class RandomRows(nn.Module):
 
     def layer(self, choose, kind, width):
         out = choose.choice([4, 8, 12])
+        if kind == "mix" and choose.random() < 0.2:
+            return Sum(width, out), out
         if kind == "mix":
             return conv(width, out, choose.choice([1, 3]), padding="same", bias=choose.random() < 0.5), out
         if kind == "groups":
             groups = choose.choice([g for g in (width, 4, 2, 1) if width % g == 0])
-            return conv(width, 2 * width, 3, padding="same", groups=groups, bias=choose.random() < 0.5), 2 * width
+            make = choose.choice([nn.Conv2d, nn.ConvTranspose2d])
+            return make(width, 2 * width, 3, padding=1, groups=groups, bias=choose.random() < 0.5), 2 * width
         return choose.choice([nn.BatchNorm2d(width), nn.GELU(), nn.Sigmoid(), nn.AvgPool2d(3, 1, 1)]), width
 
     def forward(self, x):

@@ -349,7 +349,7 @@ class Channels:
         if before - after != {held[into]} or after - before != {held[out]}:
             return False
         numbers, along = self.stored[weight], read.index(held[into])
-        if shape(x)[along] != len(numbers[into]):  # one number for all
+        if shape(x)[along] != len(numbers[into]) or self.axis.get(x, along) != along:  # one number for all; positions
             return False
         self._feed(x, along, numbers[into])
         step = Step(Kind.MIX, node, (x,), weight, None, (out, into), along=along)
