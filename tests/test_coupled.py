@@ -559,6 +559,15 @@ REFUSED = {
         ),
         "the channels of a are not zero behind sigmoid when their weights are, and einsum sees it",
     ),
+    "rows that channels choose": (
+        Net(
+            lambda m, x: m.b(F.gelu(m.a(x))) + m.words((m.a(x) > 0).long()).sum(1).permute(0, 3, 1, 2),
+            a=conv(3, 4),
+            b=conv(4, 2),
+            words=nn.Embedding(2, 2),
+        ),
+        "the channels of a meet words, which is not understood",
+    ),
     "a bilinear layer": (
         Net(lambda m, x: m.c(x) + bilinear(m.b, m.a(x)), a=conv(3, 4), b=nn.Bilinear(4, 4, 2), c=conv(3, 2)),
         "the channels of a meet b, which is not understood",

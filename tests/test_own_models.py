@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas import registry
 from nas.cli import main
 from nas.groups import num_units, slices
-from nas.models import load_module, network
+from nas.models import load_module, network, save_module
 from nas.models.traced.network import EVERYWHERE, Origin, TracedNet
 from nas.registry import import_registrations
 from nas.search import Run, Search
@@ -313,6 +313,15 @@ def test_what_is_alive_costs_what_the_compact_network_does(make, seed):
         read = all(mask.any() for mask in network.find(net).units.values())
         assert alive == pytest.approx(left) if read else alive >= left
     assert network.alike(small, network.compacted(net)) and not network.alike(net, small)
+
+
+def test_sizes_and_groups_come_back_from_files(tmp_path):
+    small = network.compacted(killed(traced(Kinds()), 0.5, 1)).module
+    save_module(small, tmp_path, "tests.test_own_models:Kinds")
+    back, x = load_module(tmp_path), torch.rand(2, 1, 16, 16)
+    assert torch.equal(back(x), small(x)) and 1 < small.up.groups < 4
+    for a, b in zip(back.modules(), small.modules(), strict=True):
+        assert all(getattr(a, size, 0) == getattr(b, size, 0) for size in ("in_channels", "out_channels", "groups"))
 
 
 def test_prices_grow_with_what_a_unit_adds():

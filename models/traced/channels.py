@@ -358,7 +358,7 @@ class Channels:
     def _look_up(self, node: fx.Node) -> bool:
         """Rows of a stored matrix, chosen by numbers: a layer that all of them are fed to."""
         weight, places, *_ = arguments(node)
-        if weight not in self.graph.names:
+        if weight not in self.graph.names or (places in self.axis and places not in self.pure):
             return False
         rows, columns = self.stored[weight]
         self._fix(torch.cat([rows, self._seen([places])]))
