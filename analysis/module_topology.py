@@ -85,7 +85,7 @@ class _Drawn:
 
     def _rows(self, step: Step) -> Tensor:
         """Which output channels of a layer stay."""
-        return self.removal.kept[self.channels.stored[step.weight][step.axes[0]]]  # type: ignore[index]
+        return self.removal.kept[self.channels.roots[step.node]]
 
     def _sources(self, node: fx.Node) -> Iterator[fx.Node]:
         """The layers, and what the module takes, that a tensor is made of without another layer in between."""
@@ -141,5 +141,6 @@ def _looks(step: Step) -> str:
     """Such as "3x3", "7x7 depthwise" or "matrix"."""
     kernel = "x".join(map(str, _kernel(step))) or "matrix"
     if step.kind is Kind.GROUPED:
-        return f"{kernel} depthwise" if shape(step.weight)[1] == 1 else f"{kernel} grouped"  # type: ignore[arg-type]
+        depthwise = shape(step.weight)[step.axes[1]] == (1 if step.axes == (0, 1) else step.groups)  # type: ignore[arg-type]
+        kernel += " depthwise" if depthwise else " grouped"
     return f"{kernel} transposed" if operation(step.node).startswith("conv_transpose") else kernel

@@ -161,7 +161,8 @@ def again(net: RandomGraph, values: Sequence[Tensor], k: int) -> Choice:
 def grouped(net: RandomGraph, values: Sequence[Tensor], k: int) -> Choice:
     channels = values[k].shape[1]
     groups = net.choose.choice([channels, channels, 2])
-    layer = nn.Conv2d(channels, channels * net.choose.choice([1, 1, 2]), 3, padding=1, groups=groups, bias=bool(k % 2))
+    kind, width = net.choose.choice([nn.Conv2d, nn.Conv2d, nn.ConvTranspose2d]), channels * net.choose.choice([1, 1, 2])
+    layer = kind(channels, width, 3, padding=1, groups=groups, bias=bool(k % 2))
     return "grouped layer", net.add(layer), (k,)
 
 
@@ -228,6 +229,12 @@ def of_a_stored_tensor(net: RandomGraph, values: Sequence[Tensor], k: int) -> Ch
             *(("times a gate", (1,)), ("times gates", (channels, *rest)), ("plus shifts", (channels, *rest))),
             *(("plus a map", tuple(x.shape[1:])), ("F.conv2d", (4, channels, 1, 1)), ("F.linear", (4, x.shape[-1]))),
             *(("matmul", (x.shape[-1], 4)), ("F.batch_norm", (channels,)), ("einsum", (channels, 4))),
+            *(
+                ("einsum of the last", (4, x.shape[-1])),
+                ("einsum that moves", (channels, 4)),
+                ("addmm", (4, x.shape[-1])),
+            ),
+            *(("embedding", (2, 4)), ("places", tuple(x.shape[-2:]))),
         ]
     )
     return name, Stored(net, net.keep(*shape), STORED[name]), (k,)
@@ -297,6 +304,7 @@ ONE: dict[str, Operation] = {
     "chosen": lambda x: x[:, [2, 0]],
     "index_select": lambda x: x.index_select(1, torch.tensor([1, 1, 0])),
     "chunk": lambda x: x.chunk(2, 1)[1],
+    "F.glu": F.glu,
     "gate": lambda x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1],
     "split": lambda x: x.split([1, x.shape[1] - 1], 1)[1],
     "unbind": lambda x: x.unbind(1)[0] + x.unbind(1)[1],
@@ -355,6 +363,11 @@ STORED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "matmul": torch.matmul,
     "F.batch_norm": lambda x, p: F.batch_norm(x, None, None, p, p, training=True),
     "einsum": lambda x, p: torch.einsum("nc...,cd->nd...", x, p),
+    "einsum of the last": lambda x, p: torch.einsum("...c,dc->...d", x, p),
+    "einsum that moves": lambda x, p: torch.einsum("cd,ncij->nijd", p, x),
+    "addmm": lambda x, p: torch.addmm(p[:, 0], x.flatten(0, -2), p.t()).unflatten(0, x.shape[:-1]),
+    "embedding": lambda x, p: F.embedding((x > 0).long(), p),
+    "places": lambda x, p: x + F.embedding(torch.arange(len(p)), p),
 }
 KINDS = [
     *[mixing] * 9,

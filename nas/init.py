@@ -9,10 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
 from nas.groups import Axis, num_units, slices
+from nas.outputs import tensors_in
 from nas.parameters import param_groups
 from nas.penalised import axes_of, penalised_sets, seen
 from nas.penalties import NonNegativeL1, groups_of
@@ -252,7 +253,7 @@ def _outputs(model: nn.Module, batch: Batch) -> list[Tensor]:
         found = model(**given)
     else:
         found = model(given) if isinstance(given, Tensor) else model(*given)
-    return [y for y in tree_leaves(found) if isinstance(y, Tensor) and y.is_floating_point()]
+    return [y for y in tensors_in(found) if y.is_floating_point()]
 
 
 def check_start(model: nn.Module, batch: Batch, *, groups: ParamGroups | None = None) -> None:

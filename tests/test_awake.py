@@ -16,7 +16,7 @@ from nas.parts import alive_entries
 from nas.search import search
 from nas.search.training.coarse import CoarseLevel
 from tests.test_coarse import on_the_whole, step
-from tests.test_own_models import Classifier, Squeezed, UNet, traced
+from tests.test_own_models import Classifier, Kinds, Squeezed, UNet, traced
 
 
 class Residual(nn.Module):
@@ -67,12 +67,13 @@ class Gated(nn.Module):
         return x - self.last(y + self.two(F.gelu(self.groups(F.gelu(self.wide(y))))))
 
 
-MODULES = {"residual": Residual, "U-Net": UNet, "attention": Squeezed, "gates": Gated}
+MODULES = {"residual": Residual, "U-Net": UNet, "attention": Squeezed, "gates": Gated, "kinds": Kinds}
 SILENT = {
     "gates": {"first", "both", "wide"},
     "residual": {"first", "wide"},
     "U-Net": {"down.0", "down.1", "down.2", "up.0", "up.1"},
     "attention": {"first"},
+    "kinds": {"first", "gated", "matrix"},
 }
 
 

@@ -496,12 +496,19 @@ REFUSED = {
         "the channels of a meet roll in b, which is not understood",
     ),
     "an unknown last layer": (
-        nn.Sequential(conv(3, 4), nn.ConvTranspose2d(4, 2, 2, groups=2)),
-        "the channels of 0 meet 1, which is not understood",
+        Net(
+            lambda m, x: torch.einsum("bchw,och->bohw", m.a(x), m.w), a=conv(3, 4), w=nn.Parameter(torch.ones(2, 4, 8))
+        ),
+        "the channels of a meet einsum, which is not understood",
     ),
     "an unknown first layer": (
-        nn.Sequential(nn.ConvTranspose2d(3, 6, 2, groups=3), conv(6, 5), conv(5, 2)),
-        "0 is a layer that is not understood",
+        Net(
+            lambda m, x: m.c(m.b(torch.einsum("bchw,och->bohw", x, m.w))),
+            w=nn.Parameter(torch.ones(6, 3, 8)),
+            b=conv(6, 5),
+            c=conv(5, 2),
+        ),
+        "einsum is a layer that is not understood",
     ),
     "a weight that is computed": (
         Net(
@@ -543,6 +550,27 @@ REFUSED = {
             c=conv(6, 2, 3, padding=1),
         ),
         "the channels of a are not zero behind norm when their weights are, and c sees it",
+    ),
+    "a constant before a sum over channels": (
+        Net(
+            lambda m, x: torch.einsum("bchw,oc->bohw", m.a(x).sigmoid(), m.matrix),
+            a=conv(3, 4),
+            matrix=nn.Parameter(torch.ones(2, 4)),
+        ),
+        "the channels of a are not zero behind sigmoid when their weights are, and einsum sees it",
+    ),
+    "rows that channels choose": (
+        Net(
+            lambda m, x: m.b(F.gelu(m.a(x))) + m.words((m.a(x) > 0).long()).sum(1).permute(0, 3, 1, 2),
+            a=conv(3, 4),
+            b=conv(4, 2),
+            words=nn.Embedding(2, 2),
+        ),
+        "the channels of a meet words, which is not understood",
+    ),
+    "a bilinear layer": (
+        Net(lambda m, x: m.c(x) + bilinear(m.b, m.a(x)), a=conv(3, 4), b=nn.Bilinear(4, 4, 2), c=conv(3, 2)),
+        "the channels of a meet b, which is not understood",
     ),
     "a constant before a padded pool": (
         nn.Sequential(conv(3, 4), nn.Sigmoid(), nn.AvgPool2d(3, 1, 1), conv(4, 2)),
@@ -597,6 +625,11 @@ REFUSED = {
         "Net computes something else when channels of a go",
     ),
 }
+
+
+def bilinear(layer, x):
+    y = x.mean((2, 3))
+    return layer(y, y)[..., None, None]
 
 
 def squared(x):
@@ -690,6 +723,45 @@ ACCEPTED |= {
         ),
         {"a": ["a.weight", "a.bias"], "matrix": ["matrix"]},
     ),
+    "a stored matrix and a bias": (
+        Net(
+            lambda m, x: m.b(torch.addmm(m.bias, m.a(x.flatten(1)), m.matrix.t())),
+            a=nn.Linear(192, 4),
+            b=nn.Linear(5, 2),
+            matrix=nn.Parameter(torch.ones(5, 4)),
+            bias=nn.Parameter(torch.ones(5)),
+        ),
+        {"a": ["a.weight", "a.bias"], "matrix": ["matrix", "bias"]},
+    ),
+    "a sum over channels": (
+        Net(
+            lambda m, x: m.b(m.norm(torch.einsum("bchw, oc -> bohw", F.gelu(m.a(x)), m.matrix)) + m.c(x)),
+            a=conv(3, 4),
+            norm=nn.BatchNorm2d(5),
+            b=conv(5, 2, 3, padding=1),
+            c=conv(3, 5),
+            matrix=nn.Parameter(torch.ones(5, 4)),
+        ),
+        {"a": ["a.weight", "a.bias"], "matrix": ["matrix", "norm.bias", "c.weight", "c.bias"]},
+    ),
+    "a sum over the last of any axes": (
+        Net(
+            lambda m, x: m.b(torch.einsum("...i,oi->...o", m.a(x), m.matrix)),
+            a=nn.Linear(8, 4),
+            b=nn.Linear(5, 2),
+            matrix=nn.Parameter(torch.ones(5, 4)),
+        ),
+        {"a": ["a.weight", "a.bias"], "matrix": ["matrix"]},
+    ),
+    "a sum that moves channels": (
+        Net(
+            lambda m, x: m.b(torch.einsum("cd,bnhc->bdnh", m.matrix, F.gelu(m.a(x)))),
+            a=nn.Linear(8, 4),
+            b=conv(5, 2, 3, padding=1),
+            matrix=nn.Parameter(torch.ones(4, 5)),
+        ),
+        {"a": ["a.weight", "a.bias"], "matrix": ["matrix"]},
+    ),
     "a region of another precision": (
         Net(lambda m, x: m.b(in_single_precision(m.a, x)), a=conv(3, 4), b=conv(4, 2)),
         {"a": ["a.weight", "a.bias"]},
@@ -751,7 +823,7 @@ def squeezed(m, x):
 def test_what_is_understood(model, units):
     x = torch.randn(2, *SHAPE)
     found = coupled_units(model, x)
-    assert named(model, found) == units
+    assert named(model, found) == named(model, coupled_units(model, x, strict=False)) == units
     torch.manual_seed(0)
     randomise(model, torch.Generator().manual_seed(0))
     alive = kill(found, 0.5, torch.Generator().manual_seed(0))

@@ -30,6 +30,10 @@ def with_einsum(q, k, v):
     return torch.einsum("bhij, bhjd -> bhid", torch.einsum("bhid, bhjd -> bhij", q, k).softmax(-1), v)
 
 
+def with_dots(q, k, v):
+    return torch.einsum("...ij,...jd->...id", torch.einsum("...id,...jd->...ij", q, k).softmax(-1), v)
+
+
 def masked(q, k, v):
     causal = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool).tril()
     return F.dropout((q @ k.mT).masked_fill(~causal, -torch.inf).softmax(-1), 0.1, training=False) @ v
@@ -68,6 +72,7 @@ PRODUCTS = {
     "fused": F.scaled_dot_product_attention,
     "explicit": explicit,
     "einsum": with_einsum,
+    "einsum with dots": with_dots,
     "masked": masked,
     "linear": linear,
     "merged": merged,
@@ -239,6 +244,20 @@ class GroupedQueries(nn.Module):
         return self.out(F.scaled_dot_product_attention(self.norms[0](q), k, v).transpose(1, 2).flatten(2))
 
 
+class Distances(nn.Module):
+    """A bias of each head for each distance, as in T5."""
+
+    def __init__(self, heads=4, size=3):
+        super().__init__()
+        self.a, self.out, self.distances = Apart(heads, size, (1, 1, 1)), nn.Linear(12, 2), nn.Embedding(TOKENS, heads)
+
+    def forward(self, x):
+        q, k, v = self.a(x)
+        places = torch.arange(TOKENS)
+        biases = self.distances((places[:, None] - places).abs()).permute(2, 0, 1)
+        return self.out(((q @ k.mT + biases).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
 class Twice(nn.Module):
     """One block, used twice, as in ALBERT."""
 
@@ -274,6 +293,11 @@ OTHERS = {
         Twice,
         X,
         {"a.layers.0": [("a.layers.0.weight", (0, 3, 4, -1)), ("a.layers.0.bias", (0, 3, 4, -1))]},
+    ),
+    "embedded distances": (
+        Distances,
+        X,
+        {"a.layers.2": [("a.layers.2.weight", (0, 1, 3, 1)), ("a.layers.2.bias", (0, 1, 3, 1))]},
     ),
     "grouped queries": (GroupedQueries, X, {"v": [("v.weight", (0, 1, 4, 1)), ("v.bias", (0, 1, 4, 1))]}),
     "Restormer": (

@@ -1,18 +1,24 @@
 """Kinds of models that people have, each with the right answer: what is a unit, what stays, what is refused by name."""
 
 import copy
+import runpy
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.graphs import check
 from nas import coupled_units, settle_norms
-from nas.analysis import extract
-from tests.test_coupled import Net, Net2, conv, kill, named, randomise
+from nas.analysis import export, extract, topology
+from nas.models import load_module, save_module
+from nas.models.traced.graph import Example, call
+from nas.models.traced.units import find_units
+from tests.test_coupled import Net, Net2, assert_removed, conv, kill, named, randomise
 
 X = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -86,6 +92,49 @@ class DropsPaths(nn.Module):
         return x * x.new_empty(len(x), 1, 1, 1).bernoulli_(0.8).div_(0.8)
 
 
+@dataclass
+class Answer:
+    """As models of transformers return it."""
+
+    score: Tensor
+    hidden: list[Any] = field(default_factory=list)
+
+
+class Standardised(nn.Conv2d):
+    """As in Big Transfer."""
+
+    def forward(self, x):
+        weight = self.weight
+        deviation = weight.std((1, 2, 3), keepdim=True) + 1e-5
+        return self._conv_forward(x, (weight - weight.mean((1, 2, 3), keepdim=True)) / deviation, self.bias)
+
+
+class Normalised(nn.Conv2d):
+    """As in timm."""
+
+    def forward(self, x):
+        rows = self.weight.reshape(1, len(self.weight), -1)
+        weight = F.batch_norm(rows, None, None, training=True, momentum=0.0).reshape_as(self.weight)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class Residual(nn.Module):
+    """A block of residual networks, with another kind of convolution."""
+
+    def __init__(self, kind, width=4):
+        super().__init__()
+        self.conv1, self.conv2 = kind(width, width, 3, padding=1), kind(width, width, 3, padding=1)
+        self.norm1, self.norm2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return F.gelu(x + self.norm2(self.conv2(F.gelu(self.norm1(self.conv1(x))))))
+
+
+def around(model):
+    """Ordinary layers in front of a block and behind it, and one that has to fit it."""
+    return nn.Sequential(conv(3, 5), nn.GELU(), conv(5, 4), model, conv(4, 6), nn.GELU(), conv(6, 2))
+
+
 def where(m, x):
     y = m.a(x)
     return m.b(torch.where(y > 0, y, 0.1 * y).masked_fill(y == 0, 0))
@@ -140,6 +189,11 @@ MODELS = {  # the model, its input without the batch axis, its units
         Net2(lambda m, x, y: [m.b(F.gelu(m.a(x) + m.c(y)))], **ADDED),
         {"x": X, "y": X.flip(0)},
         BOTH,
+    ),
+    "a dataclass": (
+        Net(lambda m, x: Answer(m.b(F.gelu(m.a(x))), [Answer(m.b(m.a(x)))]), a=conv(3, 4), b=conv(4, 2)),
+        X,
+        A,
     ),
     "stochastic depth": (
         Net(lambda m, x: m.b(m.drop(m.a(x)) + m.c(x)), drop=DropsPaths(), **ADDED),
@@ -238,10 +292,20 @@ STAY = {  # what is said, where all layers stay
         X,
         "the channels of a are not zero behind norm when their weights are, and b sees it",
     ),
+    "weights that are standardised": (
+        around(Residual(Standardised)),
+        X,
+        "conv2d in 3.conv1 is a layer whose weight is computed from another one, 3.conv1.weight",
+    ),
+    "weights that are normalised": (
+        around(Residual(Normalised)),
+        X,
+        "conv2d in 3.conv1 is a layer whose weight is computed from another one, 3.conv1.weight",
+    ),
     "a weight that is computed": (
         nn.Sequential(nn.utils.parametrizations.weight_norm(conv(3, 4)), nn.GELU(), conv(4, 2)),
         X,
-        "is a layer that is not understood",
+        "0 is a layer whose weight is computed from another one, 0.parametrizations.weight.original1",
     ),
 }
 
@@ -284,6 +348,111 @@ def test_layers_of_this_kind_stay_and_the_function_is_the_same(model, given, mes
     small, certificate = extract(model, [given])
     assert certificate.holds
     assert size(small) <= size(model)
+
+
+@pytest.mark.parametrize("kind", [Standardised, Normalised])
+def test_beside_layers_whose_weights_are_computed_others_are_searched(kind):
+    model = around(Residual(kind))
+    units = coupled_units(model, batch_of(X), strict=False)
+    assert named(model, units) == {"0": ["0.weight", "0.bias"], "4": ["4.weight", "4.bias"]}
+    alive = kill(units, 0.5, torch.Generator().manual_seed(0))
+    assert_removed(model, units, alive, batch_of(X))
+
+
+def test_frozen_layers_are_named():
+    model = nn.Sequential(conv(3, 4), nn.GELU(), conv(4, 5), nn.BatchNorm2d(5), nn.GELU(), conv(5, 2))
+    model[0].weight.requires_grad_(False)
+    assert named(model, coupled_units(model, batch_of(X))) == {"2": ["2.weight", "2.bias", "3.bias"]}
+    _, problems, dense = find_units(model, Example.of(batch_of(X)))
+    assert (problems, dense) == ([], ["the channels of 0 stay, since 0.weight is frozen"])
+    model[2].bias.requires_grad_(False)
+    for strict in (True, False):
+        with pytest.raises(ValueError, match="has no layer .*: the channels of 0 stay, since 0.weight is frozen"):
+            coupled_units(model, batch_of(X), strict=strict)
+
+
+class Text(nn.Module):
+    """Words and their places, embedded in a trunk; scores of words by the same matrix."""
+
+    def __init__(self, words=11, width=8):
+        super().__init__()
+        self.words, self.places = nn.Embedding(words, width, padding_idx=0), nn.Embedding(5, width)
+        self.wide, self.narrow = nn.Linear(width, 7), nn.Linear(7, width)
+        self.head = nn.Linear(width, words, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, tokens):
+        x = self.words(tokens) + self.places(torch.arange(tokens.shape[1]))
+        return self.head(x + self.narrow(F.gelu(self.wide(x))))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_columns_of_embeddings_are_units(strict, tmp_path):
+    torch.manual_seed(0)
+    model, tokens = Text(), torch.tensor([[1, 4, 0, 10, 3], [2, 2, 7, 0, 0]])
+    units = coupled_units(model, tokens, strict=strict)
+    assert named(model, units) == {
+        "words": ["words.weight", "places.weight", "narrow.weight", "narrow.bias"],
+        "wide": ["wide.weight", "wide.bias"],
+    }
+    assert units["words"].axes == [1, 1, 0, 0]
+    kill(units, 0.5, torch.Generator().manual_seed(0))
+    small, certificate = extract(model, list(tokens))
+    width = small.wide.in_features
+    assert certificate.holds and certificate.max_abs_float64 < 1e-12 and width < 8
+    assert small.head.weight is small.words.weight and small.words.weight.shape == (11, width)
+    assert (small.words.num_embeddings, small.words.embedding_dim, small.places.embedding_dim) == (11, width, width)
+    save_module(small, tmp_path, "tests.test_kinds:Text")
+    assert torch.equal(load_module(tmp_path)(tokens), small(tokens))
+
+
+def test_an_embedding_that_keeps_its_norms_stays():
+    model = nn.Sequential(nn.Embedding(10, 8, max_norm=1.0), nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 2))
+    tokens = torch.tensor([[1, 4], [2, 0]])
+    with pytest.raises(ValueError, match="the channels of 0 meet 0 in place, which is not understood"):
+        coupled_units(model, tokens)
+    units = coupled_units(model, tokens, strict=False)
+    assert named(model, units) == {"1": ["1.weight", "1.bias"]}
+    alive = kill(units, 0.5, torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="Sequential changes its own weights while it computes, such as 0.weight"):
+        extract(model, list(tokens))
+    model(tokens)
+    assert_removed(model, units, alive, tokens)
+
+
+class Late(nn.Module):
+    """Its forward makes what it lacks."""
+
+    def __init__(self, lacks):
+        super().__init__()
+        self.a, self.b, self.lacks = conv(3, 4), conv(4, 2), lacks
+
+    def forward(self, x):
+        y = self.a(x)
+        if self.lacks == "scale" and not hasattr(self, "scale"):
+            self.scale = nn.Parameter(torch.ones(4, 1, 1))
+        if self.lacks == "layer" and not hasattr(self, "layer"):
+            self.layer = conv(4, 4)
+        return self.b(y * self.scale if self.lacks == "scale" else self.layer(y))
+
+
+@pytest.mark.parametrize(("lacks", "name"), [("scale", "scale"), ("layer", "layer.weight")])
+def test_a_module_whose_first_forward_makes_parameters_has_to_run_before(lacks, name):
+    model = Late(lacks)
+    message = f"^Late makes parameters in its first forward, such as {name}; run one batch first$"
+    for attempt in (coupled_units, lambda net, x: extract(net, [x[0]]), lambda net, x: topology(net, inputs=x)):
+        with pytest.raises(ValueError, match=message):
+            attempt(model, batch_of(X))
+    model(batch_of(X))
+    assert "a" in coupled_units(model, batch_of(X))
+
+
+def test_dataclasses_are_compared_and_exported(tmp_path):
+    model, x = Net(lambda m, x: Answer(m.b(m.a(x)), [m.c(x)]), a=conv(3, 4), b=conv(4, 2), c=conv(3, 2)), batch_of(X)
+    assert [y.shape for y in call(model, Example.of(x))] == [(2, 2, 8, 8)] * 2
+    export(model, tmp_path / "net.py", "python", inputs=x)
+    y = runpy.run_path(str(tmp_path / "net.py"))["load"](tmp_path / "net.safetensors")(x)
+    torch.testing.assert_close(y, (model(x).score, *model(x).hidden))
 
 
 def test_a_layer_that_is_not_used_stays_as_it_is():

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nas import registry
 from nas.cli import main
-from nas.models import load_module, network
+from nas.groups import num_units, slices
+from nas.models import load_module, network, save_module
 from nas.models.traced.network import EVERYWHERE, Origin, TracedNet
 from nas.registry import import_registrations
 from nas.search import Run, Search
@@ -106,6 +107,22 @@ class Classifier(nn.Module):
         return self.head(F.avg_pool2d(F.gelu(self.conv(x)), 2).flatten(1))
 
 
+class Kinds(nn.Module):
+    """Gated linear units, a sum over channels, groups and single channels of transposed layers."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.first, self.gated = nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(width, 16, 3, 2, 1)
+        self.matrix = nn.Parameter(torch.randn(6, 8) / 3)
+        self.up = nn.ConvTranspose2d(8, 12, 2, 2, groups=4)
+        self.depth, self.last = nn.ConvTranspose2d(6, 6, 3, 2, 1, 1, groups=6), nn.Conv2d(18, 1, 1)
+
+    def forward(self, x):
+        y = F.glu(self.gated(F.gelu(self.first(x))), 1)
+        z = F.gelu(torch.einsum("bchw,oc->bohw", y, self.matrix))
+        return x - self.last(torch.cat([F.gelu(self.up(y)), F.gelu(self.depth(z))], 1))
+
+
 def traced(module, *, channels=1, extra=0, side=16):
     torch.manual_seed(0)
     example = torch.rand(2, channels + extra, side, side, generator=torch.Generator().manual_seed(0))
@@ -126,9 +143,9 @@ def killed(net, share, seed):
             if buffer.is_floating_point():
                 buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
         for members in net.unit_parameters().values():
-            dead = torch.rand(members[0].shape[members.axes[0]], generator=generator) < share
+            dead = torch.rand(num_units(members[0], members.axes[0]), generator=generator) < share
             for p, axis in zip(members, members.axes, strict=True):
-                p.movedim(axis, 0)[dead] = 0
+                slices(p, axis)[dead] = 0
     network.settle(net)
     return net
 
@@ -280,7 +297,7 @@ def test_a_classifier_takes_pictures_of_one_size(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("make", [UNet, Squeezed, Classifier])
+@pytest.mark.parametrize("make", [UNet, Squeezed, Classifier, Kinds])
 def test_what_is_alive_costs_what_the_compact_network_does(make, seed):
     net = killed(traced(make(), side=8), (0.2, 0.5, 0.8, 1.0)[seed % 4], seed)
     small = network.compacted(net)
@@ -296,6 +313,15 @@ def test_what_is_alive_costs_what_the_compact_network_does(make, seed):
         read = all(mask.any() for mask in network.find(net).units.values())
         assert alive == pytest.approx(left) if read else alive >= left
     assert network.alike(small, network.compacted(net)) and not network.alike(net, small)
+
+
+def test_sizes_and_groups_come_back_from_files(tmp_path):
+    small = network.compacted(killed(traced(Kinds()), 0.5, 1)).module
+    save_module(small, tmp_path, "tests.test_own_models:Kinds")
+    back, x = load_module(tmp_path), torch.rand(2, 1, 16, 16)
+    assert torch.equal(back(x), small(x)) and 1 < small.up.groups < 4
+    for a, b in zip(back.modules(), small.modules(), strict=True):
+        assert all(getattr(a, size, 0) == getattr(b, size, 0) for size in ("in_channels", "out_channels", "groups"))
 
 
 def test_prices_grow_with_what_a_unit_adds():

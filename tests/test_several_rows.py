@@ -11,7 +11,7 @@ from torch import nn
 
 from nas import AdaBreg, coupled_units, param_groups, settle_norms, sparse_start
 from nas.analysis import describe_changes, extract
-from nas.groups import join_rows
+from nas.groups import join_rows, slices
 from tests.test_coupled import (
     SHAPE,
     Net,
@@ -128,6 +128,7 @@ def squeezed(m, x):
 
 
 GROUPED = [conv(8, 12, 3, padding=1, groups=4), nn.BatchNorm2d(12), nn.GELU(), conv(12, 2)]
+TRANSPOSED = nn.ConvTranspose2d(8, 12, 3, stride=2, groups=4)
 MODELS = {  # with their units: (axis, outer, inner, taken) as of nas.groups.Axis
     "groups": (
         nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.GELU(), *GROUPED),
@@ -141,6 +142,20 @@ MODELS = {  # with their units: (axis, outer, inner, taken) as of nas.groups.Axi
     "a depthwise multiplier": (
         nn.Sequential(conv(3, 4), nn.GELU(), conv(4, 12, 3, groups=4), nn.BatchNorm2d(12), conv(12, 2)),
         {"0": [*both("0", 0), ("2.bias", (0, 1, 3, 1)), ("3.bias", (0, 1, 3, 1))]},
+    ),
+    "transposed groups": (
+        nn.Sequential(conv(3, 8), nn.GELU(), TRANSPOSED, nn.BatchNorm2d(12), nn.GELU(), conv(12, 2, 3, padding=1)),
+        {"0": [*both("0", (0, 1, 2, 1)), ("2.bias", (0, 1, 3, 1)), ("3.bias", (0, 1, 3, 1))]},
+    ),
+    "a depthwise transposed layer in a sum": (
+        Net(
+            lambda m, x: m.b(m.up(F.gelu(m.a(x))) + m.c(x)),
+            a=conv(3, 5, 2, stride=2),
+            up=nn.ConvTranspose2d(5, 5, 2, stride=2, groups=5),
+            b=conv(5, 2),
+            c=conv(3, 5),
+        ),
+        {"a": [*both("a", 0), ("up.bias", 0), *both("c", 0)]},
     ),
     "groups with a gate": (
         Net(squeezed, a=conv(3, 8), group=conv(8, 8, 3, groups=4), squeeze=conv(8, 3), excite=conv(3, 8), b=conv(8, 2)),
@@ -156,6 +171,15 @@ MODELS = {  # with their units: (axis, outer, inner, taken) as of nas.groups.Axi
         Net(lambda m, x: m.b(glu(m.a(x))), a=conv(3, 8), b=conv(4, 2)),
         {"a": both("a", (0, 2, 1, 2))},
     ),
+    "a gated linear unit": (
+        nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.GLU(1), conv(4, 2, 3, padding=1)),
+        {"0": [*both("0", (0, 2, 1, 2)), ("1.bias", (0, 2, 1, 2))]},
+    ),
+    "F.glu along the last axis": (
+        Net(lambda m, x: m.b(F.glu(m.a(x)) + m.c(x)), a=nn.Linear(8, 10), b=nn.Linear(5, 2), c=nn.Linear(8, 5)),
+        {"a": [*both("a", (0, 2, 1, 2)), *both("c", 0)]},
+    ),
+    "F.glu along positions": (Net(lambda m, x: m.b(F.glu(m.a(x), 2)), a=conv(3, 4), b=conv(4, 2)), {"a": both("a", 0)}),
     "a simple gate": (Net(lambda m, x: m.b(gate(m.a(x))), a=conv(3, 8), b=conv(4, 2)), {"a": both("a", (0, 2, 1, 1))}),
     "the second half times the first": (
         Net(lambda m, x: m.b(other_gate(m.a(x))), a=conv(3, 8), b=conv(4, 2, 3, padding=1)),
@@ -252,6 +276,24 @@ def test_dead_units_of_several_rows_can_wake(name):
         assert join_rows([p.grad for p in members], members.axes)[~alive[layer]].any(dim=1).all(), layer
 
 
+@pytest.mark.parametrize(("dims", "groups", "each"), [(1, 4, (2, 1)), (2, 3, (3, 2)), (3, 5, (1, 1))])
+def test_groups_of_transposed_layers_go_whole(dims, groups, each):
+    """Of groups with so many inputs and outputs all but the second and the last go."""
+    Conv = getattr(nn, f"Conv{dims}d")
+    up = getattr(nn, f"ConvTranspose{dims}d")(groups * each[0], groups * each[1], 2, groups=groups)
+    model = nn.Sequential(Conv(3, groups * each[0], 1), nn.GELU(), up, nn.GELU(), Conv(groups * each[1], 2, 1))
+    x = torch.randn(2, 3, *[4] * dims)
+    [members] = coupled_units(model, x).values()
+    dead = [k for k in range(groups) if k not in (1, groups - 1)]
+    for p, axis in zip(members, members.axes, strict=True):
+        slices(p.data, axis)[dead] = 0
+    kept = up.weight.detach().unflatten(0, (groups, -1))[[1, groups - 1]].flatten(0, 1)
+    assert_removed(model, {"0": members}, {"0": torch.tensor([k not in dead for k in range(groups)])}, x)
+    small = extract(model, [x[0]])[0][2]
+    assert (small.in_channels, small.out_channels, small.groups) == (2 * each[0], 2 * each[1], 2)
+    assert torch.equal(small.weight, kept)
+
+
 def test_a_search_of_gates():
     """Sparse start, growth and removal; what is of no unit is left as it is made."""
     torch.manual_seed(0)
@@ -309,12 +351,25 @@ def test_parts_of_other_sizes_stay():
     assert named(net, coupled_units(net, torch.randn(2, *SHAPE))) == {"d": ["d.weight", "d.bias"]}
 
 
+class Sum(nn.Module):
+    """A layer that a forward writes as a sum, beside what it has stored for each place."""
+
+    def __init__(self, width, out):
+        super().__init__()
+        self.matrix, self.places = nn.Parameter(torch.randn(out, width)), nn.Embedding(8, out)
+
+    def forward(self, x):
+        y = torch.einsum("bchw,oc->bhwo", x, self.matrix) + self.places(torch.arange(x.shape[3]))
+        return y.permute(0, 3, 1, 2)
+
+
 class RandomRows(nn.Module):
     """Layers, groups, parts, shuffles, norms, sums, products and concatenations of whatever was there before."""
 
     OPERATIONS = {
         "gate": (gate, lambda c: c % 2 == 0, lambda c: c // 2),
         "glu": (glu, lambda c: c % 2 == 0, lambda c: c // 2),
+        "gated linear unit": (lambda x: F.glu(x, 1), lambda c: c % 2 == 0, lambda c: c // 2),
         "halves": (sum_of_halves, lambda c: c % 2 == 0, lambda c: c // 2),
         "shuffle": (shuffled, lambda c: c % 2 == 0, lambda c: c),
         "channel shuffle": (lambda x: F.channel_shuffle(x, 2), lambda c: c % 2 == 0, lambda c: c),
@@ -366,11 +421,14 @@ class RandomRows(nn.Module):
 
     def layer(self, choose, kind, width):
         out = choose.choice([4, 8, 12])
+        if kind == "mix" and choose.random() < 0.2:
+            return Sum(width, out), out
         if kind == "mix":
             return conv(width, out, choose.choice([1, 3]), padding="same", bias=choose.random() < 0.5), out
         if kind == "groups":
             groups = choose.choice([g for g in (width, 4, 2, 1) if width % g == 0])
-            return conv(width, 2 * width, 3, padding="same", groups=groups, bias=choose.random() < 0.5), 2 * width
+            make = choose.choice([nn.Conv2d, nn.ConvTranspose2d])
+            return make(width, 2 * width, 3, padding=1, groups=groups, bias=choose.random() < 0.5), 2 * width
         return choose.choice([nn.BatchNorm2d(width), nn.GELU(), nn.Sigmoid(), nn.AvgPool2d(3, 1, 1)]), width
 
     def forward(self, x):

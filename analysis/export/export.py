@@ -28,6 +28,7 @@ from nas.files import naming, write_bytes, write_text
 from nas.models.dag import DagNet
 from nas.models.traced.graph import Example, Inputs, call, copied, first_line, silence, unwrap
 from nas.models.traced.network import TracedNet
+from nas.outputs import unpack_outputs
 
 Network = Callable[..., Any]
 TOLERANCE = 1e-5  # largest difference of an output; relative to the largest output where that is above 1
@@ -247,6 +248,7 @@ def _module(net: nn.Module, inputs: Inputs | None) -> Subject:
     if inputs is None or not _are_tensors(example := Example.of(inputs)):
         raise ValueError(f"export: {name} is no DagNet; give inputs=..., one batch: a tensor or a tuple of tensors")
     net = copied(unwrap(net)).float().eval()
+    unpack_outputs(net)
     example = example.map(lambda x: (x.float() if x.is_floating_point() else x).cpu())
     call(net, example)  # says what is wrong with the inputs
     if all(x.ndim and len(x) == 1 for x in example.args):  # torch.export would take a size of 1 for a constant

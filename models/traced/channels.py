@@ -52,6 +52,7 @@ POSITIONS = (
 )
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+MATRIX_PRODUCTS = {"matmul", "mm", "addmm"}
 LAYERS = {"linear", *CONVOLUTIONS, *TRANSPOSED}
 DENSE = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}  # refuse what is expanded
 # What makes a tensor like another one, whatever that holds
@@ -81,6 +82,7 @@ class Step:
         weight, bias: what a layer or normalisation stores.
         axes: of the output and of the input channels in ``weight``.
         groups: of a convolution.
+        along: the axis of what a layer reads that has its input channels; None for that of its output channels.
     """
 
     kind: Kind
@@ -90,6 +92,7 @@ class Step:
     bias: fx.Node | None = None
     axes: tuple[int, int] = (0, 1)
     groups: int = 1
+    along: int | None = None
 
     @property
     def name(self) -> str:
@@ -247,8 +250,12 @@ class Channels:
             return self._take_part(node)
         if name in LAYERS:
             return self._layer(node, name)
-        if name in ("matmul", "mm"):
+        if name in MATRIX_PRODUCTS:
             return self._product(node) or self._attend(node)
+        if name == "embedding":
+            return self._look_up(node)
+        if name == "einsum" and self._sum(node):
+            return True
         if name in PRODUCTS_OF_TENSORS and self._attend(node):
             return True
         if name in ("batch_norm", "instance_norm"):
@@ -292,33 +299,70 @@ class Channels:
         else:
             axis = len(shape(node)) - int(name[-2]) - 1
             out, into = (1, 0) if name in TRANSPOSED else (0, 1)
-        if weight not in self.graph.names or len(shape(weight)) < 2 or (name in TRANSPOSED and groups > 1):
+        if weight not in self.graph.names or len(shape(weight)) < 2:
             return False
         labels = self.stored[weight]
         for k, each in enumerate(labels):
             if k not in (out, into):
                 self._fix(each)
-        if bias in self.graph.names:
-            self._join(self.stored[bias][0], labels[out])
-        elif bias is not None:  # computed, so that nobody says what a part of it would be
-            self._fix(torch.cat([labels[out], self._seen([bias])]))
-            self.across[node] = labels[out]
         if groups > 1:
-            return self._grouped(Step(Kind.GROUPED, node, (x,), weight, bias, (0, 1), groups), axis)
+            return self._grouped(Step(Kind.GROUPED, node, (x,), weight, bias, (out, into), groups), axis)
+        self._shift(node, bias, labels[out])
         self._feed(x, axis, labels[into])
         return self._put(Step(Kind.MIX, node, (x,), weight, bias, (out, into)), axis, labels[out])
 
+    def _shift(self, node: fx.Node, bias: fx.Node | None, labels: Tensor) -> None:
+        """Tie the bias of a layer to the channels that it puts out."""
+        if bias in self.graph.names:
+            self._join(self.stored[bias][0], labels)
+        elif bias is not None:  # computed, so that nobody says what a part of it would be
+            self._fix(torch.cat([labels, self._seen([bias])]))
+            self.across[node] = labels
+
     def _product(self, node: fx.Node) -> bool:
-        """A matrix product with a stored matrix on the right, perhaps transposed."""
-        x, weight = arguments(node)
+        """A matrix product with a stored matrix on the right, perhaps transposed; with a bias if it is a sum."""
+        *first, x, weight = arguments(node)
+        bias = first[0] if first else None
         out, into = 1, 0
         while weight not in self.graph.names and operation(weight) in TRANSPOSITIONS and len(shape(weight)) == 2:
             weight, out, into = weight.all_input_nodes[0], into, out
         if weight not in self.graph.names or len(self.stored[weight]) != 2:
             return False
+        if bias is not None and (shape(bias) != shape(node)[-1:] or node.kwargs):  # factors of both summands
+            return False
         axis = len(shape(node)) - 1
+        self._shift(node, bias, self.stored[weight][out])
         self._feed(x, axis, self.stored[weight][into])
-        return self._put(Step(Kind.MIX, node, (x,), weight, None, (out, into)), axis, self.stored[weight][out])
+        return self._put(Step(Kind.MIX, node, (x,), weight, bias, (out, into)), axis, self.stored[weight][out])
+
+    def _sum(self, node: fx.Node) -> bool:
+        """A product with a stored matrix along any axis, as a sum over one index."""
+        product = Product.of(node)
+        if product is None or len(product.factors) != 2:
+            return False
+        pairs = zip(product.factors, product.letters, strict=True)
+        (x, read), (weight, held) = sorted(pairs, key=lambda pair: pair[0] in self.graph.names)
+        if x in self.graph.names or weight not in self.graph.names or len(held) != 2:
+            return False
+        into, out = (0, 1) if held[0] in read else (1, 0)
+        before, after = set(read), set(product.result)
+        if before - after != {held[into]} or after - before != {held[out]}:
+            return False
+        numbers, along = self.stored[weight], read.index(held[into])
+        if shape(x)[along] != len(numbers[into]) or self.axis.get(x, along) != along:  # one number for all; positions
+            return False
+        self._feed(x, along, numbers[into])
+        step = Step(Kind.MIX, node, (x,), weight, None, (out, into), along=along)
+        return self._put(step, product.result.index(held[out]), numbers[out])
+
+    def _look_up(self, node: fx.Node) -> bool:
+        """Rows of a stored matrix, chosen by numbers: a layer that all of them are fed to."""
+        weight, places, *_ = arguments(node)
+        if weight not in self.graph.names or (places in self.axis and places not in self.pure):
+            return False
+        rows, columns = self.stored[weight]
+        self._fix(torch.cat([rows, self._seen([places])]))
+        return self._put(Step(Kind.MIX, node, (places,), weight, None, (1, 0)), len(shape(node)) - 1, columns)
 
     def _attend(self, node: fx.Node) -> bool:
         """A product whose factors all have their channels along an axis of what is multiplied apart: the heads."""
@@ -346,7 +390,7 @@ class Channels:
         """Whether a node is a stored matrix, transposed for products."""
         [x, *_] = node.all_input_nodes or [node]
         turned = x in self.graph.names and operation(node) in TRANSPOSITIONS and len(shape(x)) == 2
-        return turned and all(operation(user) in ("matmul", "mm") for user in node.users)
+        return turned and all(operation(user) in MATRIX_PRODUCTS for user in node.users)
 
     def _feed(self, x: fx.Node, axis: int, labels: Tensor) -> None:
         """Tie the channels of ``x`` to those that a layer reads along this axis."""
@@ -360,14 +404,16 @@ class Channels:
         """Groups go as a whole, with what they read and what they put out."""
         x, weight = step.sources[0], self.stored[step.weight]  # type: ignore[index]
         self._fix(weight[1])
-        out = weight[0].reshape(step.groups, -1)
-        self._join(out, out[:, :1])
+        groups = weight[0].reshape(step.groups, -1)  # of the output channels, of transposed layers the input channels
+        self._join(groups, groups[:, :1])
         if self.axis.get(x) == axis and x not in self.pure:
-            self._join(self._labels[x].reshape(step.groups, -1), out[:, :1])
+            self._join(self._labels[x].reshape(step.groups, -1), groups[:, :1])
         else:
             self._fix(weight[0])
             self._fix(self._seen([x]))
-        return self._put(step, axis, weight[0])
+        out = weight[0] if step.axes == (0, 1) else groups[:, 0].repeat_interleave(len(weight[1]))
+        self._shift(step.node, step.bias, out)
+        return self._put(step, axis, out)
 
     def _norm(self, node: fx.Node) -> bool:
         x, *stored = arguments(node)[:5]

@@ -7,7 +7,7 @@ import io
 import logging
 import operator
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from torch import Tensor, fx, nn
 from torch.fx import config
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
+
+from nas.outputs import tensors_in, unpack_outputs
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -120,7 +122,7 @@ def call(model: nn.Module, example: Example) -> list[Tensor]:
         outputs = model(*cloned.args, **cloned.kwargs)
     except Exception as problem:  # whatever a foreign forward raises
         raise ValueError(f"{name} cannot compute inputs of {example} (one batch): {first_line(problem)}") from None
-    found = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    found = tensors_in(outputs)
     if not found:
         raise ValueError(f"{name} returns no tensor, but {type(outputs).__name__}")
     return found
@@ -134,10 +136,19 @@ def call_once(model: nn.Module, example: Example) -> list[Tensor]:
     """
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     found = call(model, example)
+    refuse_new(model, before)
     for name, p in model.named_parameters():
-        if name not in before or not torch.equal(p, before[name]):
+        if not torch.equal(p, before[name]):
             raise ValueError(f"{type(model).__name__} changes its own weights while it computes, such as {name}")
     return found
+
+
+def refuse_new(model: nn.Module, known: Collection[str]) -> None:
+    """Refuse a module with parameters that it did not have before its forward, by their names."""
+    if new := [name for name, _ in model.named_parameters() if name not in known]:
+        raise ValueError(
+            f"{type(model).__name__} makes parameters in its first forward, such as {new[0]}; run one batch first"
+        )
 
 
 @torch.no_grad()
@@ -151,7 +162,8 @@ def trace(model: nn.Module, example: Example, *, training: bool = False) -> Grap
     for module in scratch.modules():
         if isinstance(module, _BatchNorm) and module.momentum is None:
             module.momentum = 0.1  # a mean over all batches is weighted by a number that no graph has
-    example = example.map(Tensor.cpu)
+    unpack_outputs(scratch)
+    example, known = example.map(Tensor.cpu), dict(scratch.named_parameters())
     try:
         with silence(), _haste():
             program = torch.export.export(
@@ -160,6 +172,7 @@ def trace(model: nn.Module, example: Example, *, training: bool = False) -> Grap
     except Exception as problem:
         call_once(copied(model).train(training), example)  # says what is wrong with the model or the inputs
         raise ValueError(f"torch.export cannot trace {type(model).__name__}: {first_line(problem)}") from None
+    refuse_new(scratch, known)
     if any(isinstance(size, torch.SymInt) for node in program.graph.nodes for size in _sizes(node)):
         raise ValueError(f"{type(model).__name__} makes tensors whose sizes depend on the numbers that it is given")
     return _graph(program, model)
@@ -182,6 +195,7 @@ def _graph(program: "ExportedProgram", model: nn.Module) -> Graph:
         elif spec.kind is InputKind.CONSTANT_TENSOR:
             stored[node] = program.constants[target].detach()
     inline(program.graph_module)
+    _spell_out_gates(program.graph)
     changed = _read_results(program.graph)
     [output] = program.graph.find_nodes(op="output")
     listed = tuple(node for node in program.graph.nodes if node.op != "output")
@@ -201,6 +215,24 @@ def inline(module: fx.GraphModule) -> None:
             user.replace_all_uses_with(outputs[user.args[1]])  # type: ignore[index]
             module.graph.erase_node(user)
         module.graph.erase_node(node)
+
+
+def _spell_out_gates(graph: fx.Graph) -> None:
+    """Let gated linear units be products of one half of their channels and of the sigmoid of the other."""
+    for node in [each for each in graph.nodes if operation(each) == "glu"]:
+        x, axis = (*node.args, node.kwargs.get("dim", -1))[:2]
+
+        def put(target: Any, *args: Any, like: fx.Node = node) -> fx.Node:
+            new = graph.call_function(target, args)
+            new.meta = like.meta | {"val": target(*fx.node.map_arg(args, _value))}
+            return new
+
+        with graph.inserting_before(node):
+            halves = put(torch.ops.aten.chunk.default, x, 2, axis)
+            first, second = (put(operator.getitem, halves, k) for k in (0, 1))
+            gated = put(torch.ops.aten.mul.Tensor, first, put(torch.ops.aten.sigmoid.default, second))
+        node.replace_all_uses_with(gated)
+        graph.erase_node(node)
 
 
 def _read_results(graph: fx.Graph) -> set[fx.Node]:
@@ -268,8 +300,13 @@ def shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(map(int, _sizes(node)))
 
 
+def _value(node: fx.Node) -> Any:
+    """What stands for the result of an operation while it is traced."""
+    return node.meta.get("val")
+
+
 def _sizes(node: fx.Node) -> tuple[int | torch.SymInt, ...]:
-    value = node.meta.get("val")
+    value = _value(node)
     return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 

@@ -1,7 +1,7 @@
 """Products of tensors that a forward computes, such as those of attention, as sums over indices."""
 
 from dataclasses import dataclass
-from string import ascii_lowercase
+from string import ascii_letters, ascii_lowercase
 from typing import Any
 
 from torch import fx
@@ -43,8 +43,13 @@ class Product:
     def _written(cls, equation: str, factors: tuple[fx.Node, ...]) -> "Product | None":
         inputs, arrow, result = equation.partition("->")
         letters = tuple(inputs.split(","))
-        plain = all(len(set(each)) == len(each) and "." not in each for each in letters)
-        return cls(factors, letters, result) if arrow and plain else None
+        hidden = {len(shape(x)) - len(each) + 3 for x, each in zip(factors, letters, strict=True) if "..." in each}
+        if not arrow or len(hidden) > 1:
+            return None
+        spare = [each for each in ascii_letters if each not in equation][: sum(hidden)]
+        *plain, result = (each.replace("...", "".join(spare)) for each in (*letters, result))
+        once = all(len(set(each)) == len(each) for each in plain)
+        return cls(factors, tuple(plain), result) if once else None
 
     @classmethod
     def _of_matrices(cls, factors: tuple[fx.Node, ...], letters: tuple[str, ...], result: str) -> "Product | None":

@@ -89,7 +89,7 @@ class Anatomy:
         for step in self.channels.steps.values():
             if step.kind in (Kind.MIX, Kind.GROUPED) and step.weight is not None:
                 name = self.channels.graph.names[step.weight].removesuffix(".weight")
-                found[name] = int(kept[self.channels.stored[step.weight][step.axes[0]]].sum())
+                found[name] = int(kept[self.channels.roots[step.node]].sum())
         return found
 
     def _size(self, node: fx.Node, kept: Tensor) -> int:
@@ -98,6 +98,8 @@ class Anatomy:
 
     def _uses(self, node: fx.Node, outputs: int) -> float:
         """How often each weight of a layer is used for one input."""
+        if operation(node) == "embedding":
+            return 0.0
         if operation(node).startswith("conv_transpose"):
             return math.prod(shape(node.all_input_nodes[0])[2:])
         return math.prod(shape(node)) / (self._example[0] * outputs)

@@ -17,7 +17,7 @@ from nas.selection import Selection, indices, selected
 
 # Largest difference of an output that is round-off, relative to the largest output if that is above 1
 AGREE = {torch.float64: 1e-10, torch.float32: 1e-3}
-SIZED = (_ConvNd, nn.Linear, _NormBase, nn.PReLU)  # what `resize` knows
+SIZED = (_ConvNd, nn.Linear, nn.Embedding, _NormBase, nn.PReLU)  # what `resize` knows
 Pairs = list[tuple[Tensor, Tensor]]  # what a module puts out, and what its narrow copy does
 LAYERS = (Kind.MIX, Kind.GROUPED, Kind.NORM)
 
@@ -67,8 +67,7 @@ class Removal:
 
     def _numbers(self, step: Step) -> tuple[Tensor, Tensor]:
         """Of the output and of the input channels of a layer."""
-        axes = self.channels.stored[step.weight]  # type: ignore[index]
-        return axes[step.axes[0]], axes[step.axes[1]]
+        return self.channels.roots[step.node], self.channels.stored[step.weight][step.axes[1]]  # type: ignore[index]
 
     def reads(self, step: Step) -> Tensor:
         """Which input channels a kept output channel of a layer reads."""
@@ -346,11 +345,14 @@ def _format(tensor: Tensor) -> torch.memory_format:
 def resize(module: nn.Module) -> None:
     """Let a module of torch say the sizes that its tensors have."""
     if isinstance(module, _ConvTransposeNd):
+        module.groups = max(1, module.groups * len(module.weight) // module.in_channels)
         module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, _ConvNd):
         out, into = module.weight.shape[:2]
         module.groups = max(1, module.groups * out // module.out_channels) if module.groups > 1 else 1
         module.in_channels, module.out_channels = into * module.groups, out
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, _NormBase):

@@ -9,7 +9,7 @@ from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from nas.groups import Axis, Members, join_rows, num_units, slices, unit_axes
-from nas.models.traced.channels import Channels, Kind, Step, arguments, channels_behind
+from nas.models.traced.channels import LAYERS, Channels, Kind, Step, arguments, channels_behind
 from nas.models.traced.graph import Example, Inputs, call, call_once, called, copied, operation, shape, trace, unwrap
 from nas.models.traced.shrink import Removal, fit, has_place
 from nas.models.traced.values import PRODUCTS, Values, attended, keeps_constants
@@ -236,7 +236,7 @@ class _Search:
             if touched and node in before_layers and node not in self.channels.roots:
                 self.problems.append(f"the channels of {self.name(touched[0])} meet {what}, which is not understood")
             elif self._is_layer(node):
-                self.problems.append(f"{what} is a layer that is not understood")
+                self.problems.append(self._computes_weight(node) or f"{what} is a layer that is not understood")
         known: set[Space] = set()
         for node, numbers in self.channels.across.items():
             seen = set(numbers.tolist())
@@ -244,10 +244,26 @@ class _Search:
                 known.add(space)
                 self.dense.append(f"the channels of {self.name(space)} stay, since {called(node)} needs all of them")
 
+    def _computes_weight(self, node: fx.Node) -> str:
+        """What to say of an operation that the weight of a layer is computed with; nothing of others."""
+        made = {node}
+        for each in self.channels.graph.nodes:
+            if made.isdisjoint(each.all_input_nodes):
+                continue
+            if operation(each) in LAYERS and each.args[1] in made:
+                held = [x for x in node.all_input_nodes if x in self.parameters]
+                name = self.channels.graph.names[max(held, key=lambda x: self.parameters[x].ndim)]
+                return f"{called(each)} is a layer whose weight is computed from another one, {name}"
+            made |= {each} & self.channels.pure
+        return ""
+
     def _leave_frozen(self) -> None:
+        names = self.channels.graph.names
         for space, layers in self.layers.items():
-            held = [[each for each in (layer.weight, layer.bias) if each is not None] for layer in layers]
-            if not all(each in self.parameters and self.parameters[each].requires_grad for each in sum(held, [])):
+            held = [each for layer in layers for each in (layer.weight, layer.bias) if each is not None]
+            frozen = [x for x in held if x not in self.parameters or not self.parameters[x].requires_grad]
+            if frozen and self.free[self.numbers[space]].any():
+                self.dense.append(f"the channels of {self.name(space)} stay, since {names[frozen[0]]} is frozen")
                 self.free[self.numbers[space]] = False
 
     def _leave_unaligned(self) -> None:

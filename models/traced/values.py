@@ -102,10 +102,10 @@ class Values:
     def read(self, step: Step) -> Tensor:
         """The values of what a layer reads, along its channels."""
         [x] = step.sources
-        weight = shape(step.weight)  # type: ignore[arg-type]
-        count = weight[step.axes[1]] * step.groups
+        count = self.matrix(step).shape[1] * step.groups
+        along = self.channels.axis[step.node] if step.along is None else step.along
         found = self.of.get(x)
-        fits = found is not None and len(found) == count and self.channels.axis[x] == self.channels.axis[step.node]
+        fits = found is not None and len(found) == count and self.channels.axis[x] == along
         return found if fits else torch.full((count,), math.nan, dtype=torch.float64)  # type: ignore[return-value]
 
     def moving(self, step: Step) -> Tensor:
@@ -119,13 +119,13 @@ class Values:
         return self.matrix(step).sum(2) * values
 
     def matrix(self, step: Step) -> Tensor:
-        """The weights of a layer, of shape (outputs, inputs, positions)."""
+        """The weights of a layer, of shape (outputs, inputs, positions); of groups the inputs of each."""
         weight = self.tensor(step.weight)  # type: ignore[arg-type]
-        return (
-            weight.movedim(step.axes, (0, 1)).flatten(2)
-            if weight.ndim > 2
-            else (weight.movedim(step.axes, (0, 1))[:, :, None])
-        )
+        weight = weight.flatten(2) if weight.ndim > 2 else weight[:, :, None]
+        if step.kind is Kind.GROUPED and step.axes == (1, 0):
+            groups = weight.reshape(step.groups, -1, *weight.shape[1:])
+            return groups.transpose(1, 2).flatten(0, 1)
+        return weight.movedim(step.axes, (0, 1))
 
     def bias(self, step: Step) -> Tensor:
         unknown = torch.full((), 0 if step.bias is None else math.nan, dtype=torch.float64)
