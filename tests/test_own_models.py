@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas import registry
 from nas.cli import main
 from nas.models import load_module, network
+from nas.models.build import Factory
 from nas.models.traced.network import EVERYWHERE, Origin, TracedNet
 from nas.registry import import_registrations
 from nas.search import Run, Search
@@ -280,6 +281,19 @@ def test_a_classifier_takes_pictures_of_one_size(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("seed", range(8))
+class Broken(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x.no_such_thing)
+
+
+@pytest.mark.parametrize(("make", "inputs"), [(Broken, 1), (nn.Conv2d, 3)])
+def test_the_side_of_crops_is_named_only_where_it_matters(make, inputs):
+    factory, options = Factory("Own", make, registered=False), {"in_channels": inputs, "out_channels": 1}
+    with pytest.raises(ValueError, match="cannot compute inputs of float32") as caught:
+        factory.build(1, 0, options | {"kernel_size": 3}, 16)
+    assert "--crop" not in str(caught.value)
+
+
 @pytest.mark.parametrize("make", [UNet, Squeezed, Classifier])
 def test_what_is_alive_costs_what_the_compact_network_does(make, seed):
     net = killed(traced(make(), side=8), (0.2, 0.5, 0.8, 1.0)[seed % 4], seed)
