@@ -329,6 +329,6 @@ def _haste() -> Iterator[None]:
             gc.enable()
 
 
-def first_line(problem: Exception) -> str:
+def first_line(problem: BaseException) -> str:
     """What a problem says, or its kind if it says nothing."""
     return next(iter(str(problem).splitlines()), "") or type(problem).__name__
