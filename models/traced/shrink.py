@@ -104,8 +104,8 @@ class Removal:
         return [numbers for numbers in classes if not self.kept[numbers].all()]
 
     def applied_to(self, model: nn.Module) -> nn.Module:
-        """A narrow copy of the module, which may be of another precision."""
-        small = copy.deepcopy(model)
+        """A narrow copy of the module, which may be of another precision; weights that stay whole are the same ones."""
+        small = copy.deepcopy(model, {id(p): p for p in model.parameters() if p.ndim > 1})
         self.apply(small)
         return small
 

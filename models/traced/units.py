@@ -100,6 +100,8 @@ def settle_norms(model: nn.Module, units: Mapping[str, Sequence[Parameter]]) -> 
     """
     norms = {id(m.bias): m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None}
     for members in units.values():
+        if not any(id(p) in norms for p in members):
+            continue
         axes = unit_axes(members)
         dead = ~join_rows(members, axes).any(dim=1)
         for p, axis in zip(members, axes, strict=True):

@@ -151,7 +151,9 @@ class Values:
         constant = ~(self.reads(step) & moving).any(dim=1)
         result = torch.full((len(constant),), math.nan, dtype=torch.float64)
         if constant.any():
-            sums = self.matrix(step)[constant].sum(2, dtype=torch.float64) @ self.read(step).where(~moving, 0)
+            values = self.read(step).where(~moving, 0)
+            seen = values.ne(0)
+            sums = self.matrix(step)[:, seen][constant].sum(2, dtype=torch.float64) @ values[seen]
             result[constant] = sums + self.bias(step).expand(len(constant))[constant]
         return result
 
