@@ -64,7 +64,7 @@ class _Drawn:
         self._add(INPUT, "input", sum(map(_width, given)), sum(map(_width, given)), 0.0)
         for node, step in self.layers.items():
             if alive := int(self._rows(step).sum()):
-                norm = float(self.removal.values.matrix(step)[self._rows(step)].norm())
+                norm = float(self.removal.values.matrix(step)[self._rows(step)].double().norm())
                 self._add(self.names[node], "hidden", alive, len(self._rows(step)), norm)
         outputs = self.channels.graph.outputs
         self._add(OUTPUT, "output", sum(map(_width, outputs)), sum(map(_width, outputs)), 0.0)
@@ -108,7 +108,7 @@ class _Drawn:
         start = self._source_name(source)
         if start not in self.graph or name not in self.graph or start == name:
             return
-        weight = self.removal.values.matrix(step)[self._rows(step)]
+        weight = self.removal.values.matrix(step)[self._rows(step)].double()
         if step.kind is Kind.MIX:
             columns = self.channels.stored[step.weight][step.axes[1]]  # type: ignore[index]
             seen = self.removal.kept[columns] & self._from(source, columns)

@@ -94,11 +94,17 @@ class Factory:
                 f"the task has {extra} channel{'s' if extra > 1 else ''} beside the picture; {self} needs an argument "
                 f"{EXTRA} that says how many its input has"
             )
-        example = torch.rand(2, channels + extra, side, side, generator=torch.Generator().manual_seed(0))
         source = f"{getattr(self.make, '__module__', '')}:{getattr(self.make, '__qualname__', self.name)}"
-        try:
+
+        def traced(side: int) -> TracedNet:
+            example = torch.rand(2, channels + extra, side, side, generator=torch.Generator().manual_seed(0))
             return TracedNet(made, Origin(source, given, channels, extra, example))
+
+        try:
+            return traced(side)
         except ValueError as problem:
+            if _complaint(traced, side) == _complaint(traced, 2 * side):
+                raise
             raise ValueError(f"{problem}; it is traced on pictures of {side} x {side} pixels (--crop)") from None
 
     def _made(self, channels: int, given: Mapping[str, Any]) -> Any:
@@ -127,3 +133,12 @@ class Factory:
     @property
     def _file(self) -> str:
         return inspect.getsourcefile(self.make) or ""
+
+
+def _complaint(make: Callable[[int], Any], side: int) -> str:
+    """Why something cannot be made for pictures of this side, but for their shape; empty if it can."""
+    try:
+        make(side)
+    except ValueError as problem:
+        return str(problem).replace(f"{side}, {side}", "")
+    return ""

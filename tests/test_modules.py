@@ -184,6 +184,22 @@ def test_what_a_format_cannot_hold_is_said_in_one_line(function, name, message, 
 
 
 @pytest.mark.parametrize(
+    ("function", "cause"),
+    [
+        (lambda layer, x: layer(x).kthvalue(2).values, "it has no operator for aten.kthvalue"),
+        (lambda layer, x: layer(x) if x.sum() > 0 else x, "Could not guard"),
+    ],
+)
+def test_the_cause_is_said_of_what_onnx_cannot_hold(function, cause, tmp_path, capfd):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(ValueError, match=f"^a file of the format onnx cannot hold Given: {cause}[^\\n]*$") as caught:
+        export(Given(function), tmp_path / "net.onnx", "onnx", inputs=torch.rand(2, 3))
+    assert "step" not in str(caught.value) and "ONNX" not in str(caught.value)
+    assert capfd.readouterr() == ("", "") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     "inputs", [(torch.rand(2, 3), torch.rand(2, 4)), {"x": torch.rand(2, 3), "y": torch.rand(2, 4)}]
 )
 def test_modules_of_several_inputs_are_timed(inputs):

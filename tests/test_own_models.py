@@ -17,6 +17,7 @@ from nas import registry
 from nas.cli import main
 from nas.groups import num_units, slices
 from nas.models import load_module, network, save_module
+from nas.models.build import Factory
 from nas.models.traced.network import EVERYWHERE, Origin, TracedNet
 from nas.registry import import_registrations
 from nas.search import Run, Search
@@ -294,6 +295,19 @@ def test_a_classifier_takes_pictures_of_one_size(tmp_path, capsys):
 
 
 # What is known of a module
+
+
+class Broken(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x.no_such_thing)
+
+
+@pytest.mark.parametrize(("make", "inputs"), [(Broken, 1), (nn.Conv2d, 3)])
+def test_the_side_of_crops_is_named_only_where_it_matters(make, inputs):
+    factory, options = Factory("Own", make, registered=False), {"in_channels": inputs, "out_channels": 1}
+    with pytest.raises(ValueError, match="cannot compute inputs of float32") as caught:
+        factory.build(1, 0, options | {"kernel_size": 3}, 16)
+    assert "--crop" not in str(caught.value)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -8,6 +8,7 @@ import copy
 import inspect
 import io
 import os
+import re
 import runpy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +44,16 @@ def _in_one_line(failure: str) -> Iterator[None]:
     except (OSError, MemoryError):
         raise
     except Exception as problem:  # of many kinds
-        raise ValueError(f"{failure}: {first_line(problem)}") from None
+        raise ValueError(f"{failure}: {_cause(problem)}") from None
+
+
+def _cause(problem: BaseException) -> str:
+    """What is wrong, without what torch.onnx says of its own steps."""
+    while type(problem).__module__.startswith("torch.onnx") and problem.__cause__ is not None:
+        problem = problem.__cause__
+    said = first_line(problem)
+    unknown = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", said)
+    return f"it has no operator for {unknown[1]}" if unknown else said
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import gc
 import io
 import logging
@@ -128,17 +129,17 @@ def call(model: nn.Module, example: Example) -> list[Tensor]:
     return found
 
 
-def call_once(model: nn.Module, example: Example) -> list[Tensor]:
-    """As `call`, of a module whose forward has to leave its parameters alone.
+def call_copy(model: nn.Module, example: Example, original: nn.Module) -> list[Tensor]:
+    """As `call`, of a copy of a module, perhaps in another precision, whose forward has to leave its parameters alone.
 
     Raises:
         ValueError: it changes some; or as `call`.
     """
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
     found = call(model, example)
+    before = dict(original.named_parameters())
     refuse_new(model, before)
     for name, p in model.named_parameters():
-        if not torch.equal(p, before[name]):
+        if not torch.equal(p, before[name].to(p)):
             raise ValueError(f"{type(model).__name__} changes its own weights while it computes, such as {name}")
     return found
 
@@ -170,7 +171,7 @@ def trace(model: nn.Module, example: Example, *, training: bool = False) -> Grap
                 scratch, example.map(Tensor.clone).args, example.map(Tensor.clone).kwargs, strict=False
             )
     except Exception as problem:
-        call_once(copied(model).train(training), example)  # says what is wrong with the model or the inputs
+        call_copy(copied(model).train(training), example, model)  # says what is wrong with the model or the inputs
         raise ValueError(f"torch.export cannot trace {type(model).__name__}: {first_line(problem)}") from None
     refuse_new(scratch, known)
     if any(isinstance(size, torch.SymInt) for node in program.graph.nodes for size in _sizes(node)):
@@ -258,11 +259,15 @@ def _schema(node: fx.Node) -> torch.FunctionSchema | None:
     return node.target._schema if isinstance(node.target, torch._ops.OpOverload) else None
 
 
+@functools.cache
+def _parameters(overload: torch._ops.OpOverload) -> list[torch.Argument]:
+    return list(overload._schema.arguments)
+
+
 def _arguments(node: fx.Node) -> Iterator[tuple[torch.Argument, Any]]:
     """The arguments in the schema of an operation, with what is given for them."""
-    schema = _schema(node)
-    if schema is not None:
-        for k, argument in enumerate(schema.arguments):
+    if isinstance(node.target, torch._ops.OpOverload):
+        for k, argument in enumerate(_parameters(node.target)):
             given = node.args[k] if k < len(node.args) else node.kwargs.get(argument.name)
             yield argument, given
 
@@ -361,6 +366,6 @@ def _haste() -> Iterator[None]:
             gc.enable()
 
 
-def first_line(problem: Exception) -> str:
+def first_line(problem: BaseException) -> str:
     """What a problem says, or its kind if it says nothing."""
     return next(iter(str(problem).splitlines()), "") or type(problem).__name__

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nas.models.traced.channels import Channels, Kind, Step, channels_of
-from nas.models.traced.graph import Example, call, call_once, copied, owner, unwrap
+from nas.models.traced.graph import Example, call, call_copy, copied, owner, unwrap
 from nas.models.traced.values import Values
 from nas.selection import Selection, indices, selected
 
@@ -42,9 +42,7 @@ class Removal:
         self.values = Values(channels, {node: tensor.detach() for node, tensor in stored.items()})
         self.layers = [step for step in channels.steps.values() if step.kind in LAYERS]
         self._reading = {
-            step.node: self.values.matrix(step).ne(0).any(dim=2) & ~self._absorbs(step)
-            for step in self.layers
-            if step.kind is Kind.MIX
+            step.node: self.values.reads(step) & ~self._absorbs(step) for step in self.layers if step.kind is Kind.MIX
         }
         self.settle(channels.fixed)
 
@@ -72,7 +70,7 @@ class Removal:
     def reads(self, step: Step) -> Tensor:
         """Which input channels a kept output channel of a layer reads."""
         rows, _ = self._numbers(step)
-        return self.values.matrix(step)[self.kept[rows]].ne(0).any(dim=2).any(dim=0)
+        return self.values.reads(step)[self.kept[rows]].any(dim=0)
 
     def _absorbs(self, step: Step) -> Tensor:
         """Which input channels are constants that the bias can take up."""
@@ -105,8 +103,8 @@ class Removal:
         return [numbers for numbers in classes if not self.kept[numbers].all()]
 
     def applied_to(self, model: nn.Module) -> nn.Module:
-        """A narrow copy of the module, which may be of another precision."""
-        small = copy.deepcopy(model)
+        """A narrow copy of the module, which may be of another precision; weights that stay whole are the same ones."""
+        small = copy.deepcopy(model, {id(p): p for p in model.parameters() if p.ndim > 1})
         self.apply(small)
         return small
 
@@ -304,13 +302,13 @@ def _computed(model: nn.Module, examples: Sequence[Example]) -> tuple[nn.Module,
     full = copied(model).double()
     batches = [each.map(lambda x: x.double() if x.is_floating_point() else x) for each in examples]
     try:
-        found = [call_once(full, batch) for batch in batches]
+        found = [call_copy(full, batch, model) for batch in batches]
         if all(y.dtype == torch.float64 for each in found for y in each if y.is_floating_point()):
             return full, batches, found
     except ValueError:
         pass
     full = copied(model)
-    return full, list(examples), [call_once(full, example) for example in examples]
+    return full, list(examples), [call_copy(full, example, model) for example in examples]
 
 
 def _agreeing(small: nn.Module, examples: Sequence[Example], expected: Sequence[Sequence[Tensor]]) -> Pairs:

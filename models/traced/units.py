@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from nas.groups import Axis, Members, join_rows, num_units, slices, unit_axes
 from nas.models.traced.channels import LAYERS, Channels, Kind, Step, arguments, channels_behind
-from nas.models.traced.graph import Example, Inputs, call, call_once, called, copied, operation, shape, trace, unwrap
+from nas.models.traced.graph import Example, Inputs, call, call_copy, called, copied, operation, shape, trace, unwrap
 from nas.models.traced.shrink import Removal, fit, has_place
 from nas.models.traced.values import PRODUCTS, Values, attended, keeps_constants
 
@@ -76,7 +76,7 @@ def find_units(
     search = _Search(channels, model)
     units = search.units
     if not units:
-        call_once(copied(model), example)  # what cannot be run is refused all the same
+        call_copy(copied(model), example, model)  # what cannot be run is refused all the same
     elif not (all_or_none and search.problems):
         for layer in _missed(model, example, channels, units, search.heads):
             what = "heads" if layer in search.heads else "channels"
@@ -100,6 +100,8 @@ def settle_norms(model: nn.Module, units: Mapping[str, Sequence[Parameter]]) -> 
     """
     norms = {id(m.bias): m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None}
     for members in units.values():
+        if not any(id(p) in norms for p in members):
+            continue
         axes = unit_axes(members)
         dead = ~join_rows(members, axes).any(dim=1)
         for p, axis in zip(members, axes, strict=True):
@@ -162,7 +164,8 @@ def kill(
     for module in trial.modules():
         if isinstance(module, _BatchNorm):
             module.momentum = 1.0
-    call(trial.train(), example)
+    if any(each.is_floating_point() for each in trial.buffers()):  # else nothing can keep statistics
+        call(trial.train(), example)
     settle_norms(trial, units)
     trial.eval()
 
@@ -440,12 +443,17 @@ class _States(Values):
         self.squares: list[tuple[Step, Tensor]] = []
         self.attended: list[tuple[Step, Tensor]] = []  # likewise products of heads
         self._generator = torch.Generator().manual_seed(0)
-        graph = search.channels.graph
-        drawn: dict[str | fx.Node, Tensor] = {}  # what has a name is one tensor, wherever it is read
-        for node, tensor in graph.stored.items():
-            real = tensor.is_floating_point()
-            drawn.setdefault(graph.names.get(node, node), self._any_numbers(tensor.shape) if real else tensor)
-        super().__init__(search.channels, {node: drawn[graph.names.get(node, node)] for node in graph.stored})
+        self._drawn: dict[str | fx.Node, Tensor] = {}  # what has a name is one tensor, wherever it is read
+        super().__init__(search.channels, search.channels.graph.stored)
+
+    def held(self, node: fx.Node) -> Tensor:
+        tensor = super().held(node)
+        if node not in self.channels.graph.stored or not tensor.is_floating_point():
+            return tensor
+        key = self.channels.graph.names.get(node, node)
+        if key not in self._drawn:
+            self._drawn[key] = self._any_numbers(tensor.shape)
+        return self._drawn[key]
 
     def _any_numbers(self, size: Sequence[int]) -> Tensor:
         """As many different positive numbers."""
@@ -467,7 +475,8 @@ class _States(Values):
             else:
                 accident = values.isinf() | torch.tensor(_settles_late(step) and bool(zeros))
             if step.kind is not Kind.MOVE:
-                values = values.where(values.isnan() | (values.eq(0) & ~accident), self._constants(step))
+                known = values.isnan() | (values.eq(0) & ~accident)
+                values = values if known.all() else values.where(known, self._constants(step))
             if self._shifts_units(step, space):
                 before = self.of[step.sources[0]].eq(0)
                 zero = before.reshape(max(1, step.groups), -1).all(dim=1) if step.kind is Kind.GROUPED else before

@@ -36,9 +36,8 @@ class Values:
 
     def __init__(self, channels: Channels, stored: dict[fx.Node, Tensor]) -> None:
         self.channels = channels
-        self.whole = {
-            node: tensor.double() if tensor.is_floating_point() else tensor for node, tensor in stored.items()
-        }
+        self._held = dict(stored)
+        self._read: dict[fx.Node, Tensor] = {}
         self.of: dict[fx.Node, Tensor] = {}
         self.parts: dict[fx.Node, list[Tensor]] = {}
         for node in channels.graph.nodes:
@@ -60,18 +59,26 @@ class Values:
 
     def _compute(self, node: fx.Node) -> None:
         """What depends on nothing but stored tensors."""
-        values = {each: self.whole[each] for each in node.all_input_nodes if each in self.whole}
+        values = {each: self._whole(each) for each in node.all_input_nodes if each in self._held}
         if len(values) == len(node.all_input_nodes):
             result = run(node, values)
             if isinstance(result, Tensor):
-                self.whole[node] = result.double() if result.is_floating_point() else result
+                self._held[node] = result
+
+    def held(self, node: fx.Node) -> Tensor:
+        """What a tensor holds that is stored, or made of such alone, in its own precision."""
+        return self._held[node]
+
+    def _whole(self, node: fx.Node) -> Tensor:
+        tensor = self.held(node)
+        return tensor.double() if tensor.is_floating_point() else tensor
 
     def vector(self, node: fx.Node, axis: int, size: tuple[int, ...]) -> Tensor:
         """The values of a tensor along an axis of a result of this size; NaN where it is no constant."""
         count = size[axis]
         own = axis - len(size) + len(shape(node))
-        if node in self.whole and not self.whole[node].is_complex():
-            tensor = self.whole[node].double()
+        if node in self._held and not (held := self.held(node)).is_complex():
+            tensor = held.double()
             rows = rows_along(tensor, own) if tensor.numel() and own >= 0 else tensor.reshape(1, -1)
             return _uniform(rows).expand(count) if len(rows) in (1, count) else torch.full((count,), math.nan).double()
         if node in self.of and self.channels.axis[node] == own and len(self.of[node]) == count:
@@ -80,7 +87,7 @@ class Values:
 
     def tensor(self, node: fx.Node) -> Tensor:
         """What a stored tensor holds."""
-        return self.whole[node].double()
+        return self.held(node).double()
 
     def _value(self, step: Step) -> Tensor:
         axis, size = self.channels.axis[step.node], shape(step.node)
@@ -102,7 +109,8 @@ class Values:
     def read(self, step: Step) -> Tensor:
         """The values of what a layer reads, along its channels."""
         [x] = step.sources
-        count = self.matrix(step).shape[1] * step.groups
+        inputs = shape(step.weight)[step.axes[1]]  # type: ignore[arg-type]
+        count = inputs * step.groups if step.axes == (0, 1) else inputs  # transposed weights hold those of all groups
         along = self.channels.axis[step.node] if step.along is None else step.along
         found = self.of.get(x)
         fits = found is not None and len(found) == count and self.channels.axis[x] == along
@@ -116,11 +124,18 @@ class Values:
     def absorbed(self, step: Step) -> Tensor:
         """What a layer makes of the constants that it reads, one number per output and input channel."""
         values = self.read(step).where(~self.moving(step), 0)
-        return self.matrix(step).sum(2) * values
+        return self.matrix(step).sum(2, dtype=torch.float64) * values
+
+    def reads(self, step: Step) -> Tensor:
+        """Which inputs each output of a layer reads, of shape (outputs, inputs)."""
+        if step.node not in self._read:
+            self._read[step.node] = self.matrix(step).ne(0).any(dim=2)
+        return self._read[step.node]
 
     def matrix(self, step: Step) -> Tensor:
-        """The weights of a layer, of shape (outputs, inputs, positions); of groups the inputs of each."""
-        weight = self.tensor(step.weight)  # type: ignore[arg-type]
+        """The weights of a layer in their own precision, of shape (outputs, inputs, positions); of groups the inputs
+        of each."""
+        weight = self.held(step.weight)  # type: ignore[arg-type]
         weight = weight.flatten(2) if weight.ndim > 2 else weight[:, :, None]
         if step.kind is Kind.GROUPED and step.axes == (1, 0):
             groups = weight.reshape(step.groups, -1, *weight.shape[1:])
@@ -128,18 +143,26 @@ class Values:
         return weight.movedim(step.axes, (0, 1))
 
     def bias(self, step: Step) -> Tensor:
-        unknown = torch.full((), 0 if step.bias is None else math.nan, dtype=torch.float64)
-        return self.whole.get(step.bias, unknown).double()  # type: ignore[arg-type]
+        """Of a layer; zero if it has none, NaN if that is not known."""
+        if step.bias in self._held:
+            return self.tensor(step.bias)
+        return torch.full((), 0 if step.bias is None else math.nan, dtype=torch.float64)
 
     def _mix(self, step: Step) -> Tensor:
-        weight, moving = self.matrix(step), self.moving(step)
-        sums = weight.sum(2) @ self.read(step).where(~moving, 0) + self.bias(step)
-        return torch.where(weight[:, moving].flatten(1).any(dim=1), math.nan, sums)
+        moving = self.moving(step)
+        constant = ~(self.reads(step) & moving).any(dim=1)
+        result = torch.full((len(constant),), math.nan, dtype=torch.float64)
+        if constant.any():
+            values = self.read(step).where(~moving, 0)
+            seen = values.ne(0)
+            sums = self.matrix(step)[:, seen][constant].sum(2, dtype=torch.float64) @ values[seen]
+            result[constant] = sums + self.bias(step).expand(len(constant))[constant]
+        return result
 
     def _grouped(self, step: Step) -> Tensor:
         weight = self.matrix(step).reshape(step.groups, -1, *self.matrix(step).shape[1:])
         values, moving = (each.reshape(step.groups, 1, -1) for each in (self.read(step), self.moving(step)))
-        sums = (weight.sum(3) * values.where(~moving, 0)).sum(2).flatten() + self.bias(step)
+        sums = (weight.sum(3, dtype=torch.float64) * values.where(~moving, 0)).sum(2).flatten() + self.bias(step)
         return torch.where((weight.any(3) & moving).any(2).flatten(), math.nan, sums)
 
     def _normalise(self, step: Step) -> Tensor:
@@ -177,9 +200,11 @@ class Values:
 
     def _given(self, node: fx.Node) -> Tensor:
         """What a tensor holds, NaN where that is no constant."""
-        if node in self.of and node not in self.whole:
+        if node in self._held:
+            return self._whole(node)
+        if node in self.of:
             return spread(self.of[node], self.channels.axis[node], shape(node))
-        return self.whole.get(node, torch.full((), math.nan).double().expand(shape(node)))
+        return torch.full((), math.nan, dtype=torch.float64).expand(shape(node))
 
     def _moved(self, step: Step) -> Any:
         if step.kind is Kind.MOVE:
