@@ -24,6 +24,10 @@ GROUP_BY_GROUP = (Zero, L1, NonNegativeL1, GroupLasso, SparseGroup, LogSum)  # i
 KEPT = {"params", "param_names", "penalty", "delta", "joint"}  # options that are not followed before `take_back`
 
 
+class NothingAwake(ValueError):
+    """Nothing of what is trained is awake, so that there is no part to restrict steps to."""
+
+
 def check_restricts(optimizer: Optimizer) -> None:
     """Raise ValueError unless steps of the optimiser can be restricted exactly to what is awake."""
     if not isinstance(optimizer, AdaBreg | LinBreg):
@@ -55,6 +59,7 @@ class Restriction:
 
     Raises:
         ValueError: the optimiser is neither `AdaBreg` nor `LinBreg`.
+        NothingAwake: none of its parameters has a part in the smaller network.
     """
 
     def __init__(self, optimizer: Optimizer, parts: Mapping[Parameter, tuple[Tensor, Selection]]) -> None:
@@ -64,6 +69,8 @@ class Restriction:
         self._whole = optimizer
         found = [(group, _pieces(group, trained)) for group in optimizer.param_groups]
         self._groups = [(group, pieces) for group, pieces in found if pieces]
+        if not self._groups:
+            raise NothingAwake("nothing that is trained is awake")
         self.optimizer = _of_kind(optimizer, self._groups)
         self._hooks: list[RemovableHandle] = []
         self._restrict()
