@@ -186,6 +186,8 @@ class _Piece:
                 before = self.part_of(state[key])
                 if self.awake is not None:
                     mask = self.awake if value.shape == self.part.shape else cut(self.awake)
+                    while mask.ndim > value.ndim:
+                        mask = mask.any(0)
                     for axis in (axis for axis, n in enumerate(value.shape) if n == 1):
                         mask = mask.any(axis, keepdim=True)
                     value = torch.where(mask, value, before)
@@ -196,10 +198,12 @@ class _Piece:
         return selected(value, self._within(value)) if value.ndim else value
 
     def _within(self, value: Tensor) -> Selection:
-        """The part of what has one number for each entry, or for each index of some axes."""
+        """The part of what has one number for each entry, or for each index of some axes, the first of which it may
+        lack."""
         if all(index is None for index in self.outer):
             return ()
-        return tuple(None if n == 1 else index for n, index in zip(value.shape, self.outer, strict=True))
+        outer = self.outer[len(self.outer) - value.ndim :]
+        return tuple(None if n == 1 else index for n, index in zip(value.shape, outer, strict=True))
 
 
 def _pieces(group: Group, trained: Trained) -> list[_Piece]:
