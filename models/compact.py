@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -214,18 +214,27 @@ def _restrict(node: DagNode, alive: Tensor, kept: dict[str, Tensor], tight: bool
         if matrix[target][:, kept[source]].any():
             parts[f"projections.{source}"] = (indices(target), indices(kept[source]))
 
+    projections = tuple(source for source in plan.projections if f"projections.{source}" in parts)
     small = dataclasses.replace(
         plan,
         units=int(target.sum()),
-        edges=tuple(edges),
+        edges=_with_rows(edges, {*(skip.source for skip in skips), *projections}),
         skips=tuple(skips),
         tied=None if tight else plan.tied,
         whole=plan.whole and not tight,
-        projections=tuple(source for source in plan.projections if f"projections.{source}" in parts),
+        projections=projections,
         rows=_renumber(rows, plan.rows, target),
         activation="relu" if plan.activation == "right_relu" else plan.activation,
     )
     return small, parts
+
+
+def _with_rows(edges: Sequence[Edge], skipped: Collection[str]) -> tuple[Edge, ...]:
+    """Edges of a node that skips lead to from the nodes ``skipped``. Blocks that are left alone beside a skip would be
+    one themselves: they are counted to the rows."""
+    rows = {edge.source for edge in edges if not edge.block}
+    alone = {edge.source for edge in edges if edge.source in skipped} - rows
+    return tuple(dataclasses.replace(e, block=False, core=None) if e.source in alone else e for e in edges)
 
 
 def _restrict_edge(

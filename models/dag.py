@@ -249,7 +249,7 @@ class DagNet(nn.Module):
     def states(self, x: Tensor) -> dict[str, Tensor]:
         """The state of every node for the input ``x``, "in" first; `unit_axis` is the axis of their units."""
         states = {INPUT: self._enter(x)}
-        live = self._alive()
+        live = self._alive() if x.numel() else {}
         for name, node in self.nodes.items():
             states[name] = node(states, live.get(name))
         return states

@@ -127,8 +127,8 @@ class _Rows(torch.autograd.Function):
         weights = _some(pieces, len(part.edges))
         states = [x.movedim(part.unit_axis, -1) for x in pieces]
         ctx.grid = grid = states[0].shape[:-1]
-        sources = [x.flatten(0, -2) for x in states[: len(part.sources)]]
-        skipped = [x.flatten(0, -2) for x in states[len(part.sources) :]]
+        matrices = [_matrix(x, -1) for x in states]
+        sources, skipped = matrices[: len(part.sources)], matrices[len(part.sources) :]
         read = [edge.read(sources[edge.source]) for edge in part.edges]
         terms = [
             edge.output(sources[edge.source], x, weight, grid)
@@ -159,7 +159,7 @@ class _Rows(torch.autograd.Function):
         slope, *saved = ctx.saved_tensors
         pieces = iter(saved)
         weights, read, skipped = _some(pieces, len(part.edges)), _some(pieces, len(part.edges)), list(pieces)
-        g = gradient.movedim(part.unit_axis, -1).flatten(0, -2)
+        g = _matrix(gradient, part.unit_axis)
         to_gates = torch.stack([g.flatten().dot(x.flatten()) for x in skipped]) if skipped else None
         to_skipped = [_state(_scaled(g, gate), grid, part.unit_axis) if gate else None for gate in ctx.gates]
 
@@ -208,6 +208,11 @@ def _add(x: Tensor, indices: Tensor | None, part: Tensor, axis: int = 1) -> Tens
 def _spread(part: Tensor, indices: Tensor | None, shape: Sequence[int], axis: int = 1) -> Tensor:
     """Zeros in this shape, with ``part`` at the indices."""
     return part if indices is None else _add(part.new_zeros(shape), indices, part, axis)
+
+
+def _matrix(x: Tensor, unit_axis: int) -> Tensor:
+    """(B, n, h, w), (..., n) or (n,) -> (positions, n)."""
+    return x.movedim(unit_axis, -1).reshape(-1, x.shape[unit_axis])
 
 
 def _state(x: Tensor, grid: torch.Size, unit_axis: int) -> Tensor:

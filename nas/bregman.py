@@ -90,6 +90,7 @@ class Bregman(Penalised):
         self._rule: Optimizer = rule([torch.zeros(1, 1)], **options)  # steps the duals, and keeps state for them
         self._applied: list[tuple[Penalty | LogSum, float]] = []  # what the duals of each group were made with
         self._written: dict[int, Mark] = {}  # how each parameter was left, by its id
+        self._storages: dict[int, torch.UntypedStorage] = {}  # where; kept, so that no other is put in their place
         self._sleeping = Sleeping()
         own = {"penalty": penalty, "delta": delta, "joint": joint}
         super().__init__(params, {**self._rule.defaults, **decay, **beside, **own})
@@ -188,7 +189,7 @@ class Bregman(Penalised):
     def _restored(self) -> None:
         self._rule = self._rule_type([torch.zeros(1, 1)], **self._rule_options)
         self._applied = [_made_with(group) for group in self.param_groups]
-        self._written, self._sleeping = {}, Sleeping()
+        self._written, self._storages, self._sleeping = {}, {}, Sleeping()
         for state in self.state.values():
             if "dual" in state and (entries := _of_rule(state)):
                 self._rule.state[state["dual"]] = entries
@@ -293,7 +294,11 @@ class Bregman(Penalised):
 
     def _note_written(self, params: Sequence[Tensor]) -> None:
         """The weights are what their duals say."""
-        self._written.update((id(p), mark(p)) for p in params)
+        for p in params:
+            before, now = self._written.get(id(p)), mark(p)
+            if before is None or before[1] != now[1]:
+                self._storages[id(p)] = p.untyped_storage()
+            self._written[id(p)] = now
 
     def _as_written(self, params: Sequence[Tensor]) -> bool:
         """Whether all of these weights have a dual, and nothing but a step of ours has written into them since."""

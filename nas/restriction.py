@@ -24,6 +24,10 @@ GROUP_BY_GROUP = (Zero, L1, NonNegativeL1, GroupLasso, SparseGroup, LogSum)  # i
 KEPT = {"params", "param_names", "penalty", "delta", "joint"}  # options that are not followed before `take_back`
 
 
+class NothingAwake(ValueError):
+    """Nothing of what is trained is awake, so that there is no part to restrict steps to."""
+
+
 def check_restricts(optimizer: Optimizer) -> None:
     """Raise ValueError unless steps of the optimiser can be restricted exactly to what is awake."""
     if not isinstance(optimizer, AdaBreg | LinBreg):
@@ -55,6 +59,7 @@ class Restriction:
 
     Raises:
         ValueError: the optimiser is neither `AdaBreg` nor `LinBreg`.
+        NothingAwake: none of its parameters has a part in the smaller network.
     """
 
     def __init__(self, optimizer: Optimizer, parts: Mapping[Parameter, tuple[Tensor, Selection]]) -> None:
@@ -64,6 +69,8 @@ class Restriction:
         self._whole = optimizer
         found = [(group, _pieces(group, trained)) for group in optimizer.param_groups]
         self._groups = [(group, pieces) for group, pieces in found if pieces]
+        if not self._groups:
+            raise NothingAwake("nothing that is trained is awake")
         self.optimizer = _of_kind(optimizer, self._groups)
         self._hooks: list[RemovableHandle] = []
         self._restrict()
@@ -179,6 +186,8 @@ class _Piece:
                 before = self.part_of(state[key])
                 if self.awake is not None:
                     mask = self.awake if value.shape == self.part.shape else cut(self.awake)
+                    while mask.ndim > value.ndim:
+                        mask = mask.any(0)
                     for axis in (axis for axis, n in enumerate(value.shape) if n == 1):
                         mask = mask.any(axis, keepdim=True)
                     value = torch.where(mask, value, before)
@@ -189,10 +198,12 @@ class _Piece:
         return selected(value, self._within(value)) if value.ndim else value
 
     def _within(self, value: Tensor) -> Selection:
-        """The part of what has one number for each entry, or for each index of some axes."""
+        """The part of what has one number for each entry, or for each index of some axes, the first of which it may
+        lack."""
         if all(index is None for index in self.outer):
             return ()
-        return tuple(None if n == 1 else index for n, index in zip(value.shape, self.outer, strict=True))
+        outer = self.outer[len(self.outer) - value.ndim :]
+        return tuple(None if n == 1 else index for n, index in zip(value.shape, outer, strict=True))
 
 
 def _pieces(group: Group, trained: Trained) -> list[_Piece]:

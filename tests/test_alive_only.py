@@ -223,3 +223,22 @@ def test_compiled_networks_are_computed_densely():
     expected = net(x)
     with alive_only(net):
         assert torch.equal(torch.compile(net, backend="eager", fullgraph=True)(x), expected)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 5)])
+def test_any_number_of_vectors(shape):
+    torch.manual_seed(0)
+    net = skip_autoencoder(5, depth=2, patch=None).double()
+    sparse_start(net, 0.3)
+    with alive_only(net):
+        assert_exact(net, torch.rand(shape, dtype=torch.float64))
+
+
+def test_no_pictures_at_all():
+    net = separable_autoencoder(depth=2, width=12, hidden=16, kernel=7, patch=1)
+    sparse_start(net, 0.2)
+    x = torch.zeros(0, 1, 8, 8)
+    with alive_only(net):
+        y = net(x)
+        y.sum().backward()
+    assert y.shape == x.shape

@@ -22,7 +22,8 @@ from nas import (
     param_groups,
     sparse_start,
 )
-from nas.models import mlp
+from nas.models import DagNet, Edge, Node, Plan, Skip, mlp
+from nas.models.network import restricted
 from nas.parts import alive_entries
 from nas.restriction import Restriction
 from nas.search import search
@@ -205,6 +206,29 @@ def test_a_search_goes_on_bit_for_bit_within_coarse_steps(stop, second_moment):
     for key, state in theirs.items():
         for name, value in state.items():
             assert torch.equal(*map(torch.as_tensor, (ours[key][name], value))), name
+
+
+def test_while_nothing_is_awake_all_steps_are_full():
+    torch.manual_seed(0)
+    net = mlp(4, widths=(3,), patch=None)
+    for p in net.parameters():
+        torch.nn.init.zeros_(p)
+    net.nodes["out"].bias.requires_grad_(False)
+    optimizer = AdaBreg(param_groups(net, lam=1.0, lr=1e-3))
+    x = torch.rand(8, 4)
+    growth = search(net, lambda epoch: ((x, x) for _ in range(5)), optimizer, torch.nn.functional.mse_loss, coarse=2)
+    next(growth)
+    assert {int(state["step"]) for state in optimizer.state.values() if "step" in state} == {5}
+
+
+def test_a_block_that_is_left_alone_beside_a_skip_is_computed():
+    edges = (Edge("in", 1), Edge("in", 1, "pointwise", block=True))
+    net = DagNet(Plan(2, (Node("n", 2, edges, (Skip("in"),)), Node("out", 2, (Edge("n", 3),))), patch=1)).double()
+    for p in net.parameters():
+        torch.nn.init.normal_(p)
+    torch.nn.init.zeros_(net.nodes["n"].edges["in"])
+    x = torch.rand(1, 2, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(restricted(net)[0](x), net(x), rtol=0, atol=1e-12)
 
 
 def test_optimizers_without_exact_restriction_are_refused():

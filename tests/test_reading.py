@@ -60,3 +60,15 @@ def test_only_what_is_or_was_awake_is_written():
     assert sleeping.awake([p], torch.tensor([False, False, True, True])).tolist() == [0, 1, 3]
     p[0] = 1
     assert sleeping.awake([p], zero) is None  # somebody else wrote
+
+
+def test_new_weights_are_seen_also_in_a_place_of_memory_that_became_free():
+    shape = (3000, 3000)  # so large that Linux gives the same place again
+    p = nn.Parameter(torch.ones(shape))
+    optimizer = LinBreg([{"params": [p], "penalty": GroupLasso(0.01, ROWS)}])
+    p.grad = torch.zeros(shape)
+    optimizer.step()
+    p.data = torch.empty(0)
+    p.data = torch.full(shape, 2.0)
+    optimizer.step()
+    torch.testing.assert_close(p, torch.full(shape, 2.0))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -15,7 +16,7 @@ from nas.bregman import AdaBreg, LinBreg
 from nas.models.alive_only import alive_only
 from nas.models.network import find, settle
 from nas.penalised import Penalised
-from nas.restriction import check_restricts
+from nas.restriction import NothingAwake, check_restricts
 from nas.search.data.batches import Batches
 from nas.search.training import ranks
 from nas.search.training.coarse import CoarseLevel
@@ -138,7 +139,8 @@ class Loop:
         if len(self._losses) % (self.coarse + 1) == 0:
             self._leave_level()
         elif self._level is None:
-            self._level = CoarseLevel(self.net, self.optimizer)
+            with suppress(NothingAwake):  # then the next step is full, too
+                self._level = CoarseLevel(self.net, self.optimizer)
 
     def _leave_level(self) -> None:
         if self._level is not None:
