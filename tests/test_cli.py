@@ -307,6 +307,7 @@ def test_extract_in_blocks(place, search_result, inside):
     assert inside("extract", "run", "--round-to=3")[0] == 0
     net = load(place / "run" / "compact")
     assert all(node.units % 3 == 0 for node in net.plan.nodes[:-1])
+    assert inside("extract", "run", "--round-to=auto", "--no-latency")[0] == 0
     assert inside("extract", "run", "--round-to=0")[0] == 2
     assert inside("extract", "run", "--epoch=1")[0] == 0  # that of the retrained network, as before
 

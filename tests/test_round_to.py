@@ -1,12 +1,15 @@
 """Widths rounded up for hardware: the same function, in blocks."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas.analysis import extract
-from nas.models import DagNet, Node, Plan, Skip, compact, conv_skip_autoencoder
+from nas.analysis.latency import MULTIPLES, fastest_multiple
+from nas.models import DagNet, Node, Plan, Skip, compact, conv_skip_autoencoder, mlp
 from tests.nets import full, sparse_nets
 
 
@@ -60,3 +63,19 @@ def test_unaligned_rows_and_skips():
 def test_no_size_is_refused(round_to):
     with pytest.raises(ValueError, match=f"round_to must be an integer from 1 to 100000, got {round_to}"):
         compact(conv_skip_autoencoder(depth=1, width=1), round_to=round_to)
+
+
+@pytest.mark.parametrize(("seconds", "fastest"), [({}, 1), ({8: 0.9}, 8), ({4: 0.9, 16: 0.8}, 16), ({8: 0.98}, 1)])
+def test_the_fastest_multiple_is_3_per_cent_faster(monkeypatch, seconds, fastest):
+    net, times = conv_skip_autoencoder(depth=2, width=17), {}
+    for multiple in MULTIPLES:
+        times[compact(net, round_to=multiple).plan] = seconds.get(multiple, 1.0)
+    timing = sys.modules[fastest_multiple.__module__]
+    monkeypatch.setattr(timing, "seconds_per_call", lambda small, x, **_: times[small.plan])
+    assert fastest_multiple(net, side=16) == fastest
+
+
+def test_the_fastest_multiple_is_one_of_several_and_of_supernets_alone():
+    assert fastest_multiple(mlp(5, widths=(7,), patch=None), rounds=1) in MULTIPLES
+    with pytest.raises(ValueError, match="widths are rounded in a DagNet, Linear is none"):
+        fastest_multiple(torch.nn.Linear(2, 2))

@@ -1,12 +1,12 @@
 """The extraction in a run folder: the compact network with its certificate, cost and latency."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from nas.analysis.cost import Cost, cost
 from nas.analysis.extraction.certificate import Certificate
 from nas.analysis.extraction.extract import extract
-from nas.analysis.latency import Latency, latency
+from nas.analysis.latency import Latency, fastest_multiple, latency
 from nas.search.runs.networks import CERTIFICATE, save
 from nas.search.runs.path import Choice
 from nas.search.runs.run import COMPACT, Run
@@ -22,6 +22,7 @@ class Extraction:
         compact: what it costs.
         supernet: what the searched one costs.
         latency: of both; empty where it was not measured.
+        round_to: the multiple that widths were rounded up to.
     """
 
     epoch: int
@@ -29,6 +30,7 @@ class Extraction:
     compact: Cost
     supernet: Cost
     latency: tuple[Latency, ...]
+    round_to: int
 
     def to_dict(self) -> dict[str, Any]:
         """What certificate.json holds."""
@@ -38,16 +40,17 @@ class Extraction:
             **asdict(self.compact),
             **{f"{name}_supernet": number for name, number in asdict(self.supernet).items()},
             "latency": [asdict(each) for each in self.latency],
+            "round_to": self.round_to,
         }
 
 
-def extract_into(run: Run, choice: Choice, *, round_to: int = 1, timed: bool = True) -> Extraction:
+def extract_into(run: Run, choice: Choice, *, round_to: int | Literal["auto"] = 1, timed: bool = True) -> Extraction:
     """Replace the compact network of a run by that of a point of its path. Nobody else may write there meanwhile.
 
     Args:
         run: the run.
         choice: the point.
-        round_to: as of `extract`.
+        round_to: as of `extract`; "auto" is what `fastest_multiple` measures.
         timed: measure the time of both networks (`latency`).
 
     Raises:
@@ -55,7 +58,8 @@ def extract_into(run: Run, choice: Choice, *, round_to: int = 1, timed: bool = T
     """
     epoch = run.choose(choice).snapshot.epoch
     net = run.supernet(epoch)
-    small, certificate = extract(net, run.inputs(run.data()), round_to=round_to)
-    found = Extraction(epoch, certificate, cost(small), cost(net), latency(net, small) if timed else ())
+    multiple = fastest_multiple(net) if round_to == "auto" else round_to
+    small, certificate = extract(net, run.inputs(run.data()), round_to=multiple)
+    found = Extraction(epoch, certificate, cost(small), cost(net), latency(net, small) if timed else (), multiple)
     save(small, run.folder / COMPACT, CERTIFICATE, found.to_dict())
     return found

@@ -1,5 +1,7 @@
 """``nas extract``."""
 
+from typing import Literal
+
 from jsonargparse import ArgumentParser, Namespace
 
 from nas.analysis.extraction.changes import describe_changes
@@ -14,7 +16,12 @@ def parser() -> ArgumentParser:
     parser = make_run_parser("Write the compact network and the certificate that it computes the same function.")
     add_choice(parser)
     parser.add_argument("--no_latency", action="store_true", help="leave out measuring the time of both networks")
-    parser.add_argument("--round_to", type=int, default=1, help="round hidden widths up to multiples, by zero units")
+    parser.add_argument(
+        "--round_to",
+        type=int | Literal["auto"],
+        default=1,
+        help="round hidden widths up to multiples of this by zero units, or of what is fastest here (auto)",
+    )
     return parser
 
 
@@ -23,6 +30,8 @@ def perform(options: Namespace) -> Result:
     with alone(run.folder):
         found = extract_into(run, choice(options), round_to=options.round_to, timed=not options.no_latency)
     print_extraction(found, run)
+    if options.round_to == "auto" and found.round_to == 1:
+        print("widths are as they are: rounded up, they would not be faster here")
     return found.to_dict()
 
 
@@ -30,6 +39,8 @@ def print_extraction(found: Extraction, run: Run) -> None:
     certificate, compact, supernet = found.certificate, found.compact, found.supernet
     part = compact.flops / supernet.flops
     print(f"epoch {found.epoch}: {compact.params:,} of {supernet.params:,} parameters, {part:.1%} of the FLOPs")
+    if found.round_to > 1:
+        print(f"widths are multiples of {found.round_to}")
     print(differences(certificate))
     print(describe_changes(certificate.changes))
     if certificate.constant:
