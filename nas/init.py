@@ -217,7 +217,7 @@ def _scales(model: nn.Module, batch: Batch, groups: ParamGroups) -> dict[str, fl
     def watch(name: str, module: nn.Module) -> RemovableHandle:
         def record(module: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor):
-                std = output.std(dim=0)
+                std = output.std(dim=0) if len(output) > 1 else torch.zeros_like(output)  # of one nothing varies
                 scales[name] = std[std > 0].square().mean().sqrt().item() if std.any() else 0.0
 
         return module.register_forward_hook(record)

@@ -217,6 +217,8 @@ def test_a_start_is_checked_with_several_inputs_and_outputs(batch, outputs):
 def test_a_batch_of_one_is_refused_as_such():
     with pytest.raises(ValueError, match="a batch of at least two different samples, got one"):
         check_start(nn.Linear(2, 2), torch.randn(1, 2), groups=[])
+    with pytest.raises(ValueError, match="a batch of at least two different samples, got one"):  # without a warning
+        sparse_start(conv_skip_autoencoder(depth=2, width=8), 0.5, batch=torch.rand(1, 1, 8, 8))
 
 
 def test_gradients_that_grow_behind_sleeping_channels_are_refused():
