@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas.models.alive import active_rows, beside, columns, find_alive, pick, reads, side
+from nas.models.alive import active_rows, beside, columns, find_alive, pick, reads, side, spread
 from nas.models.bypass import bypass
 from nas.models.dag import DagNet, DagNode
 from nas.models.fold import fold_constants
@@ -118,17 +118,35 @@ def _simplified(net: DagNet, weights_of: DagNet | None, tight: bool) -> tuple[Da
 
 
 def _tied(net: DagNet, alive: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The masks, but the same for all nodes that are tied to each other: alive in one of them."""
+    """The masks, but the same for all nodes that are tied to each other: alive in one of them. The first one of them
+    stays, whatever it puts out."""
     roots = {node.name: node.tied or node.name for node in net.plan.nodes} | {INPUT: INPUT}
     union: dict[str, Tensor] = {}
     for name, mask in alive.items():
         union[roots[name]] = union.get(roots[name], torch.zeros_like(mask)) | mask
-    return {name: union[roots[name]] if mask.any() else mask for name, mask in alive.items()}
+    return {name: union[roots[name]] if mask.any() or name == roots[name] else mask for name, mask in alive.items()}
+
+
+def _with_read(net: DagNet, alive: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The masks, and what depthwise rows of alive units read, which are a part of these units."""
+    wider = dict(alive)
+    for node in reversed(net.plan.nodes):
+        rows = pick(wider[node.name], node.rows)
+        for edge in node.edges:
+            if node.searched and edge.operation == DEPTHWISE and not edge.block:
+                read = spread(pick(rows, edge.put), edge.take, net.plan.units[edge.source])
+                wider[edge.source] = wider[edge.source] | read
+    return wider
 
 
 def _alive(net: DagNet, tight: bool) -> dict[str, Tensor]:
+    """The units that are alive; if not ``tight``, with those that the groups of alive ones need."""
     alive = find_alive(net).units
-    return alive if tight else _tied(net, alive)
+    while not tight:
+        before, alive = alive, _tied(net, _with_read(net, alive))
+        if all(mask.equal(before[name]) for name, mask in alive.items()):
+            break
+    return alive
 
 
 def _kept(alive: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -137,9 +155,11 @@ def _kept(alive: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _pieces(net: DagNet, alive: dict[str, Tensor], tight: bool) -> dict[str, tuple[Node, Selections]]:
     """For every node that is left its plan, and what is kept of its tensors, by name."""
-    kept = _kept(alive)
+    kept, joint = _kept(alive), {name for node in net.plan.nodes if node.tied for name in (node.name, node.tied)}
     return {
-        name: _restrict(node, alive[name], kept, tight) for name, node in net.named_nodes().items() if kept[name].any()
+        name: _restrict(node, alive[name], kept, tight, all_rows=not tight and name in joint)
+        for name, node in net.named_nodes().items()
+        if kept[name].any()
     }
 
 
@@ -150,7 +170,7 @@ def expand(small: DagNet, units: Mapping[str, Tensor], like: DagNet) -> DagNet:
     Args:
         small: a network that `compact` made with ``tight=False``, perhaps trained since.
         units: for every node of ``small``, "in" and "out" included, the indices that its units have in ``like``.
-        like: a network that has the nodes, edges and skips of ``small``, and computes all its units.
+        like: a network that has the nodes, edges and skips of ``small``.
     """
     net = copy.deepcopy(like)
     for tensor in net.parameters():
@@ -158,11 +178,15 @@ def expand(small: DagNet, units: Mapping[str, Tensor], like: DagNet) -> DagNet:
     nodes = net.named_nodes()
     for name, node in small.named_nodes().items():
         whole, own = nodes[name], units[name]
-        rows = own if node.plan.rows is None else own[list(node.plan.rows)]
+        rows = _places(own if node.plan.rows is None else own[list(node.plan.rows)], whole.plan.rows)
         if node.plan.bias:
             whole.bias[rows] = node.bias
+        edges = {edge.key: edge for edge in whole.plan.edges}
         for edge, weight in node.weighted_edges():
-            _write_edge(whole.edges[edge.key], edge, weight, rows, units[edge.source])
+            put = rows if edge.put is None else rows[list(edge.put)]
+            take = units[edge.source] if edge.take is None else units[edge.source][list(edge.take)]
+            put, take = _places(put, edges[edge.key].put), _places(take, edges[edge.key].take)
+            _write_edge(whole.edges[edge.key], edge, weight, put, take)
         for source, matrix in node.projections.items():
             whole.projections[source][own[:, None], units[source]] = matrix
         sources = [skip.source for skip in whole.plan.skips]
@@ -171,29 +195,38 @@ def expand(small: DagNet, units: Mapping[str, Tensor], like: DagNet) -> DagNet:
     return net
 
 
-def _write_edge(whole: Tensor, edge: Edge, weight: Tensor, rows: Tensor, units: Tensor) -> None:
-    """Write the weights of a compact edge, whose rows and source units have these indices, into the whole one."""
+def _places(chosen: Tensor, among: Indices) -> Tensor:
+    """Where these indices stand among increasing ones; None: all."""
+    return chosen if among is None else torch.searchsorted(torch.tensor(among), chosen)
+
+
+def _write_edge(whole: Tensor, edge: Edge, weight: Tensor, put: Tensor, take: Tensor) -> None:
+    """Write the weights of a compact edge, whose rows and columns stand at these places, into the whole one."""
     if edge.kernel is not None:
         rim = (whole.shape[-1] - edge.kernel) // 2
         whole = whole[..., rim : whole.shape[-1] - rim, rim : whole.shape[-1] - rim]
-    put = rows if edge.put is None else rows[list(edge.put)]
     if edge.operation == DEPTHWISE:
         whole[put] = weight
     else:
-        whole[put[:, None], units if edge.take is None else units[list(edge.take)]] = weight
+        whole[put[:, None], take] = weight
 
 
-def _restrict(node: DagNode, alive: Tensor, kept: dict[str, Tensor], tight: bool) -> tuple[Node, Selections]:
-    """The plan of ``node`` on the units that are kept, and what it keeps of its tensors."""
+def _restrict(
+    node: DagNode, alive: Tensor, kept: dict[str, Tensor], tight: bool, *, all_rows: bool
+) -> tuple[Node, Selections]:
+    """The plan of ``node`` on the units that are kept, and what it keeps of its tensors: of the rows all, or those that
+    compute something."""
     plan, target = node.plan, kept[node.plan.name]
     rows = pick(alive, plan.rows)
-    if tight or plan.tied is None:
+    if not all_rows:
         rows = rows & active_rows(node, kept)
     parts: Selections = {"bias": (indices(rows),)} if plan.bias else {}
     edges = []
+    with_blocks = {edge.source for edge in plan.edges if edge.block and not tight}
     for edge, weight in node.weighted_edges():
         cut = _restrict_edge(edge, weight, rows, kept[edge.source], tight)
-        if cut is not None:
+        stays = not edge.block and edge.source in with_blocks  # else these blocks would be skips
+        if cut is not None and (stays or selected(weight, cut[1]).any()):
             edges.append(cut[0])
             parts[f"edges.{edge.key}"] = cut[1]
 
@@ -240,8 +273,7 @@ def _with_rows(edges: Sequence[Edge], skipped: Collection[str]) -> tuple[Edge, .
 def _restrict_edge(
     edge: Edge, weight: Tensor, rows: Tensor, kept: Tensor, tight: bool
 ) -> tuple[Edge, Selection] | None:
-    """The edge between the rows and units that are kept, and what it keeps of its weights; None if nothing non-zero is
-    left."""
+    """The edge between the rows and units that are kept, and what it keeps of its weights; None if it joins none."""
     put, take = pick(rows, edge.put), pick(kept, edge.take)
     if tight:
         used = masked_rows(reads(weight), put) & beside(edge, kept)
@@ -249,7 +281,7 @@ def _restrict_edge(
     if edge.operation == DEPTHWISE:
         put = take = put & take
     part: Selection = (indices(put), None if edge.operation == DEPTHWISE else indices(take))
-    if not selected(weight, part).any():
+    if not (put.any() and take.any()):
         return None
     kernel, core = edge.kernel, None
     if edge.kernel is not None:

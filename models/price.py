@@ -1,12 +1,12 @@
 """What a network costs, from its plan alone, and what each of its searched groups adds to that."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import replace
 from statistics import fmean
 from typing import Literal
 
-from nas.models.plan import Node, Plan
+from nas.models.plan import DEPTHWISE, Node, Plan
 
 Currency = Literal["params", "flops"]
 CHEAPEST, DEAREST = 0.5, 2.0  # factors on lam
@@ -88,10 +88,24 @@ def _each(plan: Plan, level: int, currency: Currency) -> float:
 
 def _of_unit(plan: Plan, node: Node, currency: Currency) -> float:
     """What one unit of a node, and of those that are tied to it, costs."""
-    fewer = [
-        replace(each, units=each.units - 1) if node.name in (each.name, each.tied) else each for each in plan.nodes
-    ]
+    own = {each.name for each in plan.nodes if node.name in (each.name, each.tied)}
+    fewer = (
+        replace(each, units=each.units - 1) if each.name in own else _without_kernel(plan, each, own)
+        for each in plan.nodes
+    )
     return total(plan, currency) - total(replace(plan, nodes=tuple(fewer)), currency)
+
+
+def _without_kernel(plan: Plan, node: Node, sources: Set[str]) -> Node:
+    """The node with a row less in each depthwise edge from one of the sources: that which reads a unit."""
+    rows = {edge: edge.shape(node.num_rows, plan.units[edge.source])[0] for edge in node.edges}
+    edges = (
+        replace(edge, put=tuple(range(rows[edge] - 1)))
+        if edge.operation == DEPTHWISE and edge.source in sources
+        else edge
+        for edge in node.edges
+    )
+    return replace(node, edges=tuple(edges))
 
 
 def _for_it_alone(plan: Plan, node: Node, currency: Currency) -> float:

@@ -6,9 +6,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nas import param_groups, sparse_start
+from nas import LinBreg, param_groups, sparse_start
 from nas.analysis.cost import SIDE, cost
-from nas.models import compact, conv_skip_autoencoder, dense_conv, mixed_autoencoder, mlp, separable_autoencoder
+from nas.models import (
+    DagNet,
+    Edge,
+    Node,
+    Plan,
+    Skip,
+    compact,
+    conv_skip_autoencoder,
+    dense_conv,
+    mixed_autoencoder,
+    mlp,
+    separable_autoencoder,
+)
 from nas.models.compact import alive_plan
 from nas.models.network import inner, within
 from nas.models.price import prices, total
@@ -90,6 +102,14 @@ def test_prices_are_relative_to_the_mean_unit():
     assert found["gates"] == 0.5
 
 
+def test_the_price_of_a_unit_has_the_depthwise_kernels_that_read_it():
+    plan = mixed_autoencoder(depth=3, width=6, kernel=7).plan
+    rows, readers = 6 + 6 * 9 + 49, 6 + 6 * 9 + 49  # pointwise, full and depthwise, of n2 and n3 each
+    units = {"n1": 4 * 9 + 1 + readers, "n2": rows + 1 + readers, "n3": rows + 1 + 4 * 9}
+    found, mean = prices(plan, "params"), sum(units.values()) / 3
+    assert {name: found[name] for name in units} == pytest.approx({n: (u / mean) ** 0.5 for n, u in units.items()})
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_is_inside_is_a_smaller_supernet(recipe, probe):
     net, (x, _) = alive(recipe), probe
@@ -100,6 +120,59 @@ def test_what_is_inside_is_a_smaller_supernet(recipe, probe):
     names = {group["name"] for group in param_groups(small, lam=1.0, lr=1.0)}
     assert names <= {group["name"] for group in param_groups(net, lam=1.0, lr=1.0)}
     assert small.plan.num_params >= compact(net).plan.num_params
+
+
+def of_nodes(*nodes):
+    """A network of these nodes of 4 units and "out", in which every group is alive."""
+    torch.manual_seed(0)
+    net = DagNet(Plan(1, (*nodes, Node("out", 4, (Edge(nodes[-1].name, 3),), searched=False)), patch=2))
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return net
+
+
+ODD = {
+    "a depthwise row of a living unit reads a dead one": (
+        of_nodes(Node("a", 4, (Edge("in", 3),)), Node("b", 4, (Edge("a", 3, "depthwise"),))),
+        lambda nodes: [nodes["a"].edges["in"][1], nodes["a"].bias[1:2]],
+    ),
+    "the first of tied nodes is dead": (
+        of_nodes(
+            Node("h", 4, (Edge("in", 3),)),
+            Node("a", 4, (Edge("h", 1),), bias=False),
+            Node("b", 4, (Edge("in", 3),), (Skip("a", trunk=True),), searched=False, tied="a"),
+        ),
+        lambda nodes: [nodes["h"].edges["in"], nodes["h"].bias],
+    ),
+    "blocks and a gate lead where all units sleep": (
+        of_nodes(
+            Node("a", 4, (Edge("in", 3),)),
+            Node("b", 4, (Edge("a", 1, "pointwise"), Edge("a", 3, "depthwise", block=True)), (Skip("a"),)),
+        ),
+        lambda nodes: [nodes["b"].edges["a_pointwise"], nodes["b"].bias],
+    ),
+    "edges join some units": (
+        of_nodes(
+            Node("a", 4, (Edge("in", 3, take=(1, 3)),)),
+            Node("b", 4, (Edge("a", 3, put=(0, 2, 3), block=True), Edge("a", 1, "pointwise"))),
+        ),
+        lambda nodes: [nodes["a"].edges["in"][0], nodes["a"].bias[:1]],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_what_is_inside_of_supernets_of_ones_own(case):
+    net, dead = ODD[case]
+    x = torch.rand(1, 1, 12, 12)
+    with torch.no_grad():
+        for part in dead(net.nodes):
+            part.zero_()
+        small, units = inner(net)
+        LinBreg(param_groups(small, lam=1.0, lr=1.0))  # its groups fit together
+        assert small.plan.num_params < net.plan.num_params or "gate" in case
+        torch.testing.assert_close(small(x), net(x))
+        torch.testing.assert_close(within(small, units, net)(x), net(x))
 
 
 @pytest.mark.parametrize(("recipe", "currency"), list(zip(RECIPES, ["params", "flops"] * 3, strict=True)))

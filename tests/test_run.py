@@ -144,21 +144,28 @@ def test_a_target_is_reached_from_above(tmp_path, target):
 
 def test_a_target_that_is_not_reached(tmp_path, config):
     engine = Search(
-        Run(tmp_path / "run", replace(config, epochs=1, steps=2, sizes="auto", target_params="14k", fit=1, refit=1))
+        Run(tmp_path / "run", replace(config, epochs=1, steps=2, sizes="auto", target_params="700", fit=1, refit=1))
     )
     *_, grown, last = engine
-    assert last.params == grown.params < 14_000
+    assert last.params == grown.params < 700
 
 
 def test_sizes_below_what_can_be_removed(tmp_path, config):
-    search = Search(Run(tmp_path / "run", replace(config, epochs=1, steps=2, sizes="3")))
     with pytest.raises(ValueError, match="3 params was asked for, and what a search cannot remove has 4"):
-        list(search)
+        Search(Run(tmp_path / "run", replace(config, sizes="3")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_sizes_beyond_the_supernet(tmp_path, config):
+    for options in ({"sizes": "14k,90"}, {"sizes": "auto", "target_params": "14k"}):
+        with pytest.raises(ValueError, match="14,000 params was asked for, and the whole supernet has 773"):
+            Search(Run(tmp_path / "run", replace(config, **options)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_sizes_beyond_what_has_grown(tmp_path, config):
-    search = Search(Run(tmp_path / "run", replace(config, epochs=1, steps=2, sizes="14k")))
-    with pytest.raises(ValueError, match="a network of 14,000 params was asked for, and the largest that"):
+    search = Search(Run(tmp_path / "run", replace(config, epochs=1, steps=2, sizes="700")))
+    with pytest.raises(ValueError, match="a network of 700 params was asked for, and the largest that"):
         list(search)
 
 

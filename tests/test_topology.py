@@ -11,8 +11,11 @@ from hypothesis import given
 
 from nas.analysis import read_graph, topology, write_graph
 from nas.analysis.topology import LEVELS
+from nas.cli.show import _print_skips
 from nas.models import DagNet, Edge, Node, Plan, Skip, find_alive
 from nas.models.bypass import bypass
+from nas.search import Snapshot
+from nas.search.runs.path import Point
 from tests.nets import full, sparse_nets
 
 
@@ -141,3 +144,13 @@ def test_damaged_graphs_are_named(tmp_path):
 def test_unknown_level():
     with pytest.raises(ValueError, match=r"topology\(level=...\) must be 'node' or 'unit', got 'layer'"):
         topology(small_net(), "layer")
+
+
+def test_a_skip_into_a_node_that_is_read_through_is_said_to_be_one(capsys):
+    skips = {("n1", "n2"): 0.5, ("n1", "n3"): 2.0}
+    point = Point(Snapshot(1, 0.0, {}, skips, {}), {"psnr": 20.0}, 1, 1.0, 1.0)
+    _print_skips(point, {("n1", "n2"): 1.0, ("n1", "n3"): 0.25}, nx.DiGraph([("n1", "n3")]))
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "  n1 -> n2         0.500               100.0%  n2 is read through",
+        "  n1 -> n3         2.000                25.0%",
+    ]

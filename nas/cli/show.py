@@ -59,7 +59,7 @@ def perform(options: Namespace) -> Result:
     print()
     _print_nodes(widths(net), chosen, born, died)
     _print_kernels(kernel_history(history))
-    _print_skips(chosen, shares)
+    _print_skips(chosen, shares, nodes)
     whole, small, full = structure(nodes), cost(compacted(net)), cost(net)
     _print_structure(whole)
     _print_cost(small, full)
@@ -103,11 +103,13 @@ def _print_kernels(histories: Mapping[tuple[str, str], Sequence[tuple[int, int]]
         print(f"  {f'{source} -> {target}':<22}" + ", ".join(f"{side} ({epoch})" for epoch, side in sides))
 
 
-def _print_skips(chosen: Point, shares: Mapping[tuple[str, str], float]) -> None:
+def _print_skips(chosen: Point, shares: Mapping[tuple[str, str], float], nodes: nx.DiGraph) -> None:
+    """The open skips of the supernet; what is not drawn leads into a node that computes nothing."""
     skips = chosen.snapshot.skips
     print(f"\nskips{'gate':>19}{'share of the signal':>22}" if skips else "\nskips   none")
     for arc, gate in skips.items():
         share = f"{shares[arc]:>21.1%}" if arc in shares else ""
+        share += "" if arc[1] in nodes else f"  {arc[1]} is read through"
         print(f"  {f'{arc[0]} -> {arc[1]}':<14}{gate:>8.3f}{share}")
 
 

@@ -13,6 +13,20 @@ from nas.search.runs.run import Run
 AUTO_SIZES = 1.0, 0.5, 0.25  # of the size that has grown
 
 
+def check_sizes(run: Run) -> None:
+    """Raise ValueError if a network of the front is to be larger than the supernet, or the least smaller than what a
+    search cannot remove."""
+    sizes, currency = run.config.front_sizes, run.config.sizes_in
+    if not sizes:
+        return
+    if sizes[0] > (full := cost(run.blank, currency)):
+        raise ValueError(f"a network of {sizes[0]:,} {currency} was asked for, and the whole supernet has {full:,.0f}")
+    if sizes[-1] < (smallest := cost(without_groups(run.blank), currency)):
+        raise ValueError(
+            f"a network of {sizes[-1]:,} {currency} was asked for, and what a search cannot remove has {smallest:,.0f}"
+        )
+
+
 def sizes_of_front(run: Run, points: Sequence[Point], *, limited: bool) -> list[int]:
     """What the networks of the front may cost, the largest first.
 
@@ -22,18 +36,13 @@ def sizes_of_front(run: Run, points: Sequence[Point], *, limited: bool) -> list[
         limited: of those that are larger than all that has grown, make one of what has grown.
 
     Raises:
-        ValueError: one is larger than all that has grown, or smaller than what a search cannot remove.
+        ValueError: one is larger than all that has grown.
     """
     config = run.config
     chosen, largest = config.front_sizes, _largest(points, config)
-    smallest = cost(without_groups(run.blank), config.sizes_in)
     if chosen is None:
+        smallest = cost(without_groups(run.blank), config.sizes_in)
         return [int(part * largest) for part in AUTO_SIZES if part * largest > smallest]
-    if chosen and chosen[-1] < smallest:
-        raise ValueError(
-            f"a network of {chosen[-1]:,} {config.sizes_in} was asked for, and what a search cannot remove has "
-            f"{smallest:,.0f}"
-        )
     if config.target is not None:
         return [min(chosen[0], int(largest))]
     if limited or front_of(points):

@@ -17,7 +17,7 @@ from nas.models.network import compacted, cost, num_params
 from nas.search.callbacks.callback import Callback
 from nas.search.callbacks.loggers import MetricsFile
 from nas.search.callbacks.surroundings import SurroundingsFile
-from nas.search.engine.front import larger, sizes_of_front, steps_of_front
+from nas.search.engine.front import check_sizes, larger, sizes_of_front, steps_of_front
 from nas.search.engine.growing import Growing
 from nas.search.engine.slimming import FITS, Slimming
 from nas.search.engine.stopping import Budget, growth_is_over
@@ -84,6 +84,7 @@ class Search:
         self.validation = run.validation(data)
         run.test(data)  # what is wrong with the test pictures is said now, not after the search
         batches, self.data = run.batches(data, config.seed), data.fingerprint()
+        check_sizes(run)
         self.net = copy.deepcopy(run.blank)
         self.computed: str | None = None
         self.points: list[Point] = []
