@@ -98,6 +98,7 @@ class Answer:
 
     score: Tensor
     hidden: list[Any] = field(default_factory=list)
+    unset: Tensor = field(init=False)
 
 
 class Standardised(nn.Conv2d):
@@ -445,6 +446,12 @@ def test_a_module_whose_first_forward_makes_parameters_has_to_run_before(lacks, 
         with pytest.raises(ValueError, match=message):
             attempt(model, batch_of(X))
     model(batch_of(X))
+    assert "a" in coupled_units(model, batch_of(X))
+
+
+def test_weights_that_are_not_finite_are_no_changed_ones():
+    model = Net(lambda m, x: m.b(m.a(x)), a=conv(3, 4), b=conv(4, 2))
+    model.a.weight.data[0] = torch.nan
     assert "a" in coupled_units(model, batch_of(X))
 
 
