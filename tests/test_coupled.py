@@ -559,6 +559,15 @@ REFUSED = {
         ),
         "the channels of a are not zero behind sigmoid when their weights are, and einsum sees it",
     ),
+    "a sum along positions": (
+        Net(
+            lambda m, x: m.b(torch.einsum("bchw,hk->bckw", m.a(x), m.matrix)),
+            a=conv(3, 4),
+            b=conv(4, 2),
+            matrix=nn.Parameter(torch.ones(8, 8)),
+        ),
+        "the channels of a meet einsum, which is not understood",
+    ),
     "a matrix that has the same units along both axes": (
         Net(
             lambda m, x: m.b(
