@@ -103,7 +103,7 @@ class Factory:
         try:
             return traced(side)
         except ValueError as problem:
-            if _complaint(traced, side) == _complaint(traced, 2 * side):
+            if _but_for_side(problem, side) == _complaint(traced, 2 * side):
                 raise
             raise ValueError(f"{problem}; it is traced on pictures of {side} x {side} pixels (--crop)") from None
 
@@ -136,9 +136,13 @@ class Factory:
 
 
 def _complaint(make: Callable[[int], Any], side: int) -> str:
-    """Why something cannot be made for pictures of this side, but for their shape; empty if it can."""
+    """Why something cannot be made for pictures of this side; empty if it can."""
     try:
         make(side)
     except ValueError as problem:
-        return str(problem).replace(f"{side}, {side}", "")
+        return _but_for_side(problem, side)
     return ""
+
+
+def _but_for_side(problem: ValueError, side: int) -> str:
+    return str(problem).replace(f"{side}, {side}", "")

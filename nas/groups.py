@@ -287,6 +287,11 @@ def whole_axis(axis: Axis) -> Axis:
     return (axis[0], axis[1], axis[2], axis[1]) if isinstance(axis, tuple) else axis
 
 
+def dim_of(axis: Axis) -> int:
+    """The axis of the tensor along which its units lie."""
+    return axis[0] if isinstance(axis, tuple) else axis
+
+
 def unit_size(tensors: Sequence[Tensor], axes: Sequence[Axis] | None = None) -> int:
     """Number of entries of one unit: the columns of `join_rows`."""
     return sum(slices(tensor, axis)[:1].numel() for tensor, axis in _pairs(tensors, axes))

@@ -9,12 +9,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 def unpacked(outputs: Any) -> Any:
-    """The same with a dictionary in place of each dataclass that torch does not know."""
+    """The same with a dictionary of the fields that are set in place of each dataclass that torch does not know."""
 
     def fields_of(leaf: Any) -> Any:
         if not is_dataclass(leaf) or isinstance(leaf, type):
             return leaf
-        return unpacked({each.name: getattr(leaf, each.name) for each in fields(leaf)})
+        return unpacked({each.name: getattr(leaf, each.name) for each in fields(leaf) if hasattr(leaf, each.name)})
 
     return tree_map(fields_of, outputs)
 

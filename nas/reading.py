@@ -12,7 +12,7 @@ from nas.penalised import axes_of, seen, unseen
 from nas.penalties import GroupLasso, Penalty, Step, Zero, stacked, takes_out
 
 SMALL = 2**14  # entries, below which a call costs more than the computation
-FEW = 0.5  # of the groups, of which writing these alone is faster
+FEW = 0.5  # share of the groups that are awake, below which writing these alone is faster
 
 
 class Reading(NamedTuple):

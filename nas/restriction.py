@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from nas.bregman import AdaBreg, LinBreg
-from nas.groups import ENTRIES, Axis, unit_of
+from nas.groups import ENTRIES, Axis, dim_of, unit_of
 from nas.parts import alive_entries
 from nas.penalised import axes_of, gradient, state_dtype
 from nas.penalties import L1, GroupLasso, LogSum, NonNegativeL1, Penalty, SparseGroup, Zero, groups_of
@@ -223,7 +223,7 @@ def _pieces(group: Group, trained: Trained) -> list[_Piece]:
 
 def _units(whole: Tensor, axis: Axis, part: Selection) -> Tensor | None:
     """Of which units a part of a tensor has slices; None: of all."""
-    index = part[axis[0] if isinstance(axis, tuple) else axis]
+    index = part[dim_of(axis)]
     return None if index is None else unit_of(whole, axis)[index]
 
 
@@ -235,7 +235,7 @@ def _alone(whole: Tensor, small: Parameter, part: Selection, free: Sequence[int]
 
 def _joint(whole: Tensor, axis: Axis, units: Tensor | None, small: Parameter | None, part: Selection | None) -> _Piece:
     """Of joint units those with these indices, whole."""
-    along = axis[0] if isinstance(axis, tuple) else axis
+    along = dim_of(axis)
     rows = None if units is None else torch.isin(unit_of(whole, axis), units).nonzero()[:, 0]
     outer = tuple(rows if k == along else None for k in range(whole.ndim))
     inner = outer if part is None else part

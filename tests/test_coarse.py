@@ -231,6 +231,25 @@ def test_a_block_that_is_left_alone_beside_a_skip_is_computed():
     torch.testing.assert_close(restricted(net)[0](x), net(x), rtol=0, atol=1e-12)
 
 
+def test_second_moments_of_what_sleeps_stand_still_along_any_axis_of_a_tensor_that_is_whole():
+    torch.manual_seed(0)
+    params = [Parameter(torch.randn(6, 4, 3, 3)), Parameter(torch.randn(4, 6, 2, 2))]
+    with torch.no_grad():
+        params[0][3:] = params[1][:, 3:] = 0
+    optimizer = AdaBreg(params, lr=1e-4, penalty=GroupLasso(0.1, ROWS), joint=(0, 1), second_moment="group")
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    before = [optimizer.state[p]["exp_avg_sq"].flatten().clone() for p in params]
+    whole = {Parameter(p.detach().clone()): (p, (None,) * 4) for p in params}
+    restriction = Restriction(optimizer, whole)
+    sum((p * torch.randn_like(p)).sum() for p in whole).backward()
+    restriction.optimizer.step()
+    restriction.take_back()
+    for p, old in zip(params, before, strict=True):
+        assert (optimizer.state[p]["exp_avg_sq"].flatten() == old).tolist() == [False] * 3 + [True] * 3
+
+
 def test_optimizers_without_exact_restriction_are_refused():
     net = mlp(4, widths=(3,), patch=None)
     optimizer = ProxSGD(param_groups(net, lam=0.1, lr=0.1))

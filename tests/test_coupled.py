@@ -559,6 +559,26 @@ REFUSED = {
         ),
         "the channels of a are not zero behind sigmoid when their weights are, and einsum sees it",
     ),
+    "a sum along positions": (
+        Net(
+            lambda m, x: m.b(torch.einsum("bchw,hk->bckw", m.a(x), m.matrix)),
+            a=conv(3, 4),
+            b=conv(4, 2),
+            matrix=nn.Parameter(torch.ones(8, 8)),
+        ),
+        "the channels of a meet einsum, which is not understood",
+    ),
+    "a matrix that has the same units along both axes": (
+        Net(
+            lambda m, x: m.b(
+                F.gelu(sum(torch.einsum(f"bchw,{axes}->bdhw", m.a(x), m.matrix) for axes in ("cd", "dc")))
+            ),
+            a=conv(3, 4),
+            b=conv(4, 2),
+            matrix=nn.Parameter(torch.ones(4, 4)),
+        ),
+        "the channels of a are not zero behind einsum when their weights are, and b sees it",
+    ),
     "rows that channels choose": (
         Net(
             lambda m, x: m.b(F.gelu(m.a(x))) + m.words((m.a(x) > 0).long()).sum(1).permute(0, 3, 1, 2),

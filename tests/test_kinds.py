@@ -98,6 +98,7 @@ class Answer:
 
     score: Tensor
     hidden: list[Any] = field(default_factory=list)
+    unset: Tensor = field(init=False)
 
 
 class Standardised(nn.Conv2d):
@@ -406,6 +407,15 @@ def test_columns_of_embeddings_are_units(strict, tmp_path):
     assert torch.equal(load_module(tmp_path)(tokens), small(tokens))
 
 
+def test_rows_of_embeddings_stay_also_where_they_are_zero_and_no_example_has_them():
+    words = nn.Embedding(6, 4)
+    model, tokens = nn.Sequential(words, nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 2)), torch.tensor([[1, 2], [3, 0]])
+    with torch.no_grad():
+        words.weight[:, 1] = words.weight[5] = 0
+    small, certificate = extract(model, list(tokens))
+    assert certificate.holds and small[0].weight.shape == (6, 3)
+
+
 def test_an_embedding_that_keeps_its_norms_stays():
     model = nn.Sequential(nn.Embedding(10, 8, max_norm=1.0), nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 2))
     tokens = torch.tensor([[1, 4], [2, 0]])
@@ -445,6 +455,12 @@ def test_a_module_whose_first_forward_makes_parameters_has_to_run_before(lacks, 
         with pytest.raises(ValueError, match=message):
             attempt(model, batch_of(X))
     model(batch_of(X))
+    assert "a" in coupled_units(model, batch_of(X))
+
+
+def test_weights_that_are_not_finite_are_no_changed_ones():
+    model = Net(lambda m, x: m.b(m.a(x)), a=conv(3, 4), b=conv(4, 2))
+    model.a.weight.data[0] = torch.nan
     assert "a" in coupled_units(model, batch_of(X))
 
 

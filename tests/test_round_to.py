@@ -1,6 +1,7 @@
 """Widths rounded up for hardware: the same function, in blocks."""
 
 import sys
+from itertools import count
 
 import pytest
 import torch
@@ -73,6 +74,23 @@ def test_the_fastest_multiple_is_3_per_cent_faster(monkeypatch, seconds, fastest
     timing = sys.modules[fastest_multiple.__module__]
     monkeypatch.setattr(timing, "seconds_per_call", lambda small, x, **_: times[small.plan])
     assert fastest_multiple(net, side=16) == fastest
+
+
+def test_what_is_slower_now_and_then_is_not_faster(monkeypatch):
+    net, calls = conv_skip_autoencoder(depth=2, width=17), count()
+    as_it_is, timing = compact(net).plan, sys.modules[fastest_multiple.__module__]
+
+    def seconds(small, *_, **__):
+        return 1.0 if small.plan == as_it_is else 0.8 + 0.3 * (next(calls) % 7 == 0)
+
+    monkeypatch.setattr(timing, "seconds_per_call", seconds)
+    assert fastest_multiple(net, side=16) == 1
+
+
+def test_networks_that_rounding_leaves_alike_are_not_compared(monkeypatch):
+    timing, earlier = sys.modules[fastest_multiple.__module__], count()
+    monkeypatch.setattr(timing, "seconds_per_call", lambda *_, **__: -next(earlier))
+    assert fastest_multiple(mlp(5, widths=(16,), patch=None)) == 1
 
 
 def test_the_fastest_multiple_is_one_of_several_and_of_supernets_alone():

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from nas.groups import Axis, Members, join_rows, num_units, slices, unit_axes
+from nas.groups import Axis, Members, dim_of, join_rows, num_units, slices, unit_axes
 from nas.models.traced.channels import LAYERS, Channels, Kind, Step, arguments, channels_behind
 from nas.models.traced.graph import Example, Inputs, call, call_copy, called, copied, operation, shape, trace, unwrap
 from nas.models.traced.shrink import Removal, fit, has_place
@@ -383,14 +383,15 @@ class _Search:
     def add(self, step: Step, tensors: Sequence[Parameter], zero: Tensor, axis: int = 0) -> Tensor:
         """Let tensors belong to units, where channels of the step are ``zero``; which channels then do.
 
-        Their axis is ``axis`` in tensors that are no vectors.
+        Their axis is ``axis`` in tensors that are no vectors. Where one of them has the same units along another axis,
+        too, it would not be zero with them, and none do.
         """
         outer, inner = self.layouts[step.node] or (1, 1)
         members = self.members.get(self.spaces[step.node], Members())
         known = {id(p): own for p, own in zip(members, members.axes, strict=True)}
         taken = self._taken(step.node, zero, [known[id(p)] for p in tensors if id(p) in known])
         found = torch.zeros_like(zero)
-        if not taken:
+        if not taken or any(dim_of(known[id(p)]) != axis for p in tensors if p.ndim > 1 and id(p) in known):
             return found
         self.members[self.spaces[step.node]] = members
         for p in tensors:

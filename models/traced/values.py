@@ -160,7 +160,7 @@ class Values:
         return result
 
     def _grouped(self, step: Step) -> Tensor:
-        weight = self.matrix(step).reshape(step.groups, -1, *self.matrix(step).shape[1:])
+        weight = self.matrix(step).unflatten(0, (step.groups, -1))
         values, moving = (each.reshape(step.groups, 1, -1) for each in (self.read(step), self.moving(step)))
         sums = (weight.sum(3, dtype=torch.float64) * values.where(~moving, 0)).sum(2).flatten() + self.bias(step)
         return torch.where((weight.any(3) & moving).any(2).flatten(), math.nan, sums)

@@ -31,7 +31,7 @@ def perform(options: Namespace) -> Result:
         found = extract_into(run, choice(options), round_to=options.round_to, timed=not options.no_latency)
     print_extraction(found, run)
     if options.round_to == "auto" and found.round_to == 1:
-        print("widths are as they are: rounded up, they would not be faster here")
+        print("widths are as they are: rounded up, they were not surely faster here")
     return found.to_dict()
 
 
