@@ -84,7 +84,6 @@ class Search:
         self.validation = run.validation(data)
         run.test(data)  # what is wrong with the test pictures is said now, not after the search
         batches, self.data = run.batches(data, config.seed), data.fingerprint()
-        check_sizes(run)
         self.net = copy.deepcopy(run.blank)
         self.computed: str | None = None
         self.points: list[Point] = []
@@ -104,10 +103,12 @@ class Search:
                 compute=self.compute,
             )  # fmt: skip
             if state is not None:
+                check_sizes(run)
                 self._restore(state)
             else:
                 found = self.growing.found
                 start = self._measure(snapshot(found, 0), found)
+                check_sizes(run)
                 if not resume:
                     held.enter_context(ranks.by_first(begun(run, force)))
                 self._record(start, found)
