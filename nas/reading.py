@@ -123,7 +123,7 @@ def _shrink(reading: Reading, axes: Sequence[Axis], sleeping: Sleeping | None) -
     """The prox of a group lasso, which multiplies each group by a factor."""
     penalty, z, step, out, _ = reading
     factor = penalty.shrinkage(unit_norms(z, axes), unit_size(z, axes), step)  # type: ignore[attr-defined]
-    if factor.is_cuda or not any(map(_is_large, out)):
+    if not factor.is_cpu or not any(map(_is_large, out)):
         sleeping = None  # finding what is awake costs more than it spares
     zero = factor == 0
     few = None if sleeping is None else sleeping.awake(out, zero)

@@ -14,6 +14,7 @@ from torch import nn
 from nas import sparse_start
 from nas.files import alone, write_text
 from nas.models.network import compacted, cost, num_params
+from nas.models.traced.graph import first_line
 from nas.search.callbacks.callback import Callback
 from nas.search.callbacks.loggers import MetricsFile
 from nas.search.callbacks.surroundings import SurroundingsFile
@@ -290,13 +291,9 @@ class Search:
         try:
             self.growing.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError) as problem:  # sizes or names that are not those of this network
-            raise ValueError(f"the checkpoint of {folder} is of another network: {_first_line(problem)}") from None
+            raise ValueError(f"the checkpoint of {folder} is of another network: {first_line(problem)}") from None
         self.computed = state.get("compute")
         self.points, self.metrics = points, json.loads(state["metrics"])
         self._began, self._slimming_state = time.perf_counter() - state["seconds"], state["slimming"]
         ranks.on_first(lambda: write_text(folder / CONFIG, self._config))
         ranks.on_first(self._write_path)
-
-
-def _first_line(problem: Exception) -> str:
-    return (str(problem).splitlines() or [type(problem).__name__])[0]
