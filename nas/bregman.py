@@ -28,6 +28,7 @@ from nas.penalised import (
 from nas.penalties import LogSum, Penalty, Zero, groups_of, strength_ratio
 from nas.reading import Mark, Reading, Sleeping, mark, readings, write_prox
 from nas.second_moments import fit_second_moment, shared_rms, sharing, step_moments
+from nas.stacks import Stacks
 
 OURS = {"dual", "weights"}  # entries of the state that are not the rule's
 
@@ -63,6 +64,7 @@ class Bregman(Penalised):
     """
 
     _beside_rule: ClassVar[tuple[str, ...]] = ()  # options of a subclass that are not the rule's
+    _moves_entries: ClassVar[bool] = False  # each by itself, so that tensors can be joined
 
     def __init__(
         self,
@@ -93,7 +95,9 @@ class Bregman(Penalised):
         self._storages: dict[int, torch.UntypedStorage] = {}  # where; kept, so that no other is put in their place
         self._sleeping = Sleeping()
         own = {"penalty": penalty, "delta": delta, "joint": joint}
-        super().__init__(params, {**self._rule.defaults, **decay, **beside, **own})
+        defaults = {**self._rule.defaults, **decay, **beside, **own}
+        self._stacks = Stacks(defaults)
+        super().__init__(params, defaults)
 
     def _ranges(self) -> dict[str, Range]:
         """The options that we judge; those of a rule are its own matter."""
@@ -117,6 +121,7 @@ class Bregman(Penalised):
     def state_dict(self) -> dict[str, Any]:
         """Plain data only: a penalty is stored as its name and numbers, so that `torch.load` accepts the file."""
         self.resync()  # the stored duals belong to the stored penalties
+        self._stacks.expire()  # so that this goes on as what is restored from here, bit for bit
         return super().state_dict()
 
     @torch.no_grad()
@@ -166,6 +171,7 @@ class Bregman(Penalised):
 
     def adopt(self, params: Iterable[Tensor] | None = None) -> None:
         """Take the present weights and state of these parameters (all by default) as belonging to each other."""
+        self._stacks = Stacks(self.defaults)
         for p in self.state if params is None else params:
             state = self.state[p]
             if "dual" in state:
@@ -190,9 +196,8 @@ class Bregman(Penalised):
         self._rule = self._rule_type([torch.zeros(1, 1)], **self._rule_options)
         self._applied = [_made_with(group) for group in self.param_groups]
         self._written, self._storages, self._sleeping = {}, {}, Sleeping()
-        for state in self.state.values():
-            if "dual" in state and (entries := _of_rule(state)):
-                self._rule.state[state["dual"]] = entries
+        self._stacks = Stacks(self.defaults)
+        self._pass_states()
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"_rule_type": self._rule_type, "_rule_options": self._rule_options, "_applied": self._applied}
@@ -202,17 +207,28 @@ class Bregman(Penalised):
         super().__setstate__(state)
         self._applied = state.get("_applied", self._applied)
 
-    def _step_groups(self, groups: MovedGroups) -> None:
+    def _gathered(self, groups: MovedGroups) -> MovedGroups:
+        if not self._moves_entries:
+            return groups
+        if not self._stacks.hold(groups, self.state):
+            self._stacks.make(groups, self.state)
+            self._pass_states()
+        return self._stacks.gathered()
+
+    def _step_groups(self, groups: MovedGroups, gathered: MovedGroups) -> None:
         for index, group in enumerate(self.param_groups):
             if self._applied[index] != _made_with(group):
                 self._resync_group(index)
         for group, moved in groups:
-            if not self._as_written(group["params"] if group["joint"] else moved):
+            if not self._as_written(_seen_at_once(group, moved)):
                 for members in unit_sets(group, moved):
                     self._resync(members, group, _made_with(group))
                     self._start(members, group)
-        self._step_duals(groups)
-        self._read_weights([(group, group["params"] if group["joint"] else moved) for group, moved in groups])
+        self._step_duals(gathered)
+        self._write_weights([(group, _seen_at_once(group, moved)) for group, moved in gathered])
+        self._stacks.scatter()
+        for group, moved in groups:
+            self._note_written(_seen_at_once(group, moved))
 
     def _check_settings(self, index: int) -> None:
         """Raise ValueError if a penalty or delta that was set from outside does not do."""
@@ -249,6 +265,7 @@ class Bregman(Penalised):
             alone = {"params": [state["dual"]], **self._options(group)}
             prepared = self._rule_type([alone], **self._rule_options)
             self._rule.state.update(prepared.state)  # of rules that make their state at once
+        self._stacks.expire()
 
     def _step_duals(self, groups: MovedGroups) -> None:
         """dual <- dual - rule(gradient), in place; one call of the rule for all groups of equal options."""
@@ -273,14 +290,19 @@ class Bregman(Penalised):
 
     def _decayed(self, moved: Sequence[Tensor], group: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
         """Parameters with their state, after dual <- dual - lr * weight_decay * p in place."""
-        pairs = [(p, self.state[p]) for p in moved]
+        pairs = [(p, self._state(p)) for p in moved]
         if group["weight_decay"] != 0:
             for p, state in pairs:
                 state["dual"].add_(p, alpha=-group["lr"] * group["weight_decay"])
         return pairs
 
     def _read_weights(self, groups: MovedGroups) -> None:
-        """p <- prox(delta * dual, delta), in place."""
+        """p <- prox(delta * dual, delta), in place, noted as ours."""
+        self._write_weights(groups)
+        for _, params in groups:
+            self._note_written(params)
+
+    def _write_weights(self, groups: MovedGroups) -> None:
         write_prox(
             [
                 reading
@@ -289,8 +311,18 @@ class Bregman(Penalised):
             ],
             self._sleeping,
         )
-        for _, params in groups:
-            self._note_written(params)
+
+    def _state(self, p: Tensor) -> dict[str, Any]:
+        """Of a parameter, or of a tensor of a stack."""
+        own = self._stacks.states.get(p)
+        return self.state[p] if own is None else own
+
+    def _pass_states(self) -> None:
+        """The rule is to go on from these."""
+        self._rule.state.clear()
+        for state in [*self.state.values(), *self._stacks.states.values()]:
+            if "dual" in state and (entries := _of_rule(state)):
+                self._rule.state[state["dual"]] = entries
 
     def _note_written(self, params: Sequence[Tensor]) -> None:
         """The weights are what their duals say."""
@@ -313,7 +345,7 @@ class Bregman(Penalised):
         delta: float,
         joint: bool | Sequence[Axis],
     ) -> list[Reading]:
-        states = [self.state[p] for p in params]
+        states = [self._state(p) for p in params]
         penalty, factors = convex(penalty, states)
         scaled = [state["dual"] if delta == 1 else delta * state["dual"] for state in states]
         return readings(penalty, scaled, [delta * factor for factor in factors], out, joint)
@@ -391,6 +423,8 @@ class LinBreg(Bregman):
         tensor([4., 1., 0.])
     """
 
+    _moves_entries = True
+
     def __init__(
         self,
         params: ParamsT,
@@ -423,9 +457,10 @@ class LinBreg(Bregman):
     def _step_duals(self, groups: MovedGroups) -> None:
         for group, moved in groups:
             for p in moved if group["momentum"] != 0 else ():
-                state = self._rule.state[self.state[p]["dual"]]
+                dual = self._state(p)["dual"]
+                state = self._rule.state[dual]
                 if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(self.state[p]["dual"])
+                    state["momentum_buffer"] = torch.zeros_like(dual)
         super()._step_duals(groups)
 
 
@@ -454,6 +489,7 @@ class AdaBreg(Bregman):
     """
 
     _beside_rule = ("second_moment",)
+    _moves_entries = True
 
     def __init__(
         self,
@@ -511,15 +547,15 @@ class AdaBreg(Bregman):
         by_entry = [(group, moved) for group, moved in groups if sharing(group) == ENTRIES]
         for _, moved in by_entry:
             for p in moved:
-                dual = self.state[p]["dual"]
-                fit_second_moment(self._rule.state[dual], dual)
+                dual = self._state(p)["dual"]
+                self._fit_second_moment(self._rule.state[dual], dual)
         if by_entry:
             super()._step_duals(by_entry)
         alike = defaultdict(list)
         for group, moved in groups:
             if sharing(group) != ENTRIES:
                 options, cut = (group["lr"], *group["betas"], group["eps"], group["maximize"]), sharing(group).cut
-                grads = [gradient(p).to(self.state[p]["dual"].dtype) for p in moved]
+                grads = [gradient(p).to(self._state(p)["dual"].dtype) for p in moved]
                 for (_, own), g, rms in zip(self._decayed(moved, group), grads, shared_rms(group, grads), strict=True):
                     state = self._moments(own, like=rms)
                     if "others" in state:  # what shares it elsewhere, see `nas.restriction`
@@ -539,9 +575,18 @@ class AdaBreg(Bregman):
         if not state:
             count = torch.zeros((), dtype=torch.float32, device=dual.device)
             state.update(step=count, exp_avg=torch.zeros_like(dual), exp_avg_sq=torch.zeros_like(like))
-        fit_second_moment(state, like)
+        self._fit_second_moment(state, like)
         own.update(state)
         return state
+
+    def _fit_second_moment(self, state: dict[str, Any], like: Tensor) -> None:
+        if fit_second_moment(state, like):
+            self._stacks.expire()
+
+
+def _seen_at_once(group: dict[str, Any], moved: list[Tensor]) -> list[Tensor]:
+    """What the penalties of the parameters that have a gradient see."""
+    return group["params"] if group["joint"] else moved
 
 
 def _of_rule(state: Mapping[str, Any]) -> dict[str, Any]:

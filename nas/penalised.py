@@ -75,12 +75,17 @@ class Penalised(Optimizer, ABC):
             for group in self.param_groups
         ]
         groups = [(group, moved) for group, moved in given if moved]
-        self._check_gradients([gradient(p) for _, moved in groups for p in moved])
-        self._step_groups(groups)
+        gathered = self._gathered(groups)
+        self._check_gradients([gradient(p) for _, moved in gathered for p in moved])
+        self._step_groups(groups, gathered)
         return loss
 
+    def _gathered(self, groups: MovedGroups) -> MovedGroups:
+        """Tensors to be moved for these parameters, where several of them are joined."""
+        return groups
+
     @abstractmethod
-    def _step_groups(self, groups: MovedGroups) -> None:
+    def _step_groups(self, groups: MovedGroups, gathered: MovedGroups) -> None:
         """Update parameter groups in place, each with its parameters that have a gradient."""
 
     def reweight(self) -> None:

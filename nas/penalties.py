@@ -382,6 +382,25 @@ def _stacked(penalty: Any, ndim: int) -> Any:
     return penalty
 
 
+@dataclass(frozen=True)
+class Slabwise:
+    """The sum of a penalty over ``count`` slabs of a tensor, which is cut into them along its first axis.
+
+    Only what a step needs of a `Penalty`.
+
+    Args:
+        each: what the penalty is over a stack of tensors, see `stacked`.
+    """
+
+    each: Any
+    count: int
+
+    def prox(self, z: Tensor, step: Step, out: Tensor | None = None) -> Tensor:
+        slabs, places = (None if t is None else t.unflatten(0, (self.count, -1)) for t in (z, out))
+        result: Tensor = self.each.prox(slabs, step, out=places)
+        return result.flatten(0, 1)
+
+
 def takes_out(penalty: Penalty) -> bool:
     """Whether the prox of ``penalty`` can write its result into a given tensor."""
     return _has_out(type(penalty))

@@ -32,7 +32,7 @@ class ProxSGD(Penalised):
     ) -> None:
         super().__init__(params, {"lr": lr, "penalty": penalty, "joint": joint})
 
-    def _step_groups(self, groups: MovedGroups) -> None:
+    def _step_groups(self, groups: MovedGroups, gathered: MovedGroups) -> None:
         for group, moved in groups:
             members = group["params"] if group["joint"] else moved
             states = [self.state[p] for p in members]
@@ -88,7 +88,7 @@ class XRDA(Penalised):
     def reweight(self) -> None:
         """Nothing to do: the weights are renewed at every step."""
 
-    def _step_groups(self, groups: MovedGroups) -> None:
+    def _step_groups(self, groups: MovedGroups, gathered: MovedGroups) -> None:
         for group, moved in groups:
             members = group["params"] if group["joint"] else moved
             for p in members:

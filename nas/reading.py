@@ -12,6 +12,7 @@ from nas.penalised import axes_of, seen, unseen
 from nas.penalties import GroupLasso, Penalty, Step, Zero, stacked, takes_out
 
 SMALL = 2**14  # entries, below which a call costs more than the computation
+LARGE = 2**20  # entries, from which on it pays to look for what is awake
 FEW = 0.5  # share of the groups that are awake, below which writing these alone is faster
 
 
@@ -138,7 +139,7 @@ def _shrink(reading: Reading, axes: Sequence[Axis], sleeping: Sleeping | None) -
 
 
 def _is_large(tensor: Tensor) -> bool:
-    return tensor.numel() > SMALL
+    return tensor.numel() >= LARGE
 
 
 def _write_prox_of(reading: Reading) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +17,28 @@ def sharing(group: Mapping[str, Any]) -> Groups:
     """The entries that share one second moment; rows stand for joint units."""
     if group["second_moment"] == "group":
         return ROWS if group["joint"] else groups_of(group["penalty"])
-    return WHOLE if group["second_moment"] == "tensor" else ENTRIES
+    if group["second_moment"] == "tensor":
+        return Slabs(group["stacked"]) if "stacked" in group else WHOLE
+    return ENTRIES
+
+
+@dataclass(frozen=True)
+class Slabs(Groups):
+    """Tensors of equal shapes that are joined along their first axis, see `nas.stacks`: one group each."""
+
+    over: None = field(default=None, init=False)
+    block: None = field(default=None, init=False)
+    count: int
+
+    def cut(self, weight: Tensor) -> Tensor:
+        slabs: Tensor = weight.unflatten(0, (self.count, -1))
+        return slabs
+
+    def size(self, weight: Tensor) -> int:
+        return weight.numel() // self.count
+
+    def _axes(self, view: Tensor) -> tuple[int, ...]:
+        return tuple(range(1, view.ndim))
 
 
 def shared_rms(group: Mapping[str, Any], grads: Sequence[Tensor]) -> list[Tensor]:
@@ -34,11 +56,13 @@ def shared_rms(group: Mapping[str, Any], grads: Sequence[Tensor]) -> list[Tensor
     return [along(units, g, axis) for g, axis in zip(grads, axes, strict=True)]
 
 
-def fit_second_moment(state: dict[str, Any], like: Tensor) -> None:
-    """Let second moments of another number go on from their mean."""
+def fit_second_moment(state: dict[str, Any], like: Tensor) -> bool:
+    """Let second moments of another number go on from their mean; whether there were any."""
     square = state.get("exp_avg_sq")
-    if square is not None and square.shape != like.shape:
-        state["exp_avg_sq"] = torch.full_like(like, square.mean(), dtype=square.dtype)
+    if square is None or square.shape == like.shape:
+        return False
+    state["exp_avg_sq"] = torch.full_like(like, square.mean(), dtype=square.dtype)
+    return True
 
 
 def step_moments(
@@ -73,11 +97,15 @@ def step_moments(
     counts = [state["step"] for state in states]
     torch._foreach_add_(counts, 1)
     steps = [count.item() for count in counts]
-    bias1, bias2 = (
-        torch.tensor([1 - beta**t for t in steps], dtype=square.dtype).repeat_interleave(torch.tensor(sizes)).to(square)
-        for beta in betas
-    )
+    bias1, bias2 = (_per_moment([1 - beta**t for t in steps], sizes, square) for beta in betas)
     square.mul_(beta2).addcmul_(now, now, value=1 - beta2)
     torch._foreach_copy_(squares, [part.view_as(s) for part, s in zip(square.split(sizes), squares, strict=True)])
     scale = square.div_(bias2).sqrt_().add_(eps).mul_(bias1)
     return [part.view_as(s) for part, s in zip(scale.split(sizes), squares, strict=True)]
+
+
+def _per_moment(values: Sequence[float], sizes: Sequence[int], like: Tensor) -> Tensor:
+    """A value for each of so many second moments, or one for all if they are equal."""
+    if len(set(values)) == 1:
+        return torch.tensor(values[0], dtype=like.dtype, device=like.device)
+    return torch.tensor(values, dtype=like.dtype).repeat_interleave(torch.tensor(sizes)).to(like)

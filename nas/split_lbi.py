@@ -68,7 +68,7 @@ class SplitLBI(Penalised):
         tie = {"kappa": kappa, "nu": nu, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
         super().__init__(params, {"lr": lr, "penalty": penalty, "joint": joint, **tie})
 
-    def _step_groups(self, groups: MovedGroups) -> None:
+    def _step_groups(self, groups: MovedGroups, gathered: MovedGroups) -> None:
         for group, moved in groups:
             if isinstance(group["penalty"], Zero):
                 for p in moved:

@@ -27,7 +27,7 @@ def path(large, kind, groups, changes, seed):
     joint = (0, 0, 1) if groups == ROWS else False
     options = {"lr": 0.3, "penalty": GroupLasso(1.0, groups), "joint": joint}
     optimizer, found = kind(params, **options), []
-    with patch.object(reading, "SMALL", 0 if large else 10**9), patch.object(reading, "FEW", 0.9), torch.no_grad():
+    with patch.object(reading, "LARGE", 0 if large else 10**9), patch.object(reading, "FEW", 0.9), torch.no_grad():
         for change in changes:
             CHANGES[change](params[0])
             loud = (torch.rand(30, generator=generator) < 0.1).float()
