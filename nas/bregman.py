@@ -317,6 +317,11 @@ class Bregman(Penalised):
         own = self._stacks.states.get(p)
         return self.state[p] if own is None else own
 
+    def _type_of_state(self, p: Tensor) -> torch.dtype:
+        """That of the dual, which does not follow where a model is moved to another type."""
+        state = self._state(p)
+        return state["dual"].dtype if "dual" in state else state_dtype(p)
+
     def _pass_states(self) -> None:
         """The rule is to go on from these."""
         self._rule.state.clear()
@@ -511,6 +516,7 @@ class AdaBreg(Bregman):
         fused = not foreach if fused is None else fused
         options: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": fused}
         options |= {"foreach": foreach, "maximize": maximize, "capturable": capturable}
+        self._grads_and_roots: list[tuple[list[Tensor], list[Tensor]]] = []  # of what shares second moments, in a step
         own = {"penalty": penalty, "delta": delta, "joint": joint, "second_moment": second_moment}
         super().__init__(params, Adam, **own, **options)  # type: ignore[arg-type]
 
@@ -529,6 +535,17 @@ class AdaBreg(Bregman):
         [(g, rms)] = [(g, rms) for q, g, rms in zip(moved, grads, shared_rms(group, grads), strict=True) if q is p]
         return torch.where(rms > 0, groups.cut(g) / rms, 0.0).reshape(p.shape)
 
+    def _totals(self, groups: MovedGroups) -> Tensor:
+        """Of what shares a second moment its rms, which a step needs anyway."""
+        by_entry, shared = _by_sharing(groups)
+        self._grads_and_roots = []
+        for group, moved in shared:
+            grads = [gradient(p).to(self._type_of_state(p)) for p in moved]
+            self._grads_and_roots.append((grads, shared_rms(group, grads)))
+        totals = [root.flatten() for _, roots in self._grads_and_roots for root in roots]
+        totals += [super()._totals(by_entry)] if by_entry else []
+        return torch.cat([total.to(totals[0].device) for total in totals])
+
     def at_count(self, state: Mapping[str, Any], count: float, group: Mapping[str, Any]) -> dict[str, Any]:
         """With moments that are the same without their bias, moment / (1 - beta^t)."""
         if "step" not in state:
@@ -541,10 +558,11 @@ class AdaBreg(Bregman):
     def _restored(self) -> None:
         for group in self.param_groups:
             group.setdefault("second_moment", "entry")  # of a file older than this option
+        self._grads_and_roots = []
         super()._restored()
 
     def _step_duals(self, groups: MovedGroups) -> None:
-        by_entry = [(group, moved) for group, moved in groups if sharing(group) == ENTRIES]
+        by_entry, shared = _by_sharing(groups)
         for _, moved in by_entry:
             for p in moved:
                 dual = self._state(p)["dual"]
@@ -552,17 +570,14 @@ class AdaBreg(Bregman):
         if by_entry:
             super()._step_duals(by_entry)
         alike = defaultdict(list)
-        for group, moved in groups:
-            if sharing(group) != ENTRIES:
-                options, cut = (group["lr"], *group["betas"], group["eps"], group["maximize"]), sharing(group).cut
-                grads = [gradient(p).to(self._state(p)["dual"].dtype) for p in moved]
-                for (_, own), g, rms in zip(self._decayed(moved, group), grads, shared_rms(group, grads), strict=True):
-                    state = self._moments(own, like=rms)
-                    if "others" in state:  # what shares it elsewhere, see `nas.restriction`
-                        rms = rms.square().mul_(state["share"]).add_(state["others"]).sqrt_()
-                    alike[(*options, g.dtype, g.device)].append(
-                        (state, g, rms, cut(own["dual"]), cut(state["exp_avg"]))
-                    )
+        for (group, moved), read in zip(shared, self._grads_and_roots, strict=True):
+            options, cut = (group["lr"], *group["betas"], group["eps"], group["maximize"]), sharing(group).cut
+            for (_, own), g, rms in zip(self._decayed(moved, group), *read, strict=True):
+                state = self._moments(own, like=rms)
+                if "others" in state:  # what shares it elsewhere, see `nas.restriction`
+                    rms = rms.square().mul_(state["share"]).add_(state["others"]).sqrt_()
+                alike[(*options, g.dtype, g.device)].append((state, g, rms, cut(own["dual"]), cut(state["exp_avg"])))
+        self._grads_and_roots = []
         for (lr, beta1, beta2, eps, maximize, *_), moves in alike.items():
             states, grads, roots, duals, means = map(list, zip(*moves, strict=True))
             scales = step_moments(states, grads, roots, (beta1, beta2), eps)
@@ -582,6 +597,14 @@ class AdaBreg(Bregman):
     def _fit_second_moment(self, state: dict[str, Any], like: Tensor) -> None:
         if fit_second_moment(state, like):
             self._stacks.expire()
+
+
+def _by_sharing(groups: MovedGroups) -> tuple[MovedGroups, MovedGroups]:
+    """Those where each entry has its own second moment, and the others."""
+    by_entry, shared = MovedGroups(), MovedGroups()
+    for pair in groups:
+        (by_entry if sharing(pair[0]) == ENTRIES else shared).append(pair)
+    return by_entry, shared
 
 
 def _seen_at_once(group: dict[str, Any], moved: list[Tensor]) -> list[Tensor]:

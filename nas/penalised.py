@@ -76,7 +76,7 @@ class Penalised(Optimizer, ABC):
         ]
         groups = [(group, moved) for group, moved in given if moved]
         gathered = self._gathered(groups)
-        self._check_gradients([gradient(p) for _, moved in gathered for p in moved])
+        self._check_gradients(gathered)
         self._step_groups(groups, gathered)
         return loss
 
@@ -228,9 +228,16 @@ class Penalised(Optimizer, ABC):
             )
             yield from zip(names, group["params"], strict=True)
 
-    def _check_gradients(self, grads: Sequence[Tensor]) -> None:
+    def _totals(self, groups: MovedGroups) -> Tensor:
+        """Numbers that are finite only if all entries of the gradients are."""
+        grads = [gradient(p) for _, moved in groups for p in moved]
+        if all(g.is_cpu for g in grads):  # where norms of several tensors take one thread alone
+            return torch.stack([g.sum() for g in grads])
+        return get_total_norm(grads)
+
+    def _check_gradients(self, groups: MovedGroups) -> None:
         """Refuse a gradient that is not finite; looks at entries only where their sum or norm is not."""
-        if not grads or bool(_total(grads).isfinite().all()):
+        if not groups or bool(self._totals(groups).isfinite().all()):
             return
         for name, p in self._named_parameters():
             if p.grad is not None and not gradient(p).isfinite().all():
@@ -238,13 +245,6 @@ class Penalised(Optimizer, ABC):
                     f"{type(self).__name__}: the gradient of parameter {name} has NaN or infinite entries, and no "
                     "parameter was changed; use a smaller lr, or skip the batch"
                 )
-
-
-def _total(grads: Sequence[Tensor]) -> Tensor:
-    """What is finite only if all entries are."""
-    if all(g.is_cpu for g in grads):  # where norms of several tensors take one thread alone
-        return torch.stack([g.sum() for g in grads])
-    return get_total_norm(grads)
 
 
 def check_ranges(name: str, options: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
