@@ -13,75 +13,104 @@ from nas.nonzero import any_over, masked_rows, nonzero
 
 
 @dataclass(frozen=True)
-class Alive:
-    """The alive part of a network.
+class AliveUnits:
+    """The alive units of a network.
 
     Attributes:
         units: for every node, "in" and "out" included, a boolean mask of shape (units,).
+        emits: masks like ``units``: what puts out something, whether or not the output reads it.
+        reads: for every node by name, for its edges by `Edge.key`, the masks `reads` of their weights.
+    """
+
+    units: dict[str, Tensor]
+    emits: dict[str, Tensor]
+    reads: dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Alive(AliveUnits):
+    """The alive part of a network.
+
+    Attributes:
         skips: what carries something to the output around the units of a node, by (source, target): the gate of every
             skip, and the Frobenius norm of every projection and of the blocks of nodes that units don't read.
         kernels: the operations that carry something to the output, by (`Edge.key`, target), with the side of the
             smallest kernel that holds their weights; 1 for matrices.
-        emits: masks like ``units``: what puts out something, whether or not the output reads it.
     """
 
-    units: dict[str, Tensor]
     skips: dict[tuple[str, str], float]
     kernels: dict[tuple[str, str], int]
-    emits: dict[str, Tensor]
 
 
 @torch.no_grad()
-def find_alive(net: DagNet) -> Alive:
+def find_units(net: DagNet) -> AliveUnits:
     """The units that put out something and that the output reads; exact, without a tolerance.
 
     A unit puts out something if its bias is non-zero, or a weight from such a unit, or an open gate brings it
     something. It is read if "out" depends on it through non-zero weights and open gates. The graph has no cycle, so
     that one sweep forward and one backward reach the fixpoint.
     """
-    units = net.plan.units
+    units, nodes = net.plan.units, net.named_nodes()
+    found = {name: node_reads(node) for name, node in nodes.items()}
     emits = {INPUT: torch.ones(units[INPUT], dtype=torch.bool)}
-    for name, node in net.named_nodes().items():
-        emits[name] = spread(active_rows(node, emits), node.plan.rows, units[name])
+    for name, node in nodes.items():
+        emits[name] = spread(active_rows(node, emits, found[name]), node.plan.rows, units[name])
         for skip, _ in open_gates(node):
             emits[name] |= spread(pick(emits[skip.source], skip.take), skip.put, units[name])
         for source, matrix in node.projections.items():
             emits[name] |= any_over(reads(matrix)[:, emits[source]], 1)
 
     read = {name: torch.full((n,), name == OUTPUT) for name, n in units.items()}
+    for name, node in reversed(nodes.items()):
+        wanted = emits[name] & read[name]
+        rows = pick(wanted, node.plan.rows)
+        for edge in node.plan.edges:
+            used = masked_rows(found[name][edge.key], pick(rows, edge.put))
+            read[edge.source] |= spread(columns(edge, used), edge.take, units[edge.source])
+        for source, matrix in node.projections.items():
+            read[source] |= any_over(reads(matrix)[wanted], 0)
+        for skip, _ in open_gates(node):
+            carried = pick(wanted, skip.put) & pick(emits[skip.source], skip.take)
+            read[skip.source] |= spread(carried, skip.take, units[skip.source])
+    return AliveUnits({name: emits[name] & read[name] for name in units}, emits, found)
+
+
+@torch.no_grad()
+def find_alive(net: DagNet) -> Alive:
+    """What the output depends on, see `find_units`."""
+    found = find_units(net)
+    emits = found.emits
     skips: dict[tuple[str, str], float] = {}
     kernels: dict[tuple[str, str], int] = {}
     for name, node in reversed(net.named_nodes().items()):
-        wanted = emits[name] & read[name]
-        rows = pick(wanted, node.plan.rows)
+        alive = found.units[name]
+        rows = pick(alive, node.plan.rows)
         for edge, weight in node.weighted_edges():
             source = edge.source
-            used = masked_rows(reads(weight), pick(rows, edge.put))
-            read[source] |= spread(columns(edge, used), edge.take, units[source])
-            used &= beside(edge, emits[source])
+            used = masked_rows(found.reads[name][edge.key], pick(rows, edge.put)) & beside(edge, emits[source])
             if columns(edge, used).any():
                 kernels[edge.key, name] = side(weight[used]) if edge.kernel else 1
                 if source in node.plan.block_sources:
                     skips[source, name] = math.hypot(skips.get((source, name), 0.0), float(weight[used].norm()))
         for source, matrix in node.projections.items():
-            used = any_over(reads(matrix)[wanted], 0)
-            read[source] |= used
-            if (used & emits[source]).any():
-                skips[source, name] = float(matrix[wanted][:, emits[source]].norm())
+            if (any_over(reads(matrix)[alive], 0) & emits[source]).any():
+                skips[source, name] = float(matrix[alive][:, emits[source]].norm())
         for skip, gate in open_gates(node):
-            carried = pick(wanted, skip.put) & pick(emits[skip.source], skip.take)
-            read[skip.source] |= spread(carried, skip.take, units[skip.source])
-            if carried.any():
+            if (pick(alive, skip.put) & pick(emits[skip.source], skip.take)).any():
                 skips[skip.source, name] = gate
-    alive = {name: emits[name] & read[name] for name in units}
-    return Alive(alive, dict(reversed(skips.items())), dict(reversed(kernels.items())), emits)
+    return Alive(found.units, emits, found.reads, dict(reversed(skips.items())), dict(reversed(kernels.items())))
 
 
-def active_rows(node: DagNode, sources: Mapping[str, Tensor]) -> Tensor:
-    """Which rows of a node are not zero on the given units of its sources; shape (rows,)."""
+def node_reads(node: DagNode) -> dict[str, Tensor]:
+    """The masks `reads` of the weights of its edges, by `Edge.key`."""
+    return {edge.key: reads(weight) for edge, weight in node.weighted_edges()}
+
+
+def active_rows(node: DagNode, sources: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Tensor:
+    """Which rows of a node, with these `node_reads`, are not zero on the given units of its sources; shape (rows,)."""
     active = nonzero(node.bias).cpu()
-    for edge, weight in node.weighted_edges():
-        read = any_over(reads(weight) & beside(edge, sources[edge.source]), 1)
+    for edge in node.plan.edges:
+        read = any_over(found[edge.key] & beside(edge, sources[edge.source]), 1)
         active = active | spread(read, edge.put, node.plan.num_rows)
     return active
 

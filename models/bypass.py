@@ -44,7 +44,7 @@ def bypass(net: DagNet, *others: DagNet) -> tuple[DagNet, ...]:
 def _only_skip(node: DagNode, alive: Alive) -> Skip | None:
     """The skip that is all that the alive units of a node put out; None if they compute something, or sum."""
     name, units, emits = node.plan.name, alive.units[node.plan.name], alive.emits
-    computed = spread(active_rows(node, emits), node.plan.rows, len(units))
+    computed = spread(active_rows(node, emits, alive.reads[name]), node.plan.rows, len(units))
     for source, matrix in node.projections.items():
         computed |= reads(matrix)[:, emits[source]].any(dim=1)
     skips = [s for s, _ in open_gates(node) if (pick(emits[s.source], s.take) & pick(units, s.put)).any()]

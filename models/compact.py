@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas.models.alive import active_rows, beside, columns, find_alive, pick, reads, side, spread
+from nas.models.alive import AliveUnits, active_rows, beside, columns, find_units, pick, side, spread
 from nas.models.bypass import bypass
 from nas.models.dag import DagNet, DagNode
 from nas.models.fold import fold_constants
 from nas.models.plan import DEPTHWISE, INPUT, MAX_SIZE, OUTPUT, Edge, Indices, Node, Plan
 from nas.nonzero import any_over, masked_rows
-from nas.selection import Selection, indices, selected
+from nas.selection import Selection, copied, indices, selected
 
 Tensors = dict[str, Tensor]
 Selections = dict[str, Selection]
@@ -53,19 +53,15 @@ def compact(net: DagNet, *, round_to: int = 1, weights_of: DagNet | None = None,
     nodes, weights = given.named_nodes(), dict[str, tuple[Node, Tensors]]()
     for name, (node, parts) in _pieces(net, alive, tight).items():
         whole = dict(nodes[name].named_parameters())
-        weights[name] = node, {key: selected(whole[key], part) for key, part in parts.items()}
+        weights[name] = node, {key: copied(whole[key], part) for key, part in parts.items()}
     if round_to > 1:
-        weights = _rounded(weights, {name: int(mask.sum()) for name, mask in _kept(alive).items()}, round_to)
+        weights = _rounded(weights, {name: int(mask.sum()) for name, mask in _kept(alive.units).items()}, round_to)
     return _built(net, weights)
 
 
 def _built(net: DagNet, pieces: Mapping[str, tuple[Node, Tensors]]) -> DagNet:
-    """The network of these nodes with these weights, of the kind and where ``net`` is."""
-    small = DagNet(_with_nodes(net.plan, pieces))
-    parameter = next(net.parameters())
-    small.to(device=parameter.device, dtype=parameter.dtype)
-    small.load_state_dict({f"nodes.{name}.{key}": t for name, (_, ts) in pieces.items() for key, t in ts.items()})
-    return small
+    """The network of these nodes with these weights, otherwise like ``net``."""
+    return DagNet(_with_nodes(net.plan, pieces), {name: tensors for name, (_, tensors) in pieces.items()})
 
 
 @torch.no_grad()
@@ -80,16 +76,15 @@ def restricted(net: DagNet) -> tuple[DagNet, Selections]:
     weights = {}
     for name, (node, parts) in pieces.items():
         whole = dict(net.named_nodes()[name].named_parameters())
-        tensors = {key: selected(whole[key], part) for key, part in parts.items()}
+        tensors = {key: copied(whole[key], part) for key, part in parts.items()}
         weights[name] = dataclasses.replace(node, activation=plans[name].activation), tensors
-    with torch.random.fork_rng(devices=[]):  # a new network draws its weights
-        small = _built(net, weights)
-    return small, {f"nodes.{name}.{key}": part for name, (_, parts) in pieces.items() for key, part in parts.items()}
+    names = {f"nodes.{name}.{key}": part for name, (_, parts) in pieces.items() for key, part in parts.items()}
+    return _built(net, weights), names
 
 
 def kept_units(net: DagNet, *, tight: bool = True) -> dict[str, Tensor]:
     """For every node, "in" and "out" included, which of its units `compact` keeps: boolean masks of shape (units,)."""
-    return _kept(_alive(simplified(net, tight=tight), tight))
+    return _kept(_alive(simplified(net, tight=tight), tight).units)
 
 
 @torch.no_grad()
@@ -139,25 +134,26 @@ def _with_read(net: DagNet, alive: dict[str, Tensor]) -> dict[str, Tensor]:
     return wider
 
 
-def _alive(net: DagNet, tight: bool) -> dict[str, Tensor]:
+def _alive(net: DagNet, tight: bool) -> AliveUnits:
     """The units that are alive; if not ``tight``, with those that the groups of alive ones need."""
-    alive = find_alive(net).units
+    found = find_units(net)
+    alive = found.units
     while not tight:
         before, alive = alive, _tied(net, _with_read(net, alive))
         if all(mask.equal(before[name]) for name, mask in alive.items()):
             break
-    return alive
+    return dataclasses.replace(found, units=alive)
 
 
 def _kept(alive: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**alive, INPUT: torch.ones_like(alive[INPUT]), OUTPUT: torch.ones_like(alive[OUTPUT])}
 
 
-def _pieces(net: DagNet, alive: dict[str, Tensor], tight: bool) -> dict[str, tuple[Node, Selections]]:
+def _pieces(net: DagNet, alive: AliveUnits, tight: bool) -> dict[str, tuple[Node, Selections]]:
     """For every node that is left its plan, and what is kept of its tensors, by name."""
-    kept, joint = _kept(alive), {name for node in net.plan.nodes if node.tied for name in (node.name, node.tied)}
+    kept, joint = _kept(alive.units), {name for node in net.plan.nodes if node.tied for name in (node.name, node.tied)}
     return {
-        name: _restrict(node, alive[name], kept, tight, all_rows=not tight and name in joint)
+        name: _restrict(node, alive.units[name], kept, alive.reads[name], tight, all_rows=not tight and name in joint)
         for name, node in net.named_nodes().items()
         if kept[name].any()
     }
@@ -212,21 +208,27 @@ def _write_edge(whole: Tensor, edge: Edge, weight: Tensor, put: Tensor, take: Te
 
 
 def _restrict(
-    node: DagNode, alive: Tensor, kept: dict[str, Tensor], tight: bool, *, all_rows: bool
+    node: DagNode,
+    alive: Tensor,
+    kept: dict[str, Tensor],
+    found: dict[str, Tensor],
+    tight: bool,
+    *,
+    all_rows: bool,
 ) -> tuple[Node, Selections]:
-    """The plan of ``node`` on the units that are kept, and what it keeps of its tensors: of the rows all, or those that
-    compute something."""
+    """The plan of ``node``, with the `node_reads` that were ``found``, on the units that are kept, and what it keeps of
+    its tensors: of the rows all, or those that compute something."""
     plan, target = node.plan, kept[node.plan.name]
     rows = pick(alive, plan.rows)
     if not all_rows:
-        rows = rows & active_rows(node, kept)
+        rows = rows & active_rows(node, kept, found)
     parts: Selections = {"bias": (indices(rows),)} if plan.bias else {}
     edges = []
     with_blocks = {edge.source for edge in plan.edges if edge.block and not tight}
     for edge, weight in node.weighted_edges():
-        cut = _restrict_edge(edge, weight, rows, kept[edge.source], tight)
+        cut = _restrict_edge(edge, weight, rows, kept[edge.source], found[edge.key], tight)
         stays = not edge.block and edge.source in with_blocks  # else these blocks would be skips
-        if cut is not None and (stays or selected(weight, cut[1]).any()):
+        if cut is not None and (stays or selected(found[edge.key], cut[1][:2]).any()):
             edges.append(cut[0])
             parts[f"edges.{edge.key}"] = cut[1]
 
@@ -271,12 +273,12 @@ def _with_rows(edges: Sequence[Edge], skipped: Collection[str]) -> tuple[Edge, .
 
 
 def _restrict_edge(
-    edge: Edge, weight: Tensor, rows: Tensor, kept: Tensor, tight: bool
+    edge: Edge, weight: Tensor, rows: Tensor, kept: Tensor, found: Tensor, tight: bool
 ) -> tuple[Edge, Selection] | None:
     """The edge between the rows and units that are kept, and what it keeps of its weights; None if it joins none."""
     put, take = pick(rows, edge.put), pick(kept, edge.take)
     if tight:
-        used = masked_rows(reads(weight), put) & beside(edge, kept)
+        used = masked_rows(found, put) & beside(edge, kept)
         put, take = any_over(used, 1), columns(edge, used)
     if edge.operation == DEPTHWISE:
         put = take = put & take
@@ -285,7 +287,7 @@ def _restrict_edge(
         return None
     kernel, core = edge.kernel, None
     if edge.kernel is not None:
-        kernel = max(side(weight[put]), 1 if tight else edge.core or 1)
+        kernel = max(side(weight[put]), 1 if tight else edge.core or 1) if edge.kernel > 1 else 1
         inside = (torch.arange(edge.kernel) - edge.kernel // 2).abs() <= kernel // 2
         part = (*part, indices(inside), indices(inside))
         core = edge.core if not tight and (edge.core or kernel) < kernel else None
@@ -302,6 +304,8 @@ def _restrict_edge(
 
 def _renumber(chosen: Tensor, indices: Indices, kept: Tensor) -> Indices:
     """The chosen entries of ``indices`` counted among the kept units; None if these are all of them."""
+    if indices is None and chosen.equal(kept):
+        return None
     old = torch.arange(len(chosen)) if indices is None else torch.tensor(indices, dtype=torch.long)
     new = (kept.cumsum(0) - 1)[old[chosen]].tolist()
     return None if new == list(range(int(kept.sum()))) else tuple(new)

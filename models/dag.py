@@ -6,6 +6,7 @@ connected one.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,22 +52,39 @@ class DagNode(nn.Module):
     rows: Tensor | None
     bias: Tensor
 
-    def __init__(self, plan: Node, units: Mapping[str, int], levels: Mapping[str, int], unit_axis: int) -> None:
+    def __init__(
+        self,
+        plan: Node,
+        units: Mapping[str, int],
+        levels: Mapping[str, int],
+        unit_axis: int,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__()
+
+        def started(name: str, start: Callable[[], Tensor]) -> Parameter:
+            return Parameter(start() if weights is None else weights[name])
+
         self.plan, self.unit_axis = plan, unit_axis
         self.levels = {source: level - plan.level for source, level in levels.items()}
         self.activation = ACTIVATIONS[plan.activation]
         self.edges = nn.ParameterDict(
-            {edge.key: _start(plan, edge, edge.shape(plan.num_rows, units[edge.source])) for edge in plan.edges}
+            {
+                edge.key: started(f"edges.{edge.key}", partial(_start, plan, edge, units[edge.source]))
+                for edge in plan.edges
+            }
         )
-        if plan.bias:
-            self.bias = Parameter(torch.zeros(plan.num_rows))
-        else:
-            self.register_buffer("bias", torch.zeros(plan.num_rows), persistent=False)
         is_open = not plan.num_rows or any(skip.trunk for skip in plan.skips)
-        self.gates = Parameter(torch.full((len(plan.skips),), 1.0 if is_open else 0.0))
+        if plan.bias:
+            self.bias = started("bias", lambda: torch.zeros(plan.num_rows))
+        self.gates = started("gates", lambda: torch.full((len(plan.skips),), 1.0 if is_open else 0.0))
+        if not plan.bias:
+            self.register_buffer("bias", self.gates.detach().new_zeros(plan.num_rows), persistent=False)
         self.projections = nn.ParameterDict(
-            {source: Parameter(torch.zeros(plan.units, units[source])) for source in plan.projections}
+            {
+                source: started(f"projections.{source}", partial(torch.zeros, plan.units, units[source]))
+                for source in plan.projections
+            }
         )
         self._keep_indices("rows", plan.rows)
         links: dict[str, Edge | Skip] = {f"edge{k}": edge for k, edge in enumerate(plan.edges)}
@@ -75,7 +93,7 @@ class DagNode(nn.Module):
             self._keep_indices(f"{name}_put", link.put)
 
     def _keep_indices(self, name: str, indices: tuple[int, ...] | None) -> None:
-        buffer = None if indices is None else torch.tensor(indices, dtype=torch.long)
+        buffer = None if indices is None else torch.tensor(indices, dtype=torch.long, device=self.gates.device)
         self.register_buffer(name, buffer, persistent=False)
 
     def weighted_edges(self) -> Iterator[tuple[Edge, Parameter]]:
@@ -194,17 +212,17 @@ def _apply(edge: Edge | None, x: Tensor, weight: Tensor, bias: Tensor | None, le
 
 
 @torch.no_grad()
-def _start(node: Node, edge: Edge, shape: tuple[int, ...]) -> Parameter:
-    """Weights that keep the scale of signals, on the core of the kernel; nearly zero for what a trunk gains, 0 for a
-    block."""
-    weight = torch.zeros(shape)
+def _start(node: Node, edge: Edge, units: int) -> Tensor:
+    """Weights that keep the scale of signals, on the core of the kernel, from so many units; nearly zero for what a
+    trunk gains, 0 for a block."""
+    weight = torch.zeros(edge.shape(node.num_rows, units))
     gain = 1.0 if node.activation == "identity" else 2.0
     scale = NEARLY_ZERO if any(skip.trunk for skip in node.skips) else 1.0
     if not edge.block:
         rim = ((edge.kernel or 0) - (edge.core or edge.kernel or 0)) // 2
         core = weight[..., rim : edge.kernel - rim, rim : edge.kernel - rim] if edge.kernel else weight
         core.normal_(std=scale * math.sqrt(gain / max(1, core[:1].numel())))
-    return Parameter(weight)
+    return weight
 
 
 class DagNet(nn.Module):
@@ -220,22 +238,25 @@ class DagNet(nn.Module):
         plan: the architecture. Input and output are pictures (B, channels, height, width) of any size, or
             vectors (B, channels) where ``plan.patch`` is None; the input has ``plan.extra`` channels more. Where
             ``plan.pooled`` the output is (B, units of "out").
+        weights: for every node by name its parameters by name, in the shapes of ``plan``, instead of new ones; they
+            are not copied.
 
     Raises:
         ValueError: a node reads a node that is not before it, a skip joins nodes of different width, an even kernel
             size, an unknown activation, or the last node is not "out".
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, weights: Mapping[str, Mapping[str, Tensor]] | None = None) -> None:
         super().__init__()
         plan.check(ACTIVATIONS)
         self.plan = plan
         self.unit_axis = 1 if plan.is_convolutional else -1
         self.liveness: Liveness | None = None  # within `nas.models.alive_only`
+        units, levels, given = plan.units, plan.node_levels, weights or {}
         self.nodes = nn.ModuleDict(
-            {node.name: DagNode(node, plan.units, plan.node_levels, self.unit_axis) for node in plan.nodes}
+            {node.name: DagNode(node, units, levels, self.unit_axis, given.get(node.name)) for node in plan.nodes}
         )
-        if plan.residual:
+        if plan.residual and weights is None:
             for weight in self.named_nodes()[OUTPUT].edges.values():
                 weight.data.mul_(NEARLY_ZERO)
 

@@ -65,7 +65,9 @@ def alive_entries(param_groups: Sequence[Mapping[str, Any]]) -> Iterator[tuple[T
         joined = seen([p.detach() for p in members], joint)
         mask = torch.ones_like(joined, dtype=torch.bool)
         for groups in levels(group["penalty"]):
-            mask &= groups.spread(groups.active(joined), joined, rest=True)
+            active = groups.active(joined)
+            if not active.all():
+                mask &= groups.spread(active, joined, rest=True)
         yield from zip(members, unseen(mask, members, joint, rest=1.0), strict=True)
 
 

@@ -15,7 +15,7 @@ from nas.parts import alive_entries
 from nas.penalised import axes_of, gradient, state_dtype
 from nas.penalties import L1, GroupLasso, LogSum, NonNegativeL1, Penalty, SparseGroup, Zero, groups_of
 from nas.second_moments import shared_rms, sharing
-from nas.selection import Selection, selected, write
+from nas.selection import Selection, copied, selected, write
 
 Group = dict[str, Any]
 Trained = Mapping[Tensor, tuple[Parameter, Selection]]
@@ -85,12 +85,11 @@ class Restriction:
         for (group, pieces), own in zip(self._groups, optimizer.param_groups, strict=True):
             masks = dict(alive_entries([own]))
             for piece in pieces:
-                mask = masks.get(piece.part)
-                piece.awake = None if mask is None or mask.all() else mask
+                piece.let_move(masks.get(piece.part))
                 state = whole.state.get(piece.whole, {})
                 count = float(state.get("step", 0)) + state.get("coarse", 0)
                 optimizer.state[piece.part] = whole.at_count(piece.restricted(state), count, group)
-                if piece.trained is not None:
+                if piece.trained is not None and not piece.is_trained_whole:
                     self._hooks.append(piece.trained.register_post_accumulate_grad_hook(piece.pass_gradient))
             if isinstance(optimizer, AdaBreg) and sharing(group) != ENTRIES:
                 _count_others(group, pieces, own, optimizer)
@@ -104,7 +103,7 @@ class Restriction:
             own.update({key: value for key, value in group.items() if key not in KEPT})
             for piece in pieces:
                 if piece.trained is None:
-                    piece.part.grad = torch.zeros_like(piece.part)
+                    piece.part.grad = piece.gradient
 
     @torch.no_grad()
     def _pass_weights(self) -> None:
@@ -148,32 +147,53 @@ class _Piece:
     """A tensor of the restriction: the part ``outer`` of a parameter, of which the network has the part ``inner``."""
 
     def __init__(self, whole: Tensor, outer: Selection, inner: Selection, trained: Parameter | None) -> None:
-        self.whole, self.outer, self.inner, self.trained = whole, outer, inner, trained
-        self.awake: Tensor | None = None  # mask of what may move; None: all
+        self.whole, self.outer, self.trained = whole, outer, trained
+        self.awake: Tensor | None = None  # mask of what may move, and of what of it the network has; None: all
+        self.awake_there: Tensor | None = None
         if trained is not None and all(index is None for index in inner):
             self.part = trained
-        else:
-            self.part = Parameter(selected(whole.detach(), outer).clone())
+            return
+        self.part = Parameter(copied(whole.detach(), outer))
+        self.gradient = torch.zeros(self.part.shape, dtype=whole.dtype, device=whole.device)  # written where trained
+        if trained is not None:
+            entries = torch.arange(self.part.numel(), device=whole.device).view(self.part.shape)
+            self.places = selected(entries, inner)  # of what the network has among the entries of the part
+
+    def let_move(self, mask: Tensor | None) -> None:
+        """These entries alone; None: all."""
+        if mask is None or mask.all():
+            return
+        self.awake = mask
+        there = mask if self.trained is self.part or self.trained is None else mask.take(self.places)
+        self.awake_there = None if there.all() else there
+
+    @property
+    def is_trained_whole(self) -> bool:
+        """Whether gradients are for the optimiser as they are."""
+        return self.trained is self.part and self.awake is None
 
     def pass_gradient(self, trained: Tensor) -> None:
         """From the network to the optimiser; what sleeps gets none."""
         gradient = trained.grad
         assert gradient is not None
+        if self.awake_there is not None:
+            gradient.mul_(self.awake_there)
         if trained is not self.part:
             trained.grad = None
-            spread = torch.zeros_like(self.part)
-            write(spread, self.inner, gradient)
-            gradient = spread
-        self.part.grad = gradient if self.awake is None else gradient.mul_(self.awake)
+            self.gradient.view(-1).index_copy_(0, self.places.view(-1), gradient.reshape(-1))
+            self.part.grad = self.gradient
 
     def pass_weights(self) -> None:
         """From the optimiser to the network."""
         if self.trained is not None and self.trained is not self.part:
-            self.trained.copy_(selected(self.part, self.inner))
+            self.trained.copy_(self.part.take(self.places))
 
     def restricted(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The state of the part, with means of zero where it sleeps: nothing moves it then."""
-        own = {key: self.part_of(value).clone() if isinstance(value, Tensor) else value for key, value in state.items()}
+        own = {
+            key: copied(value, self._within(value)) if isinstance(value, Tensor) else value
+            for key, value in state.items()
+        }
         for key in ("exp_avg", "momentum_buffer"):
             if self.awake is not None and key in own:
                 own[key].mul_(self.awake)
@@ -183,24 +203,23 @@ class _Piece:
         """The inverse of `restricted`, for what is awake; ``cut`` is that of what shares a second moment."""
         for key, value in own.items():
             if isinstance(value, Tensor) and value.ndim and key in state:
-                before = self.part_of(state[key])
                 if self.awake is not None:
                     mask = self.awake if value.shape == self.part.shape else cut(self.awake)
                     while mask.ndim > value.ndim:
                         mask = mask.any(0)
                     for axis in (axis for axis, n in enumerate(value.shape) if n == 1):
                         mask = mask.any(axis, keepdim=True)
-                    value = torch.where(mask, value, before)
+                    value = torch.where(mask, value, self.part_of(state[key]))
                 write(state[key], self._within(state[key]), value)
 
     def part_of(self, value: Tensor) -> Tensor:
         """The part of an entry of the state."""
-        return selected(value, self._within(value)) if value.ndim else value
+        return selected(value, self._within(value))
 
     def _within(self, value: Tensor) -> Selection:
         """The part of what has one number for each entry, or for each index of some axes, the first of which it may
         lack."""
-        if all(index is None for index in self.outer):
+        if value.ndim == 0 or all(index is None for index in self.outer):
             return ()
         outer = self.outer[len(self.outer) - value.ndim :]
         return tuple(None if n == 1 else index for n, index in zip(value.shape, outer, strict=True))
@@ -224,7 +243,7 @@ def _pieces(group: Group, trained: Trained) -> list[_Piece]:
 def _units(whole: Tensor, axis: Axis, part: Selection) -> Tensor | None:
     """Of which units a part of a tensor has slices; None: of all."""
     index = part[dim_of(axis)]
-    return None if index is None else unit_of(whole, axis)[index]
+    return index if index is None or isinstance(axis, int) else unit_of(whole, axis)[index]
 
 
 def _alone(whole: Tensor, small: Parameter, part: Selection, free: Sequence[int]) -> _Piece:
@@ -236,7 +255,9 @@ def _alone(whole: Tensor, small: Parameter, part: Selection, free: Sequence[int]
 def _joint(whole: Tensor, axis: Axis, units: Tensor | None, small: Parameter | None, part: Selection | None) -> _Piece:
     """Of joint units those with these indices, whole."""
     along = dim_of(axis)
-    rows = None if units is None else torch.isin(unit_of(whole, axis), units).nonzero()[:, 0]
+    rows = units
+    if units is not None and not isinstance(axis, int):
+        rows = torch.isin(unit_of(whole, axis), units).nonzero()[:, 0]
     outer = tuple(rows if k == along else None for k in range(whole.ndim))
     inner = outer if part is None else part
     if rows is not None and part is not None:

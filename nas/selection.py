@@ -10,6 +10,12 @@ def indices(mask: Tensor) -> Tensor | None:
     return None if mask.all() else mask.nonzero()[:, 0]
 
 
+def copied(tensor: Tensor, part: Selection) -> Tensor:
+    """A copy of the part."""
+    found = selected(tensor, part)
+    return found.clone() if found is tensor else found
+
+
 def selected(tensor: Tensor, part: Selection) -> Tensor:
     """A copy of the part; the tensor itself if that is all of it."""
     for axis, index in enumerate(part):

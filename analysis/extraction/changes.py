@@ -65,7 +65,7 @@ def changes(net: DagNet) -> tuple[NodeChanges, ...]:
             READ_THROUGH: gone & before.units[name] & (name in read_through),
             UNREAD: gone & ~before.units[name],
         }
-        computed = spread(active_rows(node, whole.emits), node.plan.rows, len(kept))
+        computed = spread(active_rows(node, whole.emits, whole.reads[name]), node.plan.rows, len(kept))
         padded, unbiased = (_read_by_edges(cut, name, alive, biased=biased) for biased in (True, False))
         idle = {
             PADDED: kept & constant[name] & padded,

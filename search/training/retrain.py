@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from nas.models.alive import active_rows, pick
+from nas.models.alive import active_rows, node_reads, pick
 from nas.models.compact import compact
 from nas.models.dag import DagNet
 from nas.search.data.batches import Batches
@@ -210,7 +210,7 @@ def rewound(net: nn.Module, early: nn.Module, *, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     for node in small.named_nodes().values():
         every = {name: torch.ones(n, dtype=torch.bool) for name, n in small.plan.units.items()}
-        unborn = ~active_rows(node, every)
+        unborn = ~active_rows(node, every, node_reads(node))
         fan_in = sum(weight[0].numel() for weight in node.edges.values() if len(weight))
         for edge, weight in node.weighted_edges():
             rows = pick(unborn, edge.put)
