@@ -122,6 +122,8 @@ class Restriction:
         for group, pieces in self._groups:
             for piece in pieces:
                 piece.take_back(self._whole, self.optimizer.state[piece.part], group)
+            if isinstance(pieces[0], _Rest):
+                pieces[0].read_weights(self._whole)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the part stands, within steps; the whole stands where this was made."""
@@ -192,8 +194,9 @@ class _Piece:
             key: copied(value, self._within(value)) if isinstance(value, Tensor) else value
             for key, value in state.items()
         }
-        for key in MEANS & own.keys() if self.awake is not None else ():
-            own[key].mul_(self.awake)
+        if self.awake is not None:
+            for key in MEANS & own.keys():
+                own[key].mul_(self.awake)
         return own, sum(_counts(state))
 
     def take_back(self, whole: AdaBreg | LinBreg, own: dict[str, Any], group: Group) -> None:
@@ -241,25 +244,34 @@ class _Rest(_Piece):
     Args:
         group: of the whole.
         members: each tensor of the group with the axis of its units, the part that is these units, and the part of
-            that which another piece has; None: it has none.
+            that which another piece has; None: there is none.
+        pieces: the others.
     """
 
-    def __init__(self, group: Group, members: Sequence[tuple[Tensor, int, Selection, Selection | None]]) -> None:
+    def __init__(
+        self,
+        group: Group,
+        members: Sequence[tuple[Tensor, int, Selection, Selection | None]],
+        pieces: Sequence[_Piece],
+    ) -> None:
         self.members, self.delta, self.penalty = members, group["delta"], group["penalty"]
-        self.axes = [axis for _, axis, *_ in members]
-        super().__init__(self._lengths([p.detach() for p, *_ in members]), (None,), (None,), None)
+        self.axes, self.others = [axis for _, axis, *_ in members], [axis for _, axis, _, there in members if there]
+        awake = unit_norms([piece.part.detach() for piece in pieces], self.others)
+        if not awake.all():
+            awake = unit_norms([selected(p.detach(), span) for p, _, span, _ in members], self.axes)
+        super().__init__(awake, (None,), (None,), None)  # its weights are read off the duals
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of the pieces, this one last: the same penalty of units that have fewer entries."""
+        """Of the pieces, this one first: the same penalty of units that have fewer entries."""
         size = unit_size([p for p, *_ in self.members], self.axes)
         penalty = GroupLasso(self.penalty.threshold(size), ROWS, rms=False)
-        return {"penalty": penalty, "joint": [axis for _, axis, _, there in self.members if there is not None] + [0]}
+        return {"penalty": penalty, "joint": [0, *self.others]}
 
     def start(self, states: States) -> tuple[dict[str, Any], float]:
         """As long as the duals of the rest, and squares of 1, which become the factor of all squares."""
-        own, count = {"dual": self._lengths([states[p]["dual"] for p, *_ in self.members])}, 0.0
-        self.length = own["dual"].clone()
+        self.length = self._length(states)
+        own, count = {"dual": self.length.clone()}, 0.0
         for state in (states[p] for p, *_ in self.members if "step" in states[p]):
             count = sum(_counts(state))
             own["step"], own["exp_avg"] = state["step"], torch.zeros_like(self.length)
@@ -267,7 +279,7 @@ class _Rest(_Piece):
         return own, count
 
     def take_back(self, whole: AdaBreg | LinBreg, own: dict[str, Any], group: Group) -> None:
-        """Scale duals and squares as what stands for them, and read off the weights of the units."""
+        """Scale duals and squares as what stands for them, also those that the other pieces write then."""
         factors = {}
         if group["weight_decay"] != 0:
             factors["dual"] = torch.where(self.length > 0, own["dual"] / self.length, 1.0)
@@ -279,8 +291,12 @@ class _Rest(_Piece):
                 state["coarse"] = float(own["step"]) - steps
         for key, factor in factors.items():
             self._scale(key, factor if self.awake is None else torch.where(self.awake, factor, 1.0), whole.state)
-        z = [self.delta * selected(whole.state[p]["dual"], span) for p, _, span, _ in self.members]
-        out = [torch.empty(a.shape, dtype=p.dtype, device=p.device) for a, (p, *_) in zip(z, self.members, strict=True)]
+
+    def read_weights(self, whole: AdaBreg | LinBreg) -> None:
+        """Of all entries of the units, off their duals."""
+        duals = [selected(whole.state[p]["dual"], span) for p, _, span, _ in self.members]
+        z = duals if self.delta == 1 else [self.delta * dual for dual in duals]
+        out = [torch.empty_like(a, dtype=p.dtype) for a, (p, *_) in zip(z, self.members, strict=True)]
         write_prox(readings(self.penalty, z, [self.delta] * len(z), out, self.axes))
         for (p, _, span, _), weights in zip(self.members, out, strict=True):
             write(p, span, weights)
@@ -290,18 +306,14 @@ class _Rest(_Piece):
         for p, axis, span, there in self.members:
             if key in states[p] and not _is_all(there):
                 rows = copied(states[p][key], span)
-                kept = None if there is None else selected(rows, there)
-                rows.mul_(along(factor, rows, axis))
-                if there is not None:
-                    write(rows, there, kept)
-                write(states[p][key], span, rows)
+                write(states[p][key], span, rows.mul_(along(factor, rows, axis)))
 
-    def _lengths(self, values: Sequence[Tensor]) -> Tensor:
-        """Of tensors like the members, without what another piece has."""
+    def _length(self, states: States) -> Tensor:
+        """Of the duals, without those that another piece has."""
         beside = []
-        for value, (_, axis, span, there) in zip(values, self.members, strict=True):
+        for p, axis, span, there in self.members:
             if not _is_all(there):
-                rows = copied(value, span)
+                rows = copied(states[p]["dual"], span)
                 if there is not None:
                     write(rows, there, torch.zeros_like(selected(rows, there)))
                 beside.append((rows, axis))
@@ -327,8 +339,9 @@ def _pieces(group: Group, trained: Trained, states: States) -> list[_Piece]:
 
 def _with_rest(group: Group, units: Tensor | None, trained: Trained, states: States) -> list[_Piece]:
     """The pieces of joint units with these indices, and their rest; none where that is not exact, or gains little."""
-    axes = axes_of(group["joint"], len(group["params"])) or ()
-    if not _goes_by_length(group, axes, states):
+    given = axes_of(group["joint"], len(group["params"])) or ()
+    axes = [axis for axis in given if isinstance(axis, int)]
+    if len(axes) < len(given) or not _goes_by_length(group, states):
         return []
     pieces, members, left_out = [], [], 0
     for p, axis in zip(group["params"], axes, strict=True):
@@ -340,17 +353,16 @@ def _with_rest(group: Group, units: Tensor | None, trained: Trained, states: Sta
         left_out += _size(p, span) - (0 if outer is None else _size(p, outer))
         if outer is not None:
             pieces.append(_piece(p, outer, small, part))
-    return [*pieces, _Rest(group, members)] if left_out > SMALL else []
+    return [_Rest(group, members, pieces), *pieces] if left_out > SMALL else []
 
 
-def _goes_by_length(group: Group, axes: Sequence[Axis], states: States) -> bool:
+def _goes_by_length(group: Group, states: States) -> bool:
     """Whether of what has neither gradients nor means in joint units its length is enough."""
     found = [states.get(p, {}) for p in group["params"]]
     return (
         type(group["penalty"]) is GroupLasso
         and group["penalty"].groups == ROWS
         and group.get("second_moment") != "group"
-        and all(isinstance(axis, int) for axis in axes)
         and all("dual" in state for state in found)
         and len({_counts(state) for state in found if "step" in state}) <= 1
     )
@@ -434,7 +446,7 @@ def _of_kind(optimizer: AdaBreg | LinBreg, groups: Sequence[tuple[Group, Sequenc
             {
                 **{key: value for key, value in group.items() if key != "param_names"},
                 "params": [piece.part for piece in pieces],
-                **(pieces[-1].options if isinstance(pieces[-1], _Rest) else {}),
+                **(pieces[0].options if isinstance(pieces[0], _Rest) else {}),
             }
             for group, pieces in groups
         ]
