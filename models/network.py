@@ -78,7 +78,10 @@ def find(net: nn.Module) -> Found:
     units: dict[str, Tensor] = {}
     trunks = set()
     for name, node in net.named_nodes().items():
-        computed = spread(active_rows(node, alive.emits, alive.reads[name]), node.plan.rows, node.plan.units) & alive.units[name]
+        computed = (
+            spread(active_rows(node, alive.emits, alive.reads[name]), node.plan.rows, node.plan.units)
+            & alive.units[name]
+        )
         if node.plan.searched:
             units[name] = computed
         elif node.plan.tied is not None:

@@ -1,5 +1,6 @@
 """Steps on a part of the parameters of an optimiser: the coarse level of multilevel LinBreg (arXiv 2602.03535)."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,17 +11,21 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from nas.bregman import AdaBreg, LinBreg
-from nas.groups import ENTRIES, Axis, dim_of, unit_of
+from nas.groups import ENTRIES, ROWS, Axis, along, dim_of, unit_norms, unit_of, unit_size
+from nas.nonzero import any_over, nonzero
 from nas.parts import alive_entries
 from nas.penalised import axes_of, gradient, state_dtype
 from nas.penalties import L1, GroupLasso, LogSum, NonNegativeL1, Penalty, SparseGroup, Zero, groups_of
+from nas.reading import SMALL, readings, write_prox
 from nas.second_moments import shared_rms, sharing
-from nas.selection import Selection, copied, selected, write
+from nas.selection import Selection, copied, indices, selected, write
 
 Group = dict[str, Any]
+States = Mapping[Tensor, dict[str, Any]]  # by parameter
 Trained = Mapping[Tensor, tuple[Parameter, Selection]]
 
 GROUP_BY_GROUP = (Zero, L1, NonNegativeL1, GroupLasso, SparseGroup, LogSum)  # in their prox
+MEANS = {"exp_avg", "momentum_buffer"}  # of gradients
 KEPT = {"params", "param_names", "penalty", "delta", "joint"}  # options that are not followed before `take_back`
 
 
@@ -67,7 +72,7 @@ class Restriction:
         assert isinstance(optimizer, AdaBreg | LinBreg)
         trained = {whole: (small, part) for small, (whole, part) in parts.items() if small.numel()}
         self._whole = optimizer
-        found = [(group, _pieces(group, trained)) for group in optimizer.param_groups]
+        found = [(group, _pieces(group, trained, optimizer.state)) for group in optimizer.param_groups]
         self._groups = [(group, pieces) for group, pieces in found if pieces]
         if not self._groups:
             raise NothingAwake("nothing that is trained is awake")
@@ -86,9 +91,7 @@ class Restriction:
             masks = dict(alive_entries([own]))
             for piece in pieces:
                 piece.let_move(masks.get(piece.part))
-                state = whole.state.get(piece.whole, {})
-                count = float(state.get("step", 0)) + state.get("coarse", 0)
-                optimizer.state[piece.part] = whole.at_count(piece.restricted(state), count, group)
+                optimizer.state[piece.part] = whole.at_count(*piece.start(whole.state), group)
                 if piece.trained is not None and not piece.is_trained_whole:
                     self._hooks.append(piece.trained.register_post_accumulate_grad_hook(piece.pass_gradient))
             if isinstance(optimizer, AdaBreg) and sharing(group) != ENTRIES:
@@ -118,14 +121,9 @@ class Restriction:
             hook.remove()
         for group, pieces in self._groups:
             for piece in pieces:
-                state, own = self._whole.state[piece.whole], self.optimizer.state[piece.part]
-                write(piece.whole, piece.outer, piece.part)
-                if "step" in own:
-                    count = float(state["step"])
-                    state["coarse"] = float(own["step"]) - count
-                    own = self._whole.at_count(own, count, group)
-                piece.write_state(state, own, _cut(group))
-            self._whole.adopt([piece.whole for piece in pieces])
+                piece.take_back(self._whole, self.optimizer.state[piece.part], group)
+            if isinstance(pieces[0], _Rest):
+                pieces[0].read_weights(self._whole)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the part stands, within steps; the whole stands where this was made."""
@@ -188,19 +186,32 @@ class _Piece:
         if self.trained is not None and self.trained is not self.part:
             self.trained.copy_(self.part.take(self.places))
 
-    def restricted(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """The state of the part, with means of zero where it sleeps: nothing moves it then."""
+    def start(self, states: States) -> tuple[dict[str, Any], float]:
+        """The state of the part, with means of zero where it sleeps, since nothing moves it then; and after how many
+        steps it goes on."""
+        state = states.get(self.whole, {})
         own = {
             key: copied(value, self._within(value)) if isinstance(value, Tensor) else value
             for key, value in state.items()
         }
-        for key in ("exp_avg", "momentum_buffer"):
-            if self.awake is not None and key in own:
+        if self.awake is not None:
+            for key in MEANS & own.keys():
                 own[key].mul_(self.awake)
-        return own
+        return own, sum(_counts(state))
 
-    def write_state(self, state: Mapping[str, Any], own: Mapping[str, Any], cut: Callable[[Tensor], Tensor]) -> None:
-        """The inverse of `restricted`, for what is awake; ``cut`` is that of what shares a second moment."""
+    def take_back(self, whole: AdaBreg | LinBreg, own: dict[str, Any], group: Group) -> None:
+        """Write weights and state into the whole."""
+        state = whole.state[self.whole]
+        write(self.whole, self.outer, self.part)
+        if "step" in own:
+            count = float(state["step"])
+            state["coarse"] = float(own["step"]) - count
+            own = whole.at_count(own, count, group)
+        self._write_state(state, own, _cut(group))
+        whole.adopt([self.whole])
+
+    def _write_state(self, state: Mapping[str, Any], own: Mapping[str, Any], cut: Callable[[Tensor], Tensor]) -> None:
+        """The inverse of `start`, for what is awake; ``cut`` is that of what shares a second moment."""
         for key, value in own.items():
             if isinstance(value, Tensor) and value.ndim and key in state:
                 if self.awake is not None:
@@ -225,8 +236,92 @@ class _Piece:
         return tuple(None if n == 1 else index for n, index in zip(value.shape, outer, strict=True))
 
 
-def _pieces(group: Group, trained: Trained) -> list[_Piece]:
-    """The tensors of the restriction for a parameter group, whose groups they have as a whole."""
+class _Rest(_Piece):
+    """What the other pieces lack of joint units, whose prox depends on their lengths alone: its length in each unit.
+
+    It has neither gradients nor means, so that steps change nothing of it but its length and its second moments.
+
+    Args:
+        group: of the whole.
+        members: each tensor of the group with the axis of its units, the part that is these units, and the part of
+            that which another piece has; None: there is none.
+        pieces: the others.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        members: Sequence[tuple[Tensor, int, Selection, Selection | None]],
+        pieces: Sequence[_Piece],
+    ) -> None:
+        self.members, self.delta, self.penalty = members, group["delta"], group["penalty"]
+        self.axes, self.others = [axis for _, axis, *_ in members], [axis for _, axis, _, there in members if there]
+        awake = unit_norms([piece.part.detach() for piece in pieces], self.others)
+        if not awake.all():
+            awake = unit_norms([selected(p.detach(), span) for p, _, span, _ in members], self.axes)
+        super().__init__(awake, (None,), (None,), None)  # its weights are read off the duals
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the pieces, this one first: the same penalty of units that have fewer entries."""
+        size = unit_size([p for p, *_ in self.members], self.axes)
+        penalty = GroupLasso(self.penalty.threshold(size), ROWS, rms=False)
+        return {"penalty": penalty, "joint": [0, *self.others]}
+
+    def start(self, states: States) -> tuple[dict[str, Any], float]:
+        """As long as the duals of the rest, and squares of 1, which become the factor of all squares."""
+        self.length = self._length(states)
+        own, count = {"dual": self.length.clone()}, 0.0
+        for state in (states[p] for p, *_ in self.members if "step" in states[p]):
+            count = sum(_counts(state))
+            own["step"], own["exp_avg"] = state["step"], torch.zeros_like(self.length)
+            own["exp_avg_sq"] = torch.ones_like(self.length)
+        return own, count
+
+    def take_back(self, whole: AdaBreg | LinBreg, own: dict[str, Any], group: Group) -> None:
+        """Scale duals and squares as what stands for them, also those that the other pieces write then."""
+        factors = {}
+        if group["weight_decay"] != 0:
+            factors["dual"] = torch.where(self.length > 0, own["dual"] / self.length, 1.0)
+        if "step" in own:
+            steps = next(float(whole.state[p]["step"]) for p, *_ in self.members if "step" in whole.state[p])
+            if sharing(group) == ENTRIES:
+                factors["exp_avg_sq"] = whole.at_count(own, steps, group)["exp_avg_sq"]
+            for state in (whole.state[p] for p, *_, there in self.members if there is None):
+                state["coarse"] = float(own["step"]) - steps
+        for key, factor in factors.items():
+            self._scale(key, factor if self.awake is None else torch.where(self.awake, factor, 1.0), whole.state)
+
+    def read_weights(self, whole: AdaBreg | LinBreg) -> None:
+        """Of all entries of the units, off their duals."""
+        duals = [selected(whole.state[p]["dual"], span) for p, _, span, _ in self.members]
+        z = duals if self.delta == 1 else [self.delta * dual for dual in duals]
+        out = [torch.empty_like(a, dtype=p.dtype) for a, (p, *_) in zip(z, self.members, strict=True)]
+        write_prox(readings(self.penalty, z, [self.delta] * len(z), out, self.axes))
+        for (p, _, span, _), weights in zip(self.members, out, strict=True):
+            write(p, span, weights)
+        whole.adopt([p for p, *_ in self.members])
+
+    def _scale(self, key: str, factor: Tensor, states: States) -> None:
+        for p, axis, span, there in self.members:
+            if key in states[p] and not _is_all(there):
+                rows = copied(states[p][key], span)
+                write(states[p][key], span, rows.mul_(along(factor, rows, axis)))
+
+    def _length(self, states: States) -> Tensor:
+        """Of the duals, without those that another piece has."""
+        beside = []
+        for p, axis, span, there in self.members:
+            if not _is_all(there):
+                rows = copied(states[p]["dual"], span)
+                if there is not None:
+                    write(rows, there, torch.zeros_like(selected(rows, there)))
+                beside.append((rows, axis))
+        return unit_norms(*zip(*beside, strict=True))
+
+
+def _pieces(group: Group, trained: Trained, states: States) -> list[_Piece]:
+    """The tensors of the restriction for a parameter group, whose groups they have as a whole, or as their lengths."""
     members, penalty = group["params"], group["penalty"]
     axes = axes_of(group["joint"], len(members))
     if axes is None:
@@ -237,7 +332,56 @@ def _pieces(group: Group, trained: Trained) -> list[_Piece]:
     some, units = [index for index in given if index is not None], None
     if 0 in _free_axes(penalty, 2) and len(some) == len(given):
         units = torch.cat(some).unique()
-    return [_joint(p, axis, units, *trained.get(p, (None, None))) for p, axis in zip(members, axes, strict=True)]
+    return _with_rest(group, units, trained, states) or [
+        _joint(p, axis, units, *trained.get(p, (None, None))) for p, axis in zip(members, axes, strict=True)
+    ]
+
+
+def _with_rest(group: Group, units: Tensor | None, trained: Trained, states: States) -> list[_Piece]:
+    """The pieces of joint units with these indices, and their rest; none where that is not exact, or gains little."""
+    given = axes_of(group["joint"], len(group["params"])) or ()
+    axes = [axis for axis in given if isinstance(axis, int)]
+    if len(axes) < len(given) or not _goes_by_length(group, states):
+        return []
+    pieces, members, left_out = [], [], 0
+    for p, axis in zip(group["params"], axes, strict=True):
+        span = tuple(units if k == axis else None for k in range(p.ndim))
+        small, part = trained.get(p, (None, None))
+        outer = _moving(states[p], span, axis, part)
+        there = None if outer is None else tuple(None if k == axis else index for k, index in enumerate(outer))
+        members.append((p, axis, span, there))
+        left_out += _size(p, span) - (0 if outer is None else _size(p, outer))
+        if outer is not None:
+            pieces.append(_piece(p, outer, small, part))
+    return [_Rest(group, members, pieces), *pieces] if left_out > SMALL else []
+
+
+def _goes_by_length(group: Group, states: States) -> bool:
+    """Whether of what has neither gradients nor means in joint units its length is enough."""
+    found = [states.get(p, {}) for p in group["params"]]
+    return (
+        type(group["penalty"]) is GroupLasso
+        and group["penalty"].groups == ROWS
+        and group.get("second_moment") != "group"
+        and all("dual" in state for state in found)
+        and len({_counts(state) for state in found if "step" in state}) <= 1
+    )
+
+
+def _moving(state: Mapping[str, Any], span: Selection, axis: int, part: Selection | None) -> Selection | None:
+    """The least part of the units ``span`` that holds the ``part`` that the network has, and all means; None: none."""
+    means = [nonzero(selected(state[key], span)).cpu() for key in MEANS & state.keys()]
+    if part is None:
+        return span if any(mask.any() for mask in means) else None
+    outer = list(span)
+    for k, own in enumerate(part):
+        if k != axis and own is not None:
+            mask = torch.zeros(state["dual"].shape[k], dtype=torch.bool)
+            for moves in means:
+                mask |= any_over(moves, tuple(other for other in range(moves.ndim) if other != k))
+            mask[own] = True
+            outer[k] = indices(mask)
+    return tuple(outer)
 
 
 def _units(whole: Tensor, axis: Axis, part: Selection) -> Tensor | None:
@@ -254,17 +398,37 @@ def _alone(whole: Tensor, small: Parameter, part: Selection, free: Sequence[int]
 
 def _joint(whole: Tensor, axis: Axis, units: Tensor | None, small: Parameter | None, part: Selection | None) -> _Piece:
     """Of joint units those with these indices, whole."""
-    along = dim_of(axis)
     rows = units
     if units is not None and not isinstance(axis, int):
         rows = torch.isin(unit_of(whole, axis), units).nonzero()[:, 0]
-    outer = tuple(rows if k == along else None for k in range(whole.ndim))
-    inner = outer if part is None else part
-    if rows is not None and part is not None:
-        own = part[along]
-        places = None if own is None or len(own) == len(rows) else torch.searchsorted(rows, own)
-        inner = tuple(places if k == along else index for k, index in enumerate(part))
+    return _piece(whole, tuple(rows if k == dim_of(axis) else None for k in range(whole.ndim)), small, part)
+
+
+def _piece(whole: Tensor, outer: Selection, small: Parameter | None, part: Selection | None) -> _Piece:
+    """The part ``outer`` of a parameter, in which lies the ``part`` that the network has."""
+    inner = outer if part is None else tuple(map(_places, part, outer))
     return _Piece(whole, outer, inner, small)
+
+
+def _places(indices: Tensor | None, among: Tensor | None) -> Tensor | None:
+    """Where increasing indices stand among others; None: all."""
+    if indices is None or among is None:
+        return indices
+    return None if len(indices) == len(among) else torch.searchsorted(among, indices)
+
+
+def _is_all(part: Selection | None) -> bool:
+    return part is not None and all(index is None for index in part)
+
+
+def _size(tensor: Tensor, part: Selection) -> int:
+    """Number of entries of a part."""
+    return math.prod(n if index is None else len(index) for n, index in zip(tensor.shape, part, strict=True))
+
+
+def _counts(state: Mapping[str, Any]) -> tuple[float, float]:
+    """Numbers of full and of coarse steps."""
+    return float(state.get("step", 0)), state.get("coarse", 0.0)
 
 
 def _free_axes(penalty: Penalty | LogSum, ndim: int) -> Sequence[int]:
@@ -282,6 +446,7 @@ def _of_kind(optimizer: AdaBreg | LinBreg, groups: Sequence[tuple[Group, Sequenc
             {
                 **{key: value for key, value in group.items() if key != "param_names"},
                 "params": [piece.part for piece in pieces],
+                **(pieces[0].options if isinstance(pieces[0], _Rest) else {}),
             }
             for group, pieces in groups
         ]

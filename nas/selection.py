@@ -1,5 +1,6 @@
 """A part of a tensor: some of the indices along each of its axes."""
 
+import torch
 from torch import Tensor
 
 Selection = tuple[Tensor | None, ...]  # along each axis the indices, in increasing order; None: all
@@ -32,7 +33,13 @@ def write(tensor: Tensor, part: Selection, values: Tensor) -> None:
     elif len(some) == 1:
         tensor.index_copy_(*some[0], values)
     else:
-        (axis, index), *_ = some
-        slices = selected(tensor, (None,) * axis + (index,))
-        write(slices, tuple(None if k == axis else each for k, each in enumerate(part)), values)
-        tensor.index_copy_(axis, index, slices)
+        tensor.index_put_(_grid(tensor, part), values)
+
+
+def _grid(tensor: Tensor, part: Selection) -> tuple[Tensor, ...]:
+    """The indices along each axis, broadcastable to the shape of the part."""
+    given = [
+        torch.arange(n, device=tensor.device) if index is None else index.to(tensor.device)
+        for n, index in zip(tensor.shape, part, strict=True)
+    ]
+    return tuple(index.reshape(-1, *(1,) * (tensor.ndim - 1 - axis)) for axis, index in enumerate(given))

@@ -1,6 +1,7 @@
 """Coarse steps: those of the whole on what is awake, while what sleeps stands still bit for bit."""
 
 import copy
+import math
 import weakref
 from itertools import islice, pairwise
 
@@ -20,6 +21,7 @@ from nas import (
     ProxSGD,
     Zero,
     param_groups,
+    restriction,
     sparse_start,
 )
 from nas.models import DagNet, Edge, Node, Plan, Skip, mlp
@@ -37,7 +39,14 @@ MAKERS = {
     "entry": AdaBreg,
     "group": lambda groups: AdaBreg(groups, second_moment="group"),
     "tensor": lambda groups: AdaBreg(groups, second_moment="tensor"),
+    "decay": lambda groups: AdaBreg(groups, weight_decay=0.5),
 }
+
+
+@pytest.fixture
+def lengths_always(monkeypatch):
+    """What the network lacks of units is a length, however few its entries."""
+    monkeypatch.setattr(restriction, "SMALL", 0)
 
 
 def step(net, optimizer, x, y):
@@ -98,6 +107,45 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "make"), CASES)
 def test_coarse_steps_are_those_of_the_whole_on_what_is_awake(name, make):
+    check_coarse_steps(name, make)
+
+
+@pytest.mark.usefixtures("lengths_always")
+@pytest.mark.parametrize("make", ["momentum", "entry", "decay"])
+@pytest.mark.parametrize("name", ["chain of convolutions", "fully connected", "separable"])
+def test_they_are_where_a_length_stands_for_what_the_network_lacks_of_units(name, make):
+    check_coarse_steps(name, make)
+
+
+@pytest.mark.usefixtures("lengths_always")
+@pytest.mark.parametrize("make", ["momentum", "entry", "decay"])
+def test_they_are_while_means_move_what_read_a_unit_that_has_died(make):
+    check_coarse_steps("fully connected", make, dies="n1")
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_length_or_all_entries_of_the_units_make_no_difference(make, monkeypatch):
+    torch.manual_seed(0)
+    x = torch.rand(4, 1, 8, 8, dtype=torch.float64)
+    net = SUPERNETS["fully connected"]().double()
+    sparse_start(net, 0.2)
+    optimizer = MAKERS[make](param_groups(net, lam=0.015, lr=0.002))
+    for _ in range(20):
+        step(net, optimizer, x, x)
+    found = []
+    for least in (0, math.inf):
+        monkeypatch.setattr(restriction, "SMALL", least)
+        whole, own = copy.deepcopy((net, optimizer))
+        level = CoarseLevel(whole, own)
+        for _ in range(3):
+            step(level.net, level.optimizer, x, x)
+        level.take_back()
+        found.append([*whole.parameters(), *(v for s in own.state.values() for v in s.values())])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-13)
+
+
+def check_coarse_steps(name, make, dies=None):
     torch.manual_seed(0)
     x, y = torch.rand(2, 4, 1, 8, 8, dtype=torch.float64)
     net = SUPERNETS[name]().double()
@@ -105,6 +153,12 @@ def test_coarse_steps_are_those_of_the_whole_on_what_is_awake(name, make):
     strength, lr = (1.5e-4, 0.1) if make in ("linbreg", "momentum") else (0.015, 0.002)
     optimizer = MAKERS[make](param_groups(net, lam=strength, lr=lr))
     for _ in range(20):
+        step(net, optimizer, x, y)
+    if dies is not None:
+        node = net.nodes[dies]
+        unit = node.edges["in"].detach().norm(dim=1).argmax()
+        with torch.no_grad():
+            node.edges["in"][unit] = node.bias[unit] = 0.0
         step(net, optimizer, x, y)
     before = copy.deepcopy(optimizer.state_dict()["state"])
     masks = dict(alive_entries(optimizer.param_groups))
@@ -183,9 +237,12 @@ def test_what_sleeps_wakes_in_full_steps_alone():
     assert (output["step"], output["coarse"]) == (24, 40)
 
 
+@pytest.mark.parametrize("lengths", [False, True])
 @pytest.mark.parametrize("second_moment", ["entry", "group", "tensor"])
 @pytest.mark.parametrize("stop", [9, 10, 12])  # after a full step, and within coarse ones
-def test_a_search_goes_on_bit_for_bit_within_coarse_steps(stop, second_moment):
+def test_a_search_goes_on_bit_for_bit_within_coarse_steps(stop, second_moment, lengths, request):
+    if lengths:
+        request.getfixturevalue("lengths_always")
     states, count = [], 0
 
     def keep():
