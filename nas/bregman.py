@@ -148,12 +148,13 @@ class Bregman(Penalised):
 
         A larger lam then shrinks what is awake, and the weakest groups fall asleep.
         """
-        for index, group in enumerate(self.param_groups):
+        for index in range(len(self.param_groups)):
             self._check_settings(index)
-            self._applied[index] = _made_with(group)
-            for members in unit_sets(group):
-                if all("dual" in self.state.get(p, ()) for p in members):
-                    self._read_weights([(group, members)])
+        self._applied = [_made_with(group) for group in self.param_groups]
+        sets = [(group, members) for group in self.param_groups for members in unit_sets(group)]
+        self._read_weights(
+            [(g, members) for g, members in sets if all("dual" in self.state.get(p, ()) for p in members)]
+        )
 
     @torch.no_grad()
     def reweight(self) -> None:
