@@ -66,7 +66,7 @@ def main() -> None:
     print(f"{'dense / ours':<36}{'alive':>6}" + "".join(f"{title:>11}" for title in titles))
     for name, (make, shape) in SUPERNETS.items():
         for density in DENSITIES:
-            _print_row(name, density, _race(make, torch.rand(shape), density, rounds=8))
+            _print_row(name, density, _race(make, torch.rand(shape), density, rounds=6))
     for name, (make, shape) in SIZES.items():
         for density in (0.1, 0.3, 1.0):
             _print_row(name, density, _race(make, torch.rand(shape), density, rounds=4, warm_up=1))
@@ -74,41 +74,44 @@ def main() -> None:
 
 
 def _print_row(name: str, density: float, times: dict[str, float]) -> None:
-    dense, ours, step = times["dense"], times["alive only"], times["step"]
-    multilevel = (ours + step + times["level"] + COARSE * times["coarse step"]) / (COARSE + 1)
-    adam = dense + times["Adam"]
-    ratios = (dense / ours, (dense + step) / (ours + step), (dense + step) / multilevel, adam / (ours + step))
-    print(
-        f"{name:<36}{density:>6.0%}{1e3 * dense:>8.1f} ms{1e3 * ours:>8.1f} ms"
-        + "".join(f"{ratio:>11.2f}" for ratio in (*ratios, adam / multilevel))
+    dense, ours, multilevel = times["dense"], times["alive only"], times["cycle"] / (COARSE + 1)
+    ratios = (
+        dense / ours,
+        times["dense step"] / times["step"],
+        times["dense step"] / multilevel,
+        times["Adam"] / times["step"],
+        times["Adam"] / multilevel,
     )
+    numbers = "".join(f"{ratio:>11.2f}" for ratio in ratios)
+    print(f"{name:<36}{density:>6.0%}{1e3 * dense:>8.1f} ms{1e3 * ours:>8.1f} ms{numbers}")
     if theirs := times.get("bregman-learning"):
-        print(f"{'bregman-learning, dense / ours':<75}{theirs / (ours + step):>11.2f}{theirs / multilevel:>11.2f}")
+        print(f"{'bregman-learning, dense / ours':<75}{theirs / times['step']:>11.2f}{theirs / multilevel:>11.2f}")
 
 
-def _race(make: Callable[[], DagNet], x: Tensor, density: float, rounds: int, warm_up: int = 5) -> dict[str, float]:
-    """Median CPU seconds of forward and backward, dense and on what is alive, of the optimiser's step and of Adam's, of
-    making and leaving a coarse level, and of a whole coarse step."""
+def _race(make: Callable[[], DagNet], x: Tensor, density: float, rounds: int, warm_up: int = 2) -> dict[str, float]:
+    """Median CPU seconds, in turns of several in a row: of forward and backward, dense and on what is alive; of whole
+    steps, dense, on what is alive, and dense with Adam; and of a full step with the coarse ones that follow it."""
     net, optimizer = _started(make, density)
-    dense = copy.deepcopy(net)
-    adam = torch.optim.Adam(dense.parameters(), lr=1e-9, fused=True)
+    dense, dense_optimizer = _started(make, density)
+    rival = copy.deepcopy(dense)
+    adam = torch.optim.Adam(rival.parameters(), lr=1e-9, fused=True)
     rivals: dict[str, Callable[[], object]] = {}
     if find_spec("bregman") is not None and x.shape == (128, 1, 28, 28):
         rivals["bregman-learning"] = _bregman_learning_step(make(), x)
     with ExitStack() as stack:
         stack.enter_context(alive_only(net))
-        _gradients(net, x)
-        optimizer.step()
+        _step(net, optimizer, x)
         level = CoarseLevel(net, optimizer)
         steps: dict[str, Callable[[], object]] = {
             "dense": lambda: _gradients(dense, x),
-            "Adam": adam.step,
             "alive only": lambda: _gradients(net, x),
-            "step": optimizer.step,
-            "level": lambda: CoarseLevel(net, optimizer).take_back(),
-            "coarse step": lambda: _coarse_step(level, x),
+            "dense step": lambda: _step(dense, dense_optimizer, x),
+            "step": lambda: _step(net, optimizer, x),
+            "Adam": lambda: _step(rival, adam, x),
+            "coarse step": lambda: _step(level.net, level.optimizer, x),
         }
-        return medians(steps | rivals, rounds, time.process_time, warm_up)
+        times = medians(steps | rivals, rounds, time.process_time, warm_up, in_a_row=4)
+        return times | medians({"cycle": lambda: _cycle(net, optimizer, x)}, rounds, time.process_time, warm_up=1)
 
 
 def _started(make: Callable[[], DagNet], density: float) -> tuple[DagNet, AdaBreg]:
@@ -125,7 +128,7 @@ def _print_growth() -> None:
     rows = []
     for share in SHARES:
         times, bytes_ = _race(make, x, share, rounds=3, warm_up=1), _memory(make, x, share)
-        rows.append((times["alive only"], times["alive only"] + times["step"], times["coarse step"], *bytes_))
+        rows.append((times["alive only"], times["step"], times["coarse step"], *bytes_))
     titles = "forward and backward", "a full step", "a coarse step", "kept by a full step", "kept by a coarse step"
     for title, values in zip(titles, zip(*rows, strict=True), strict=True):
         unit, factor = ("MB", 1e-6) if title.startswith("kept") else ("ms", 1e3)
@@ -172,15 +175,23 @@ def _kept(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> int:
     return sum(storages.values())
 
 
-def _gradients(net: DagNet, x: Tensor) -> None:
+def _gradients(net: nn.Module, x: Tensor) -> None:
     net.zero_grad()
     (net(x) - x).square().mean().backward()
 
 
-def _coarse_step(level: CoarseLevel, x: Tensor) -> None:
-    level.optimizer.zero_grad()
-    (level.net(x) - x).square().mean().backward()
-    level.optimizer.step()
+def _step(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
+    optimizer.zero_grad()
+    (net(x) - x).square().mean().backward()
+    optimizer.step()
+
+
+def _cycle(net: DagNet, optimizer: AdaBreg, x: Tensor) -> None:
+    _step(net, optimizer, x)
+    level = CoarseLevel(net, optimizer)
+    for _ in range(COARSE):
+        _step(level.net, level.optimizer, x)
+    level.take_back()
 
 
 def _bregman_learning_step(net: DagNet, x: Tensor) -> Callable[[], object]:
@@ -191,11 +202,7 @@ def _bregman_learning_step(net: DagNet, x: Tensor) -> Callable[[], object]:
     weights = [p for p in net.parameters() if p.ndim > 1]
     optimizer = bregman.AdaBreg([{"params": weights, "reg": reg}], lr=1e-4)
 
-    def step() -> None:
-        _gradients(net, x)
-        optimizer.step()
-
-    return step
+    return lambda: _step(net, optimizer, x)
 
 
 if __name__ == "__main__":
