@@ -2,7 +2,7 @@
 
 Shapes: a state is a matrix here, (c, positions), of those of the n units of its node that can be other than zero; the
 gradient at it is (n, positions). The grid of its positions is (B, h, w) under convolutions. Either may be transposed in
-memory: full convolutions lead to that, and products to what has many rows.
+memory, as convolutions need it, and as products are fast to what has many rows; what follows takes it as it comes.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from torch.nn.grad import conv2d_weight
 
 from nas.models.dag import resample
 
+WIDE = 32  # rows of a matrix from which on its product is transposed
 LARGE = 3  # side of depthwise kernels above which their gradient is computed as a convolution
 
 
@@ -55,7 +56,7 @@ class SparseEdge:
         if self.depthwise:
             y = _channelwise(own, picked(x, self.take), here)
         elif _is_matrix(weight):
-            y = picked(own.flatten(1), self.units, 1) @ x
+            y = _product(picked(own.flatten(1), self.units, 1), x)
         else:
             y = _convolution(picked(own, self.units, 1), x, here)
         return _resampled(y, here, self.repeats)
@@ -77,7 +78,7 @@ class SparseEdge:
         if self.depthwise:
             result = _convolution(core.flip(2, 3), own, here, groups=len(core))
         elif _is_matrix(weight):
-            result = _transposed_product(picked(core, self.rows).flatten(1), own)
+            result = _product(picked(core, self.rows).flatten(1).T, own)
         else:
             result = _convolution(picked(core, self.rows).transpose(0, 1).flip(2, 3), own, here)
         return _gathered(result, here, self.levels - self.repeats)
@@ -110,6 +111,21 @@ def _is_empty(indices: Tensor | None) -> bool:
 
 def picked(x: Tensor, indices: Tensor | None, axis: int = 0) -> Tensor:
     return x if indices is None else x.index_select(axis, indices)
+
+
+def picked_like(x: Tensor, indices: Tensor | None, like: Tensor) -> Tensor:
+    """Rows of ``x`` as ``like`` is in memory."""
+    if indices is None or like.is_contiguous():
+        return picked(x, indices)
+    return picked(x.T, indices, 1).T
+
+
+def put_back(x: Tensor, indices: Tensor, rows: Tensor) -> None:
+    """Write what was picked."""
+    if rows.is_contiguous():
+        x.index_copy_(0, indices, rows)
+    else:
+        x.T.scatter_(1, indices.expand(rows.T.shape), rows.T)
 
 
 def spread(part: Tensor, indices: Tensor | None, shape: Sequence[int], axis: int = 0) -> Tensor:
@@ -149,10 +165,10 @@ def _is_matrix(weight: Tensor) -> bool:
     return weight.ndim == 2 or weight.shape[-1] == 1
 
 
-def _transposed_product(weight: Tensor, x: Tensor) -> Tensor:
-    """A^T x, in the layout in which it is faster."""
-    units, positions = weight.shape[1], x.shape[1]
-    return (x.T @ weight).T if positions > units else weight.T @ x
+def _product(weight: Tensor, x: Tensor) -> Tensor:
+    """A x; transposed in memory where that is faster: of many rows at more positions."""
+    rows, positions = len(weight), x.shape[1]
+    return (x.T @ weight.T).T if WIDE <= rows < positions else weight @ x
 
 
 def _convolution(weight: Tensor, x: Tensor, grid: torch.Size, groups: int = 1) -> Tensor:
@@ -172,7 +188,9 @@ def _outer(g: Tensor, x: Tensor, weight: Tensor, grid: torch.Size, groups: int =
 
 
 def _channelwise(weight: Tensor, x: Tensor, grid: torch.Size) -> Tensor:
-    """A x of few units and a kernel for each, as one picture of many channels: each unit of each sample, n b h w."""
+    """A x with a kernel for each unit; of few units as one picture of many channels: each unit of each sample, n b h w."""
+    if not x.is_contiguous():
+        return _convolution(weight, x, grid, groups=len(x))
     (batch, height, width), units = grid, len(x)
     kernels = weight[:, None].expand(-1, batch, -1, -1, -1).flatten(0, 1)
     picture = x.reshape(1, units * batch, height, width)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nas.models.plan import INPUT, OUTPUT
-from nas.models.sparse_edges import Picks, SparseEdge, at_level, picked, spread
+from nas.models.sparse_edges import Picks, SparseEdge, at_level, picked, picked_like, put_back, spread
 
 SLOPE_ONE = {"right_relu": torch.ge, "relu": torch.gt}  # where they have slope 1: at z >= 0, at z > 0; elsewhere 0
 
@@ -161,10 +161,10 @@ class SparseNode:
 
     def _before_activation(self, g: Picks, slope: Tensor) -> Picks:
         """h = act' g, in place of ``g``. On rows that sleep the slope is that at 0: 1, or 0 of relu."""
-        whole, alive = g[None], g[self.rows].mul_(slope)
+        whole, alive = g[None], picked_like(g[None], self.rows, slope).mul_(slope)
         if self.rows is not None:
             whole = whole.zero_() if self.activation == "relu" else whole
-            whole.index_copy_(0, self.rows, alive)
+            put_back(whole, self.rows, alive)
         h = Picks(whole)
         h[self.rows] = alive
         return h
