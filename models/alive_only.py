@@ -1,8 +1,7 @@
 """Training that computes only what is alive, exactly: most of a supernet is zero while it grows."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,8 @@ from torch.nn import Parameter
 from nas.models.alive import side
 from nas.models.dag import DagNet, DagNode
 from nas.models.plan import DEPTHWISE, INPUT, Edge, Indices
-from nas.models.sparse_edges import SparseEdge, SparseRows
+from nas.models.sparse_edges import SparseEdge
+from nas.models.sparse_net import SparseNet, SparseNode, SparseSkip
 from nas.nonzero import any_over, nonzero
 
 DENSE_ABOVE = 0.6  # share of rows or units that are alive, above which picking them out costs more than it saves
@@ -40,23 +40,8 @@ def alive_only(net: nn.Module) -> Iterator[None]:
         net.liveness = before
 
 
-@dataclass(frozen=True)
-class LiveNode:
-    """What is alive at a node: its rows; those of edges by their keys that are computed at the lower resolution of
-    their sources; and those of its projections by their sources."""
-
-    rows: SparseRows
-    coarse: Mapping[str, SparseRows]
-    projections: Mapping[str, SparseRows]
-
-    @property
-    def saves(self) -> bool:
-        """Whether torch would take longer."""
-        return any(part.saves for part in (self.rows, *self.coarse.values(), *self.projections.values()))
-
-
 class Liveness:
-    """What is alive in a network now, by node; nothing where computing all of it costs no more.
+    """What is alive in a network now.
 
     It depends on nothing but which rows, rings, biases and gates are zero. These are read at every call, whoever has
     written to them; the sets of indices are made anew at births and deaths.
@@ -65,42 +50,20 @@ class Liveness:
     def __init__(self, net: DagNet) -> None:
         self.net = net
         self._awake: Tensor | None = None
-        self._nodes: dict[str, LiveNode] = {}
+        self._found: SparseNet | None = None
 
     @torch.no_grad()
-    def __call__(self) -> Mapping[str, LiveNode]:
+    def __call__(self) -> SparseNet | None:
+        """The network without what is zero; None where computing all of it costs no more."""
         awake = torch.cat([part for node in self.net.named_nodes().values() for part in _awake(node)])
         if self._awake is None or not torch.equal(awake, self._awake):
-            nodes = self._find()
-            self._awake, self._nodes = awake, nodes if any(node.saves for node in nodes.values()) else {}
-        return self._nodes
+            found = _Finder(self.net).found
+            self._awake, self._found = awake, found if found.saves else None
+        return self._found
 
-    def _find(self) -> dict[str, LiveNode]:
-        emits = {INPUT: torch.ones(self.net.plan.units[INPUT], dtype=torch.bool)}
-        nodes = {}
-        for name, node in self.net.named_nodes().items():
-            rows, fine, coarse = nonzero(node.bias), [], {}
-            alive = rows
-            for edge, weight in node.weighted_edges():
-                own = _rows(weight)
-                own = own & emits[edge.source] if edge.operation == DEPTHWISE else own
-                alive = alive | own
-                if node.levels[edge.source] > 0 and edge.kernel == 1 and node.plan.activation == "identity":
-                    coarse[edge.key] = _sparse_rows(node, [(edge, weight)], own, emits, "identity")
-                else:
-                    fine.append((edge, weight))
-                    rows = rows | own
-            whole = _sparse_rows(node, fine, rows, emits, node.plan.activation)
-            emits[name], projections = alive, {}
-            for skip, gate in zip(node.plan.skips, node.gates.tolist(), strict=True):
-                if gate:
-                    emits[name] = emits[name] | emits[skip.source]
-            for source, matrix in node.projections.items():
-                own = _rows(matrix)
-                projections[source] = _sparse_rows(node, [(Edge(source), matrix)], own, emits, "identity")
-                emits[name] = emits[name] | own
-            nodes[name] = LiveNode(whole, coarse, projections)
-        return nodes
+    def weights(self) -> list[Parameter]:
+        """Those of the network, as a `SparseNet` takes them."""
+        return [weight for node in self.net.named_nodes().values() for weight in _weights(node)]
 
 
 def _joins_all(net: DagNet) -> bool:
@@ -111,6 +74,16 @@ def _joins_all(net: DagNet) -> bool:
         some.extend(part for edge in node.edges for part in (edge.take, edge.put))
         some.extend(part for skip in node.skips for part in (skip.take, skip.put))
     return all(part is None for part in some)
+
+
+def _weights(node: DagNode) -> Iterator[Parameter]:
+    """In the order of `SparseNode.weights`."""
+    yield from (weight for _, weight in node.weighted_edges())
+    yield from node.projections.values()
+    if isinstance(node.bias, Parameter):
+        yield node.bias
+    if node.plan.skips:
+        yield node.gates
 
 
 def _awake(node: DagNode) -> Iterator[Tensor]:
@@ -132,27 +105,70 @@ def _rows(weight: Tensor) -> Tensor:
     return any_over(nonzero(weight).flatten(1), 1)
 
 
-def _sparse_rows(
-    node: DagNode,
-    edges: list[tuple[Edge, Parameter]],
-    rows: Tensor,
-    emits: Mapping[str, Tensor],
-    activation: str,
-) -> SparseRows:
-    """What of ``edges`` is not zero, from the masks of ``rows`` that are alive and of what each source ``emits``."""
-    own = _indices(rows)
-    sources = tuple(dict.fromkeys(edge.source for edge, _ in edges)) or (INPUT,)
-    parts = []
-    for edge, weight in edges:
-        depthwise = edge.operation == DEPTHWISE
-        units = own if depthwise and torch.equal(rows, emits[edge.source]) else _indices(emits[edge.source])
-        parts.append(SparseEdge(sources.index(edge.source), own, units, _rim(edge, weight), depthwise))
-    return SparseRows(len(rows), own, tuple(parts), sources, activation, node.unit_axis)
+class _Finder:
+    """Finds what of a network is not zero, node by node."""
+
+    def __init__(self, net: DagNet) -> None:
+        self._emits = {INPUT: torch.ones(net.plan.units[INPUT], dtype=torch.bool)}
+        self._sets: dict[bytes, Tensor] = {}
+        self.found = SparseNet(tuple(self._node(name, node) for name, node in net.named_nodes().items()), net.unit_axis)
+
+    def _node(self, name: str, node: DagNode) -> SparseNode:
+        edges, projections = list(node.weighted_edges()), [(Edge(s, 1), P) for s, P in node.projections.items()]
+        alive = [_rows(A) & self._emits[e.source] if e.operation == DEPTHWISE else _rows(A) for e, A in edges]
+        rows = _rounded(_union(nonzero(node.bias), *alive))
+        projected = [_rounded(_rows(P)) for _, P in projections]
+        opened = [self._emits[s.source] for s, gate in zip(node.plan.skips, node.gates.tolist(), strict=True) if gate]
+        emits = self._emits[name] = _rounded(_union(rows, *projected, *opened))
+        ends = zip(projections, projected, strict=True)
+        return SparseNode(
+            name=name,
+            units=node.plan.units,
+            emits=self._indices(emits),
+            rows=self._indices(rows),
+            put=self._indices(rows, emits),
+            edges=tuple(self._edge(node, e, A, rows, rows) for e, A in edges),
+            projections=tuple(self._edge(node, e, P, some, emits) for (e, P), some in ends),
+            skips=tuple(self._skip(skip.source, emits) for skip in node.plan.skips),
+            activation=node.plan.activation,
+            has_bias=node.plan.bias,
+            level=node.plan.level,
+        )
+
+    def _edge(self, node: DagNode, edge: Edge, weight: Parameter, rows: Tensor, total: Tensor) -> SparseEdge:
+        """An edge (or projection), from the masks of its ``rows`` that are alive, and of those that it adds to."""
+        depthwise, levels, emits = edge.operation == DEPTHWISE, node.levels[edge.source], self._emits[edge.source]
+        rows = rows & emits if depthwise else rows
+        return SparseEdge(
+            source=edge.source,
+            levels=levels,
+            rows=self._indices(rows),
+            put=self._indices(rows, total),
+            units=self._indices(emits),
+            take=self._indices(rows, emits) if depthwise else None,
+            rim=_rim(edge, weight),
+            depthwise=depthwise,
+            repeats=levels if edge.kernel == 1 and levels > 0 else 0,
+        )
+
+    def _skip(self, source: str, total: Tensor) -> SparseSkip:
+        emits = self._emits[source]
+        return SparseSkip(source, self._indices(emits), self._indices(emits & total, total))
+
+    def _indices(self, mask: Tensor, among: Tensor | None = None) -> Tensor | None:
+        """Of what is true, among what is true of another mask that covers it, as one tensor for each set; None for
+        all of it."""
+        mask = mask if among is None else mask[among]
+        return None if mask.all() else self._sets.setdefault(mask.numpy().tobytes(), mask.nonzero()[:, 0])
 
 
-def _indices(mask: Tensor) -> Tensor | None:
-    """Of what is alive; None, for all, if that is most."""
-    return mask.nonzero()[:, 0] if mask.sum() <= DENSE_ABOVE * len(mask) else None
+def _union(*masks: Tensor) -> Tensor:
+    return any_over(torch.stack(masks), 0)
+
+
+def _rounded(mask: Tensor) -> Tensor:
+    """Of what is alive; all, if that is most."""
+    return torch.ones_like(mask) if mask.sum() > DENSE_ABOVE * len(mask) else mask
 
 
 def _rim(edge: Edge, weight: Tensor) -> int | None:

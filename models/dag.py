@@ -20,7 +20,7 @@ from nas.files import write_bytes, write_json
 from nas.models.plan import DEPTHWISE, INPUT, OUTPUT, Edge, Node, Plan, Skip
 
 if TYPE_CHECKING:
-    from nas.models.alive_only import Liveness, LiveNode
+    from nas.models.alive_only import Liveness
 
 
 def right_relu(x: Tensor) -> Tensor:
@@ -100,31 +100,13 @@ class DagNode(nn.Module):
         """The edges with their weights."""
         return ((edge, self.edges[edge.key]) for edge in self.plan.edges)
 
-    def forward(self, states: Mapping[str, Tensor], live: "LiveNode | None" = None) -> Tensor:
-        if live is not None:
-            return self._where_alive(states, live)
+    def forward(self, states: Mapping[str, Tensor]) -> Tensor:
         x = self.computed(states)
         if self.rows is not None:
             x = _zeros_like(x, self.plan.units, self.unit_axis).index_copy_(self.unit_axis, self.rows, x)
         ours = self.rows is not None
         for k, term in enumerate(self.brought(states).values()):
             x, ours = (self._placed(x, term, f"skip{k}", ours) if k < len(self.plan.skips) else x + term), True
-        return x
-
-    def _where_alive(self, states: Mapping[str, Tensor], live: "LiveNode") -> Tensor:
-        """The same, computed where it is not zero (`nas.models.alive_only`)."""
-        x = live.rows(
-            [resample(states[source], self.levels[source]) for source in live.rows.sources],
-            [weight for edge, weight in self.weighted_edges() if edge.key not in live.coarse],
-            self.bias if self.plan.bias else None,
-            [states[skip.source] for skip in self.plan.skips],
-            self.gates if self.plan.skips else None,
-        )
-        for edge, weight in self.weighted_edges():
-            if part := live.coarse.get(edge.key):
-                x = x + resample(part([states[edge.source]], [weight]), self.levels[edge.source])
-        for source, part in live.projections.items():
-            x = x + part([resample(states[source], self.levels[source])], [self._matrix(source)])
         return x
 
     def computed(self, states: Mapping[str, Tensor]) -> Tensor:
@@ -265,21 +247,22 @@ class DagNet(nn.Module):
         return {name: node for name, node in self.nodes.items() if isinstance(node, DagNode)}
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.states(x), x)
+        return self.output(self._where_alive(x) or self.states(x), x)
 
     def states(self, x: Tensor) -> dict[str, Tensor]:
         """The state of every node for the input ``x``, "in" first; `unit_axis` is the axis of their units."""
         states = {INPUT: self._enter(x)}
-        live = self._alive() if x.numel() else {}
         for name, node in self.nodes.items():
-            states[name] = node(states, live.get(name))
+            states[name] = node(states)
         return states
 
-    def _alive(self) -> "Mapping[str, LiveNode]":
-        """What is alive, within `nas.models.alive_only`; compiled, and by autocast, all is computed."""
+    def _where_alive(self, x: Tensor) -> dict[str, Tensor]:
+        """The state of the last node, computed where it is not zero, within `nas.models.alive_only`; nothing where all
+        is computed, as it is if that costs no more, compiled, and by autocast."""
         if torch.compiler.is_compiling() or self.liveness is None or torch.is_autocast_enabled("cpu"):
             return {}  # in this order: what is compiled does not depend on `liveness`
-        return self.liveness()
+        alive = self.liveness() if x.numel() else None
+        return {} if alive is None else {OUTPUT: alive(self._enter(x), self.liveness.weights())}
 
     def _enter(self, x: Tensor) -> Tensor:
         if self.plan.extra:

@@ -191,6 +191,17 @@ def test_most_products_are_left_out(name, share):
         assert products() < share * dense
 
 
+def test_gradients_of_one_output_can_be_computed_twice():
+    torch.manual_seed(0)
+    net = SUPERNETS["separable"]().double()
+    sparse_start(net, 0.2)
+    with alive_only(net):
+        y = net(torch.rand(2, 1, 8, 8, dtype=torch.float64)).square().sum()
+        weights = [p for p in net.parameters() if p.numel()]
+        first, second = (torch.autograd.grad(y, weights, retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
 def test_a_network_that_is_all_alive_is_computed_densely():
     net = SUPERNETS["fully connected"]()
     with torch.no_grad():
