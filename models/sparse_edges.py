@@ -66,7 +66,7 @@ class SparseEdge:
         if _is_empty(self.units):
             return torch.zeros_like(weight)
         x, here = self._read(x, grid), self._grid(grid)
-        own = _gathered(g[self.units if self.depthwise else None], grid, self.repeats)
+        own = _gathered(g.rows(self.units) if self.depthwise else g.whole, grid, self.repeats)
         if self.depthwise:
             return spread(_channelwise_outer(own, x, weight, here), self.units, weight.shape)
         return spread(_outer(own, x, weight, here), self.units, weight.shape, 1)
@@ -74,7 +74,8 @@ class SparseEdge:
     def to_source(self, g: "Picks", weight: Tensor, grid: torch.Size) -> Tensor:
         """A[R, :]^T g[R]: on all units, for the rows of those that sleep."""
         core, here = self._core(weight), self._grid(grid)
-        own = _gathered(g[None if self.depthwise else self.rows], grid, self.repeats)
+        own = g.whole if self.depthwise else g.rows(self.rows, like=None if _is_matrix(weight) else g.whole)
+        own = _gathered(own, grid, self.repeats)
         if self.depthwise:
             result = _convolution(core.flip(2, 3), own, here, groups=len(core))
         elif _is_matrix(weight):
@@ -94,15 +95,27 @@ class SparseEdge:
         return weight[..., self.rim : -self.rim, self.rim : -self.rim] if self.rim else weight
 
 
-class Picks(dict[Tensor | None, Tensor]):
-    """Rows of a matrix, by the tensors of their indices; None: all."""
+class Picks:
+    """Rows that are picked out of a matrix, by the tensors of their indices; None: all."""
 
     def __init__(self, whole: Tensor) -> None:
-        super().__init__({None: whole})
+        self.whole = whole
+        self._rows: dict[Tensor | None, Tensor] = {None: whole}
 
-    def __missing__(self, indices: Tensor | None) -> Tensor:
-        self[indices] = picked(self[None], indices)
-        return self[indices]
+    def rows(self, indices: Tensor | None, like: Tensor | None = None) -> Tensor:
+        """Those at the indices; if they are not there yet, as ``like`` is in memory."""
+        if indices is not None and indices not in self._rows:
+            transposed = like is not None and not like.is_contiguous()
+            self._rows[indices] = picked(self.whole.T, indices, 1).T if transposed else picked(self.whole, indices)
+        return self._rows[indices]
+
+    def put(self, indices: Tensor, rows: Tensor) -> None:
+        """Write others there; from now on these are what is picked."""
+        if rows.is_contiguous():
+            self.whole.index_copy_(0, indices, rows)
+        else:
+            self.whole.T.scatter_(1, indices.expand(rows.T.shape), rows.T)
+        self._rows = {None: self.whole, indices: rows}
 
 
 def _is_empty(indices: Tensor | None) -> bool:
@@ -111,21 +124,6 @@ def _is_empty(indices: Tensor | None) -> bool:
 
 def picked(x: Tensor, indices: Tensor | None, axis: int = 0) -> Tensor:
     return x if indices is None else x.index_select(axis, indices)
-
-
-def picked_like(x: Tensor, indices: Tensor | None, like: Tensor) -> Tensor:
-    """Rows of ``x`` as ``like`` is in memory."""
-    if indices is None or like.is_contiguous():
-        return picked(x, indices)
-    return picked(x.T, indices, 1).T
-
-
-def put_back(x: Tensor, indices: Tensor, rows: Tensor) -> None:
-    """Write what was picked."""
-    if rows.is_contiguous():
-        x.index_copy_(0, indices, rows)
-    else:
-        x.T.scatter_(1, indices.expand(rows.T.shape), rows.T)
 
 
 def spread(part: Tensor, indices: Tensor | None, shape: Sequence[int], axis: int = 0) -> Tensor:
@@ -188,7 +186,7 @@ def _outer(g: Tensor, x: Tensor, weight: Tensor, grid: torch.Size, groups: int =
 
 
 def _channelwise(weight: Tensor, x: Tensor, grid: torch.Size) -> Tensor:
-    """A x with a kernel for each unit; of few units as one picture of many channels: each unit of each sample, n b h w."""
+    """A x with a kernel for each unit; where these are apart in memory as one picture, n b h w -> 1 (n b) h w."""
     if not x.is_contiguous():
         return _convolution(weight, x, grid, groups=len(x))
     (batch, height, width), units = grid, len(x)

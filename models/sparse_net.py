@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nas.models.plan import INPUT, OUTPUT
-from nas.models.sparse_edges import Picks, SparseEdge, at_level, picked, picked_like, put_back, spread
+from nas.models.sparse_edges import Picks, SparseEdge, at_level, picked, spread
 
 SLOPE_ONE = {"right_relu": torch.ge, "relu": torch.gt}  # where they have slope 1: at z >= 0, at z > 0; elsewhere 0
 
@@ -148,26 +148,26 @@ class SparseNode:
             return edge.to_weight(g, states[edge.source], weight, grid)
 
         at_x = Picks(g)
-        to_gates = [at_x[skip.units].flatten().dot(states[skip.source].flatten()) for skip in self.skips]
+        skipped = [(skip.units, states[skip.source]) for skip in self.skips]
+        to_gates = [(at_x.rows(units, like=x) * x).sum() for units, x in skipped]
         to_projections = [through(edge, P, at_x) for edge, P in zip(self.projections, own.projections, strict=True)]
         skips = [(skip.source, gate) for skip, gate in self._gated(own) if at_states.expects(skip.source) and gate]
         kept = g.clone() if skips and slope is not None else g
         h = at_x if slope is None else self._before_activation(at_x, slope)
         to_edges = [through(edge, A, h) for edge, A in zip(self.edges, own.edges, strict=True)]
-        to_bias = [] if own.bias is None else [h[None].sum(1)]
+        to_bias = [] if own.bias is None else [h.whole.sum(1)]
         for k, (source, gate) in reversed(list(enumerate(skips))):
             at_states.add(source, gate * kept if k or gate != 1 else kept)
         return [*to_edges, *to_projections, *to_bias, *([torch.stack(to_gates)] if to_gates else [])]
 
     def _before_activation(self, g: Picks, slope: Tensor) -> Picks:
         """h = act' g, in place of ``g``. On rows that sleep the slope is that at 0: 1, or 0 of relu."""
-        whole, alive = g[None], picked_like(g[None], self.rows, slope).mul_(slope)
+        alive = g.rows(self.rows, like=slope).mul_(slope)
         if self.rows is not None:
-            whole = whole.zero_() if self.activation == "relu" else whole
-            put_back(whole, self.rows, alive)
-        h = Picks(whole)
-        h[self.rows] = alive
-        return h
+            if self.activation == "relu":
+                g.whole.zero_()
+            g.put(self.rows, alive)
+        return g
 
     def _gated(self, own: NodeWeights) -> list[tuple[SparseSkip, float]]:
         return list(zip(self.skips, [] if own.gates is None else own.gates.tolist(), strict=True))
