@@ -188,7 +188,7 @@ def _outer(g: Tensor, x: Tensor, weight: Tensor, grid: torch.Size, groups: int =
 
 
 def _channelwise(weight: Tensor, x: Tensor, grid: torch.Size) -> Tensor:
-    """A x with a kernel for each unit; of few units as one picture of many channels: each unit of each sample, n b h w."""
+    """A x with a kernel for each unit; of few units as one picture of many channels: the samples of unit after unit."""
     if not x.is_contiguous():
         return _convolution(weight, x, grid, groups=len(x))
     (batch, height, width), units = grid, len(x)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nas.models.plan import INPUT, OUTPUT
 from nas.models.sparse_edges import Picks, SparseEdge, at_level, picked, picked_like, put_back, spread
@@ -216,8 +215,10 @@ class _Sweeps(torch.autograd.Function):
         return _state(spread(y, last.emits, (last.units, y.shape[1])), at_level(grid, last.level), net.unit_axis)
 
     @staticmethod
-    @once_differentiable
+    @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # `once_differentiable` lets some pass, with wrong results
+            raise RuntimeError("no gradients of gradients (create_graph=True) within alive_only")
         net, grid, tensors = ctx.net, ctx.grid, iter(ctx.saved_tensors)
         states = {name: next(tensors) for name in ctx.names}
         slopes = [next(tensors) for _ in net.nodes]
