@@ -65,7 +65,7 @@ class Liveness:
             self._last = last = awake, found if found.saves else None
         return last[1]
 
-    def weights(self) -> list[Parameter]:
+    def weights(self) -> list[Tensor]:
         """Those of the network, as a `SparseNet` takes them."""
         return [weight for node in self.net.named_nodes().values() for weight in _weights(node)]
 
@@ -80,7 +80,7 @@ def _joins_all(net: DagNet) -> bool:
     return all(part is None for part in some)
 
 
-def _weights(node: DagNode) -> Iterator[Parameter]:
+def _weights(node: DagNode) -> Iterator[Tensor]:
     """In the order of `SparseNode.weights`."""
     yield from (weight for _, weight in node.weighted_edges())
     yield from node.projections.values()

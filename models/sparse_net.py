@@ -147,7 +147,7 @@ class SparseNode:
             return edge.to_weight(g, states[edge.source], weight, grid)
 
         at_x = Picks(g)
-        to_gates = [at_x[skip.units].flatten().dot(states[skip.source].flatten()) for skip in self.skips]
+        to_gates = [_dot(at_x[skip.units], states[skip.source]) for skip in self.skips]
         to_projections = [through(edge, P, at_x) for edge, P in zip(self.projections, own.projections, strict=True)]
         skips = [(skip.source, gate) for skip, gate in self._gated(own) if at_states.expects(skip.source) and gate]
         kept = g.clone() if skips and slope is not None else g
@@ -248,6 +248,12 @@ def _sum(
         if put is not None:
             total.index_add_(0, put, term)
     return total
+
+
+def _dot(g: Tensor, x: Tensor) -> Tensor:
+    """<g, x>, in the order in which ``x`` is in memory: to copy it costs ten times as much."""
+    g, x = (g, x) if x.is_contiguous() else (g.T, x.T)
+    return g.flatten().dot(x.flatten())
 
 
 def _matrix(x: Tensor, unit_axis: int) -> Tensor:
