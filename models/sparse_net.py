@@ -187,12 +187,12 @@ class SparseNet:
     @property
     def saves(self) -> bool:
         """Whether torch would take longer: parts need not be computed, or it is slow at depthwise kernels, and at the
-        slope of an activation on pictures."""
+        slope of a clamp on pictures."""
         edges = [edge for node in self.nodes for edge in (*node.edges, *node.projections)]
         return (
             any(edge.units is not None or edge.rim != 0 or edge.depthwise for edge in edges)
             or any(node.rows is not None for node in self.nodes)
-            or (self.unit_axis == 1 and any(node.activation in SLOPE_ONE for node in self.nodes))
+            or (self.unit_axis == 1 and any(node.activation == "right_relu" for node in self.nodes))
         )
 
     def __call__(self, x: Tensor, weights: Iterable[Tensor]) -> Tensor:

@@ -12,7 +12,8 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas import AdaBreg, LinBreg, param_groups, sparse_start
-from nas.models import alive_only, compact, mixed_autoencoder, separable_autoencoder, skip_autoencoder
+from nas.models import DagNet, alive_only, compact, mixed_autoencoder, separable_autoencoder, skip_autoencoder
+from nas.models.families import hand_made
 from nas.penalties import scaled
 from tests.nets import SUPERNETS, random_net, sparse_nets
 
@@ -205,8 +206,13 @@ def test_gradients_of_one_output_can_be_computed_twice():
     assert all(map(torch.equal, first, second))
 
 
-def test_a_network_that_is_all_alive_is_computed_densely():
-    net = SUPERNETS["fully connected"]()
+def relu_chain():
+    return DagNet(hand_made("chain2", SUPERNETS["chain of convolutions"]().plan, 8))
+
+
+@pytest.mark.parametrize("make", [SUPERNETS["fully connected"], relu_chain])
+def test_a_network_that_is_all_alive_is_computed_densely(make):
+    net = make()
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.1)
