@@ -215,7 +215,7 @@ class _Sweeps(torch.autograd.Function):
         return _state(spread(y, last.emits, (last.units, y.shape[1])), at_level(grid, last.level), net.unit_axis)
 
     @staticmethod
-    @torch.autocast("cpu", enabled=False)
+    @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # `once_differentiable` lets some pass, with wrong results
             raise RuntimeError("no gradients of gradients (create_graph=True) within alive_only")
@@ -251,7 +251,7 @@ def _sum(
 
 
 def _dot(g: Tensor, x: Tensor) -> Tensor:
-    """<g, x>, in the order in which ``x`` is in memory: to copy it costs ten times as much."""
+    """<g, x>, in the order in which ``x`` is in memory: a copy takes longer than the product."""
     g, x = (g, x) if x.is_contiguous() else (g.T, x.T)
     return g.flatten().dot(x.flatten())
 
