@@ -149,13 +149,12 @@ class SparseNode:
         at_x = Picks(g)
         to_gates = [_dot(at_x[skip.units], states[skip.source]) for skip in self.skips]
         to_projections = [through(edge, P, at_x) for edge, P in zip(self.projections, own.projections, strict=True)]
-        skips = [(skip.source, gate) for skip, gate in self._gated(own) if at_states.expects(skip.source) and gate]
-        kept = g.clone() if skips and slope is not None else g
+        for skip, gate in self._gated(own):
+            if at_states.expects(skip.source) and gate:
+                at_states.add(skip.source, gate * g)
         h = at_x if slope is None else self._before_activation(at_x, slope)
         to_edges = [through(edge, A, h) for edge, A in zip(self.edges, own.edges, strict=True)]
         to_bias = [] if own.bias is None else [h[None].sum(1)]
-        for k, (source, gate) in reversed(list(enumerate(skips))):
-            at_states.add(source, gate * kept if k or gate != 1 else kept)
         return [*to_edges, *to_projections, *to_bias, *([torch.stack(to_gates)] if to_gates else [])]
 
     def _before_activation(self, g: Picks, slope: Tensor) -> Picks:
