@@ -27,7 +27,8 @@ def alive_only(net: nn.Module) -> Iterator[None]:
 
     A network whose edges join some of the units of two nodes, as those of compact ones do, is computed densely, since
     little in it is zero; so is any on another device than a CPU, which would wait for the indices, and within
-    `torch.compile` and `torch.autocast`; and so is what is no `DagNet`. Gradients of gradients are not available.
+    `torch.compile` and `torch.autocast`; and so is what is no `DagNet`. Gradients of gradients, and the transforms of
+    `torch.func`, are not available, and hooks of the nodes are not called. Copies made within are outside.
     """
     if not isinstance(net, DagNet):
         yield
@@ -49,19 +50,22 @@ class Liveness:
 
     def __init__(self, net: DagNet) -> None:
         self.net = net
-        self._awake: Tensor | None = None
-        self._found: SparseNet | None = None
+        self._last: tuple[Tensor, SparseNet | None] | None = None  # in one place, for threads
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()  # a copy of the network, or what is read of a file, is outside of the `with` block
 
     @torch.no_grad()
     def __call__(self) -> SparseNet | None:
         """The network without what is zero; None where computing all of it costs no more."""
         awake = torch.cat([part for node in self.net.named_nodes().values() for part in _awake(node)])
-        if self._awake is None or not torch.equal(awake, self._awake):
+        last = self._last
+        if last is None or not torch.equal(awake, last[0]):
             found = _Finder(self.net).found
-            self._awake, self._found = awake, found if found.saves else None
-        return self._found
+            self._last = last = awake, found if found.saves else None
+        return last[1]
 
-    def weights(self) -> list[Parameter]:
+    def weights(self) -> list[Tensor]:
         """Those of the network, as a `SparseNet` takes them."""
         return [weight for node in self.net.named_nodes().values() for weight in _weights(node)]
 
@@ -76,11 +80,11 @@ def _joins_all(net: DagNet) -> bool:
     return all(part is None for part in some)
 
 
-def _weights(node: DagNode) -> Iterator[Parameter]:
+def _weights(node: DagNode) -> Iterator[Tensor]:
     """In the order of `SparseNode.weights`."""
     yield from (weight for _, weight in node.weighted_edges())
     yield from node.projections.values()
-    if isinstance(node.bias, Parameter):
+    if node.plan.bias:
         yield node.bias
     if node.plan.skips:
         yield node.gates

@@ -150,7 +150,7 @@ def _gathered(g: Tensor, grid: torch.Size, levels: int) -> Tensor:
 
 def _pictures(x: Tensor, grid: torch.Size) -> Tensor:
     """(n, positions) -> (B, n, h, w), channels-last."""
-    return x.T.contiguous().view(*grid, len(x)).permute(0, 3, 1, 2)
+    return x.T.flatten().view(*grid, len(x)).permute(0, 3, 1, 2)  # contiguous() skips one channel
 
 
 def _matrix(pictures: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nas.models.plan import INPUT, OUTPUT
 from nas.models.sparse_edges import Picks, SparseEdge, at_level, picked, spread
@@ -151,13 +150,12 @@ class SparseNode:
         skipped = [(skip.units, states[skip.source]) for skip in self.skips]
         to_gates = [(at_x.rows(units, like=x) * x).sum() for units, x in skipped]
         to_projections = [through(edge, P, at_x) for edge, P in zip(self.projections, own.projections, strict=True)]
-        skips = [(skip.source, gate) for skip, gate in self._gated(own) if at_states.expects(skip.source) and gate]
-        kept = g.clone() if skips and slope is not None else g
+        for skip, gate in self._gated(own):
+            if at_states.expects(skip.source) and gate:
+                at_states.add(skip.source, gate * g)
         h = at_x if slope is None else self._before_activation(at_x, slope)
         to_edges = [through(edge, A, h) for edge, A in zip(self.edges, own.edges, strict=True)]
         to_bias = [] if own.bias is None else [h.whole.sum(1)]
-        for k, (source, gate) in reversed(list(enumerate(skips))):
-            at_states.add(source, gate * kept if k or gate != 1 else kept)
         return [*to_edges, *to_projections, *to_bias, *([torch.stack(to_gates)] if to_gates else [])]
 
     def _before_activation(self, g: Picks, slope: Tensor) -> Picks:
@@ -188,12 +186,12 @@ class SparseNet:
     @property
     def saves(self) -> bool:
         """Whether torch would take longer: parts need not be computed, or it is slow at depthwise kernels, and at the
-        slope of an activation on pictures."""
+        slope of a clamp on pictures."""
         edges = [edge for node in self.nodes for edge in (*node.edges, *node.projections)]
         return (
             any(edge.units is not None or edge.rim != 0 or edge.depthwise for edge in edges)
             or any(node.rows is not None for node in self.nodes)
-            or (self.unit_axis == 1 and any(node.activation in SLOPE_ONE for node in self.nodes))
+            or (self.unit_axis == 1 and any(node.activation == "right_relu" for node in self.nodes))
         )
 
     def __call__(self, x: Tensor, weights: Iterable[Tensor]) -> Tensor:
@@ -216,8 +214,10 @@ class _Sweeps(torch.autograd.Function):
         return _state(spread(y, last.emits, (last.units, y.shape[1])), at_level(grid, last.level), net.unit_axis)
 
     @staticmethod
-    @once_differentiable
+    @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # `once_differentiable` lets some pass, with wrong results
+            raise RuntimeError("no gradients of gradients (create_graph=True) within alive_only")
         net, grid, tensors = ctx.net, ctx.grid, iter(ctx.saved_tensors)
         states = {name: next(tensors) for name in ctx.names}
         slopes = [next(tensors) for _ in net.nodes]

@@ -1,16 +1,19 @@
 """Alive-only computation: the same outputs, gradients and trajectories as those of the dense computation."""
 
 import copy
+import pickle
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from torch import Tensor
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas import AdaBreg, LinBreg, param_groups, sparse_start
-from nas.models import alive_only, compact, mixed_autoencoder, separable_autoencoder, skip_autoencoder
+from nas.models import DagNet, alive_only, compact, mixed_autoencoder, separable_autoencoder, skip_autoencoder
+from nas.models.families import hand_made
 from nas.penalties import scaled
 from tests.nets import SUPERNETS, random_net, sparse_nets
 
@@ -151,8 +154,9 @@ def test_other_weights_are_loaded():
         net(x)
         net.load_state_dict(other.state_dict())
         torch.testing.assert_close(net(x), other(x), rtol=0, atol=1e-12)  # in another order of sums
-        again = copy.deepcopy(net)
-        sparse_start(again, 0.1)
+    again = copy.deepcopy(net)
+    sparse_start(again, 0.1)
+    with alive_only(again):
         assert_exact(again, x)
 
 
@@ -202,8 +206,13 @@ def test_gradients_of_one_output_can_be_computed_twice():
     assert all(map(torch.equal, first, second))
 
 
-def test_a_network_that_is_all_alive_is_computed_densely():
-    net = SUPERNETS["fully connected"]()
+def relu_chain():
+    return DagNet(hand_made("chain2", SUPERNETS["chain of convolutions"]().plan, 8))
+
+
+@pytest.mark.parametrize("make", [SUPERNETS["fully connected"], relu_chain])
+def test_a_network_that_is_all_alive_is_computed_densely(make):
+    net = make()
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.1)
@@ -253,3 +262,47 @@ def test_no_pictures_at_all():
         y = net(x)
         y.sum().backward()
     assert y.shape == x.shape
+
+
+@pytest.mark.parametrize("name", SUPERNETS)
+def test_other_tensors_can_stand_for_the_parameters(name):
+    torch.manual_seed(0)
+    net = SUPERNETS[name]().double()
+    sparse_start(net, 0.2)
+    x = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    others = {key: (1.5 * p).detach() for key, p in net.named_parameters()}
+    expected = functional_call(net, others, x)
+    with alive_only(net):
+        assert_same(functional_call(net, others, x), expected, 1e-12)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_a_copy_is_outside(copied):
+    net = SUPERNETS["fully connected"]()
+    with alive_only(net):
+        assert copied(net).liveness is None
+
+
+def test_gradients_of_gradients_are_refused():
+    torch.manual_seed(0)
+    net = SUPERNETS["fully connected"]()
+    sparse_start(net, 0.3)
+    x = torch.rand(2, 1, 4, 4, requires_grad=True)
+    with alive_only(net), pytest.raises(RuntimeError, match="no gradients of gradients"):
+        torch.autograd.grad(net(x).sum(), x, create_graph=True)
+
+
+def test_autocast_of_the_backward_pass_alone():
+    torch.manual_seed(0)
+    net = SUPERNETS["separable"]()
+    sparse_start(net, 0.2)
+    x = torch.rand(2, 1, 8, 8)
+    net(x).sum().backward()
+    expected = [p.grad for p in net.parameters()]
+    net.zero_grad()
+    with alive_only(net):
+        y = net(x).sum()
+        with torch.autocast("cpu"):
+            y.backward()
+    for p, dense in zip(net.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, dense)
