@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from nas.groups import ROWS, Axis, Groups, along, unit_norms, unit_size
 from nas.penalised import axes_of, seen, unseen
@@ -46,17 +47,17 @@ class Sleeping:
     """Which units of tensors are zero, of those that are mostly zero, as long as nobody writes into these tensors."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[list[Mark], Tensor]] = {}  # by the id of the first tensor
+        self._known = WeakTensorKeyDictionary()  # marks and zero units, by the first tensor
 
     def note(self, tensors: Sequence[Tensor], zero: Tensor) -> None:
         """These units are ``zero`` now."""
-        self._known.pop(id(tensors[0]), None)
+        self._known.pop(tensors[0], None)
         if zero.count_nonzero() > (1 - FEW) * len(zero):
-            self._known[id(tensors[0])] = list(map(mark, tensors)), zero
+            self._known[tensors[0]] = list(map(mark, tensors)), zero
 
     def awake(self, tensors: Sequence[Tensor], zero: Tensor) -> Tensor | None:
         """The indices of units that are not zero, or are not to be ``zero``; None if that is not known."""
-        marks, asleep = self._known.get(id(tensors[0]), ([], zero))
+        marks, asleep = self._known.get(tensors[0], ([], zero))
         return (asleep & zero).logical_not_().nonzero()[:, 0] if marks == list(map(mark, tensors)) else None
 
     def clear(self) -> None:

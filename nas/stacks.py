@@ -57,12 +57,15 @@ class Stack:
         return {**group, "params": self.tensors, "penalty": penalty, "stacked": count}
 
     def holds(self, states: States, options: Options) -> bool:
-        """Whether the members still have equal ``options``, and their parts of these states."""
+        """Whether the members still have equal ``options``, and their types, shapes and parts of these states."""
         first = options(self._groups[0])
         return (
             list(map(_form, self._groups)) == self._forms
             and all(options(group) == first for group in self._groups)
-            and all(states.get(p) is own for p, _, own in self.members())
+            and all(
+                states.get(p) is own and p.is_cpu and p.dtype == place.dtype and p.shape == place.shape
+                for p, place, own in self.members()
+            )
             and all(
                 own.get(key) is part
                 for (k, key), (_, parts) in self._parts.items()
@@ -128,7 +131,8 @@ class Stacks:
         return same and all(stack.holds(states, self._options) for stack in self._stacks)
 
     def make(self, groups: MovedGroups, states: States) -> None:
-        """Anew, of what is small and alike."""
+        """Anew, of what is small and alike. That depends on what is given alone, not on steps before, so that an
+        optimiser that was restored goes on bit for bit."""
         alike: dict[Hashable, list[Set]] = defaultdict(list)
         for group, moved in groups:
             for members in _stackable(group, moved, states):
@@ -163,7 +167,8 @@ class Stacks:
 
 
 def _ids(groups: MovedGroups) -> list[list[int]]:
-    return [[id(p) for p in moved] for _, moved in groups]
+    """Of each group and what moves of it."""
+    return [[id(group), *map(id, moved)] for group, moved in groups]
 
 
 def _stackable(group: Group, moved: list[Tensor], states: States) -> Iterator[list[Tensor]]:

@@ -53,6 +53,10 @@ def take_apart(optimizer):
     optimizer.adopt()
 
 
+def replace_first_group(optimizer):
+    optimizer.param_groups[0] = {**optimizer.param_groups[0], "lr": 0.005}
+
+
 def restore(optimizer):
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
@@ -68,6 +72,7 @@ CHANGES = {
     "delta": lambda optimizer: set_all(optimizer, "delta", lambda delta: 0.7),
     "weights": halve_first,
     "restored": restore,
+    "another group": replace_first_group,
     "reread": lambda optimizer: optimizer.reread(),
     "states of their own": take_apart,
 }
@@ -139,6 +144,30 @@ def test_a_refused_gradient_moves_no_member(name):
             optimizer.step()
     after = [p.detach() for p in params], [optimizer.state[p] for p in params]
     torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_members_of_a_model_that_was_moved_to_another_type(name, dtype):
+    found = []
+    for joined in (True, False):
+        with patch.object(OPTIMIZERS[name][0], "_moves_entries", joined):
+            optimizer = built(name, ["units", "blocks"] * 3, 0)
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            for k in range(5):
+                for p in params:
+                    p.data = p.data.to(torch.float32 if k == 3 else dtype)
+                    p.grad = torch.ones_like(p)
+                optimizer.step()
+        found.append([p.detach() for p in params])
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimiser_that_is_restored_goes_on_bit_for_bit(name):
+    """Whatever gradients are missing, and whenever it was stored."""
+    kinds = [kind for kind in ("units", "rows", "wholes") for _ in range(3)]
+    torch.testing.assert_close(*(path(name, kinds, [c] * 20, 1) for c in ("nothing", "restored")), rtol=0, atol=0)
 
 
 def test_members_are_copied_and_stored_with_their_states():
