@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,14 @@ Set = tuple[Group, Sequence[Tensor]]  # tensors whose units are joint, or one te
 Options = Callable[[Group], tuple[Any, ...]]
 
 KNOWN = {"dual", "exp_avg", "exp_avg_sq", "momentum_buffer", "step", "coarse", "share", "others"}  # in a state
+
+
+class Member(NamedTuple):
+    """A tensor with its part of a longer one, and its state."""
+
+    tensor: Tensor
+    place: Tensor
+    state: State
 
 
 class Stack:
@@ -40,18 +49,21 @@ class Stack:
     def __init__(self, sets: Sequence[Set], states: States) -> None:
         self._groups = list({id(group): group for group, _ in sets}.values())
         self._forms = list(map(_form, self._groups))
-        self._members = list(zip(*(members for _, members in sets), strict=True))
-        self._own = [[states[p] for p in members] for members in self._members]
         self._parts: dict[tuple[int, str], tuple[Tensor, list[Tensor]]] = {}  # what the members have of each entry
-        self.tensors = [torch.cat(members) for members in self._members]
-        self.states = [self._joined(own) for own in self._own]
-        self._places = [_split(tensor, len(sets), tensor.ndim) for tensor in self.tensors]
+        alike = list(zip(*(members for _, members in sets), strict=True))
+        self.tensors = [torch.cat(each) for each in alike]
+        places = [_split(tensor, len(sets), tensor.ndim) for tensor in self.tensors]
+        self._members = [
+            [Member(p, place, states[p]) for p, place in zip(*pair, strict=True)]
+            for pair in zip(alike, places, strict=True)
+        ]
+        self.states = [self._joined([member.state for member in members]) for members in self._members]
         self.share()
 
     @property
     def group(self) -> Group:
         """With the options that the members' groups have now."""
-        group, penalty, count = self._groups[0], self._groups[0]["penalty"], len(self._places[0])
+        group, penalty, count = self._groups[0], self._groups[0]["penalty"], len(self._members[0])
         if not _lies_in_rows(penalty):
             penalty = Slabwise(stacked(penalty, 2 if group["joint"] else self.tensors[0].ndim), count)
         return {**group, "params": self.tensors, "penalty": penalty, "stacked": count}
@@ -67,36 +79,35 @@ class Stack:
                 for p, place, own in self.members()
             )
             and all(
-                own.get(key) is part
+                member.state.get(key) is part
                 for (k, key), (_, parts) in self._parts.items()
-                for own, part in zip(self._own[k], parts, strict=True)
+                for member, part in zip(self._members[k], parts, strict=True)
             )
         )
 
     def gather(self) -> None:
         """Take the members' gradients, and their weights where these decay."""
         for tensor, members in zip(self.tensors, self._members, strict=True):
-            tensor.grad = torch.cat([gradient(p) for p in members])
+            tensor.grad = torch.cat([gradient(member.tensor) for member in members])
             if self._groups[0]["weight_decay"] != 0:
-                torch.cat(members, out=tensor)
+                torch.cat([member.tensor for member in members], out=tensor)
 
     def share(self) -> None:
         """Let the members have their parts of the states as these are now."""
         for k, state in enumerate(self.states):
             for key, value in state.items():
                 if isinstance(value, Tensor) and self._parts.get((k, key), (None,))[0] is not value:
-                    parts = _split(value, len(self._own[k]), self.tensors[k].ndim)
+                    parts = _split(value, len(self._members[k]), self.tensors[k].ndim)
                     self._parts[k, key] = value, parts
-                    for own, part in zip(self._own[k], parts, strict=True):
-                        own[key] = part
+                    for member, part in zip(self._members[k], parts, strict=True):
+                        member.state[key] = part
         for value, parts in self._parts.values():
             if value.ndim == 0:
                 torch._foreach_copy_(parts, [value] * len(parts))
 
-    def members(self) -> Iterator[tuple[Tensor, Tensor, State]]:
-        """Each with its part of a longer tensor, and its state."""
-        for each in zip(self._members, self._places, self._own, strict=True):
-            yield from zip(*each, strict=True)
+    def members(self) -> Iterator[Member]:
+        """All of them."""
+        return chain.from_iterable(self._members)
 
     def _joined(self, own: Sequence[State]) -> State:
         state = dict(own[0])
@@ -159,9 +170,9 @@ class Stacks:
 
     def scatter(self) -> None:
         """Give the members their weights and states."""
-        pairs = [(p, place) for stack in self._stacks for p, place, _ in stack.members()]
-        if pairs:
-            torch._foreach_copy_([p for p, _ in pairs], [place for _, place in pairs])
+        members = [member for stack in self._stacks for member in stack.members()]
+        if members:
+            torch._foreach_copy_([member.tensor for member in members], [member.place for member in members])
         for stack in self._stacks:
             stack.share()
 
