@@ -93,7 +93,7 @@ class DagNode(nn.Module):
             self._keep_indices(f"{name}_put", link.put)
 
     def _keep_indices(self, name: str, indices: tuple[int, ...] | None) -> None:
-        buffer = None if indices is None else torch.tensor(indices, dtype=torch.long, device=self.gates.device)
+        buffer = None if indices is None else torch.tensor(indices, dtype=torch.long).to(self.gates.device)
         self.register_buffer(name, buffer, persistent=False)
 
     def weighted_edges(self) -> Iterator[tuple[Edge, Parameter]]:
