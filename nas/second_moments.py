@@ -106,6 +106,5 @@ def step_moments(
 
 def _per_moment(values: Sequence[float], sizes: Sequence[int], like: Tensor) -> Tensor:
     """A value for each of so many second moments, or one for all if they are equal."""
-    if len(set(values)) == 1:
-        return torch.tensor(values[0], dtype=like.dtype, device=like.device)
-    return torch.tensor(values, dtype=like.dtype).repeat_interleave(torch.tensor(sizes)).to(like)
+    each = torch.tensor(values, dtype=like.dtype)
+    return (each[0] if len(set(values)) == 1 else each.repeat_interleave(torch.tensor(sizes))).to(like)
