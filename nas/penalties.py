@@ -417,6 +417,15 @@ def groups_of(penalty: Penalty | LogSum) -> Groups:
     return groups
 
 
+def free_axes(penalty: Penalty | LogSum, ndim: int) -> list[int]:
+    """The axes of a tensor along which any indices have whole groups, so that the prox of these is theirs alone."""
+    groups = groups_of(penalty)
+    by_groups = isinstance(penalty, Zero | L1 | NonNegativeL1 | GroupLasso | SparseGroup | LogSum)
+    if not by_groups or groups.over is None or groups.block is not None:
+        return []
+    return [axis for axis in range(ndim) if axis not in groups.over]
+
+
 def strengths(penalty: Any) -> list[float]:
     """Every ``lam`` in ``penalty``; empty for one without strength."""
     found: list[float] = []

@@ -15,7 +15,7 @@ from nas.groups import ENTRIES, ROWS, Axis, along, dim_of, unit_norms, unit_of, 
 from nas.nonzero import any_over, nonzero
 from nas.parts import alive_entries
 from nas.penalised import axes_of, gradient, state_dtype
-from nas.penalties import L1, GroupLasso, LogSum, NonNegativeL1, Penalty, SparseGroup, Zero, groups_of
+from nas.penalties import GroupLasso, free_axes
 from nas.reading import SMALL, readings, write_prox
 from nas.second_moments import shared_rms, sharing
 from nas.selection import Selection, copied, indices, selected, write
@@ -24,7 +24,6 @@ Group = dict[str, Any]
 States = Mapping[Tensor, dict[str, Any]]  # by parameter
 Trained = Mapping[Tensor, tuple[Parameter, Selection]]
 
-GROUP_BY_GROUP = (Zero, L1, NonNegativeL1, GroupLasso, SparseGroup, LogSum)  # in their prox
 MEANS = {"exp_avg", "momentum_buffer"}  # of gradients
 KEPT = {"params", "param_names", "penalty", "delta", "joint"}  # options that are not followed before `take_back`
 
@@ -325,12 +324,12 @@ def _pieces(group: Group, trained: Trained, states: States) -> list[_Piece]:
     members, penalty = group["params"], group["penalty"]
     axes = axes_of(group["joint"], len(members))
     if axes is None:
-        return [_alone(p, *trained[p], _free_axes(penalty, p.ndim)) for p in members if p in trained]
+        return [_alone(p, *trained[p], free_axes(penalty, p.ndim)) for p in members if p in trained]
     given = [_units(p, axis, trained[p][1]) for p, axis in zip(members, axes, strict=True) if p in trained]
     if not given:
         return []
     some, units = [index for index in given if index is not None], None
-    if 0 in _free_axes(penalty, 2) and len(some) == len(given):
+    if 0 in free_axes(penalty, 2) and len(some) == len(given):
         units = torch.cat(some).unique()
     return _with_rest(group, units, trained, states) or [
         _joint(p, axis, units, *trained.get(p, (None, None))) for p, axis in zip(members, axes, strict=True)
@@ -429,14 +428,6 @@ def _size(tensor: Tensor, part: Selection) -> int:
 def _counts(state: Mapping[str, Any]) -> tuple[float, float]:
     """Numbers of full and of coarse steps."""
     return float(state.get("step", 0)), state.get("coarse", 0.0)
-
-
-def _free_axes(penalty: Penalty | LogSum, ndim: int) -> Sequence[int]:
-    """The axes along which any indices have whole groups."""
-    groups = groups_of(penalty)
-    if not isinstance(penalty, GROUP_BY_GROUP) or groups.over is None or groups.block is not None:
-        return ()
-    return [axis for axis in range(ndim) if axis not in groups.over]
 
 
 def _of_kind(optimizer: AdaBreg | LinBreg, groups: Sequence[tuple[Group, Sequence[_Piece]]]) -> AdaBreg | LinBreg:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nas.penalised import MovedGroups, axes_of, gradient, unit_sets
-from nas.penalties import L1, GroupLasso, NonNegativeL1, Slabwise, SparseGroup, Zero, groups_of, stacked
+from nas.penalties import L1, GroupLasso, NonNegativeL1, Slabwise, SparseGroup, Zero, free_axes, stacked
 from nas.reading import SMALL
 from nas.second_moments import sharing
 
@@ -64,7 +64,7 @@ class Stack:
     def group(self) -> Group:
         """With the options that the members' groups have now."""
         group, penalty, count = self._groups[0], self._groups[0]["penalty"], len(self._members[0])
-        if not _lies_in_rows(penalty):
+        if 0 not in free_axes(penalty, 1):  # groups that have entries in several rows
             penalty = Slabwise(stacked(penalty, 2 if group["joint"] else self.tensors[0].ndim), count)
         return {**group, "params": self.tensors, "penalty": penalty, "stacked": count}
 
@@ -188,17 +188,11 @@ def _stackable(group: Group, moved: list[Tensor], states: States) -> Iterator[li
     known = type(penalty) in (Zero, L1, NonNegativeL1, GroupLasso, SparseGroup)
     units_in_rows = not any(axes_of(joint, len(group["params"])) or ())
     has_all = not joint or len(moved) == len(group["params"])
-    moments_by_rows = joint or group.get("second_moment") != "group" or _lies_in_rows(penalty)
+    moments_by_rows = joint or group.get("second_moment") != "group" or 0 in free_axes(penalty, 1)
     if known and units_in_rows and has_all and moments_by_rows:
         for members in unit_sets(group, moved):
             if sum(p.numel() for p in members) <= SMALL and all(_fits(p, states.get(p, {}), group) for p in members):
                 yield members
-
-
-def _lies_in_rows(penalty: Any) -> bool:
-    """Whether no group of the penalty has entries in several rows of a tensor, so that rows can be added to it."""
-    groups = groups_of(penalty)
-    return groups.over is not None and 0 not in groups.over and groups.block is None
 
 
 def _fits(p: Tensor, state: State, group: Group) -> bool:
