@@ -97,6 +97,8 @@ def alone(folder: Path) -> Iterator[None]:
         raise ValueError(f"{folder} is in use by another process; wait until it has ended") from None
     try:
         tidy(folder)
+        for inner in filter(Path.is_dir, list(folder.iterdir())):
+            tidy(inner)
         yield
     finally:
         lock.release()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nas.files import remove_unfinished, replacing, replacing_folder
+from nas.files import alone, remove_unfinished, replacing, replacing_folder
 
 
 def test_a_failed_write_changes_nothing(tmp_path):
@@ -52,3 +52,13 @@ def test_what_is_being_written_is_not_taken_for_what_a_killed_process_left(tmp_p
     remove_unfinished(tmp_path)
     remove_unfinished(tmp_path / "nowhere")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_who_goes_on_removes_what_a_killed_process_left(tmp_path):
+    for place in (tmp_path, tmp_path / "path"):
+        place.mkdir(exist_ok=True)
+        (place / ".unfinished-ab12cd34.safetensors").write_text("half")
+        (place / "whole.json").write_text("{}")
+    with alone(tmp_path):
+        assert not list(tmp_path.rglob(".unfinished-*"))
+        assert len(list(tmp_path.rglob("whole.json"))) == 2
