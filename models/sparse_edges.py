@@ -16,6 +16,7 @@ from torch.nn.grad import conv2d_weight
 from nas.models.dag import resample
 
 WIDE = 32  # rows of a matrix from which on its product is transposed
+NARROW = 512  # rows of a factor from which on spreading a transposed product costs more than it saves
 LARGE = 3  # side of depthwise kernels above which their gradient is computed as a convolution
 
 
@@ -178,7 +179,7 @@ def _outer(g: Tensor, x: Tensor, weight: Tensor, grid: torch.Size, groups: int =
     """g x^T: the gradient at (some of) ``weight``, between the units of ``x`` and ``g``."""
     shape = (len(g), len(x) // groups, *weight.shape[2:])
     if groups == 1 and _is_matrix(weight):
-        narrow = len(x) < len(g)  # the narrow factor first: BLAS is up to seven times as fast
+        narrow = len(x) < min(len(g), NARROW)  # the narrow factor first: BLAS is up to seven times as fast
         return ((x @ g.T).T if narrow else g @ x.T).view(shape)
     pictures, gradients, padding = _pictures(x, grid), _pictures(g, grid), weight.shape[-1] // 2
     result: Tensor = conv2d_weight(pictures, shape, gradients, padding=padding, groups=groups)

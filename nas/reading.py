@@ -13,7 +13,7 @@ from nas.penalised import axes_of, seen, unseen
 from nas.penalties import GroupLasso, Penalty, Step, Zero, stacked, takes_out
 
 SMALL = 2**14  # entries, below which a call costs more than the computation
-LARGE = 2**20  # entries, from which on it pays to look for what is awake
+LARGE = 2**19  # entries, from which on it pays to look for what is awake
 FEW = 0.5  # share of the groups that are awake, below which writing these alone is faster
 
 
