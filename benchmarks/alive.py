@@ -10,7 +10,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
 from statistics import linear_regression
@@ -98,8 +97,7 @@ def _race(make: Callable[[], DagNet], x: Tensor, density: float, rounds: int, wa
     rivals: dict[str, Callable[[], object]] = {}
     if find_spec("bregman") is not None and x.shape == (128, 1, 28, 28):
         rivals["bregman-learning"] = _bregman_learning_step(make(), x)
-    with ExitStack() as stack:
-        stack.enter_context(alive_only(net))
+    with alive_only(net):
         _step(net, optimizer, x)
         level = CoarseLevel(net, optimizer)
         steps: dict[str, Callable[[], object]] = {

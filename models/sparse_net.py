@@ -227,10 +227,10 @@ class _Sweeps(torch.autograd.Function):
         for node, slope, own in reversed(list(zip(net.nodes, slopes, weights, strict=True))):
             here = at_level(grid, node.level)
             g = at_states.pop(node.name, (node.units, here.numel()))
-            some = g is not None
-            at_weights[:0] = (
-                node.gradients(g, slope, states, own, here, at_states) if some else [None] * node.num_weights
-            )
+            if g is None:
+                at_weights[:0] = [None] * node.num_weights
+            else:
+                at_weights[:0] = node.gradients(g, slope, states, own, here, at_states)
         x = at_states.pop(INPUT, states[INPUT].shape) if ctx.needs_input_grad[1] else None
         return None, None if x is None else _state(x, grid, net.unit_axis), *at_weights
 

@@ -98,7 +98,7 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         tidy(folder)
         for inner in filter(Path.is_dir, list(folder.iterdir())):
-            tidy(inner)
+            remove_unfinished(inner)
         yield
     finally:
         lock.release()
